@@ -1,0 +1,204 @@
+"""Command line and YAML to dataclasses, in one place: the only file that knows jsonargparse.
+
+A stage describes its settings as dataclasses, one per group (``--data.root``, ``--train.lr`` …). A group may depend on
+a name (``--method.name``): the name is read first and one flat parser is built for it, because unions of dataclasses
+do not survive being saved and read again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import sys
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from voco.errors import InputError
+
+_NUMBER = re.compile(r"-(\d|\.\d)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Schema:
+    """The settings of one command.
+
+    Attributes:
+        prog: the program's name in usage lines.
+        description: what the command does, for ``--help``.
+        top: dataclass of the settings without a prefix (``--out``, ``--seed``).
+        groups: prefix to dataclass, or to ``{name: dataclass}`` where ``--prefix.name`` chooses.
+        presets: prefix to ``{name: {preset: nested values}}``; ``--prefix.preset`` replaces the defaults of the group.
+        config_dir: folder in which ``--config NAME`` is also looked for.
+    """
+
+    prog: str
+    description: str
+    top: type
+    groups: Mapping[str, Any]
+    presets: Mapping[str, Mapping[str, Mapping[str, dict]]]
+    config_dir: Path
+
+
+def parse(schema: Schema, argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Read settings: dataclass defaults, then the preset, then each ``--config``, then single options.
+
+    Returns:
+        ``{"out": …, "data": DataConfig(…), …}``: top settings by name, groups as dataclass instances.
+
+    Raises:
+        InputError: a config file that does not exist or cannot be read.
+        SystemExit: unknown or ill-typed options (usage goes to stderr).
+    """
+    argv = _find_configs(list(sys.argv[1:] if argv is None else argv), schema)
+    parser, classes = _build_parser(schema, argv)
+    argv = _join_lists(argv, classes, schema.top)
+    loaded = parser.parse_args(argv)
+    values = parser.instantiate(loaded)
+    names = [f.name for f in dataclasses.fields(schema.top)] + list(schema.groups)
+    return {name: values[name] for name in names}
+
+
+def to_dict(config: Mapping[str, Any]) -> dict:
+    """Plain nested values of what ``parse`` returned, ready for YAML or JSON."""
+    return {k: _plain(dataclasses.asdict(v) if dataclasses.is_dataclass(v) else v) for k, v in config.items()}
+
+
+def save_yaml(config: Mapping[str, Any], path: Path) -> None:
+    """Write the resolved settings so that ``--config path`` repeats the run."""
+    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True))
+
+
+def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"a": {"b": 1}}`` to ``{"a.b": 1}``."""
+    flat = {}
+    for key, value in nested.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{name}."))
+        else:
+            flat[name] = value
+    return flat
+
+
+def changed(old: Mapping[str, Any], new: Mapping[str, Any], ignore: Sequence[str] = ()) -> list[str]:
+    """Sentences ``key: old -> new`` for settings that differ; ``ignore`` lists keys or prefixes ending in a dot."""
+    old, new = flatten(old), flatten(new)
+
+    def counts(key: str) -> bool:
+        return not any(key == i or (i.endswith(".") and key.startswith(i)) for i in ignore)
+
+    keys = [k for k in dict.fromkeys([*old, *new]) if counts(k)]
+    missing = "(not set)"
+    return [
+        f"{k}: {old.get(k, missing)} -> {new.get(k, missing)}"
+        for k in keys
+        if old.get(k, missing) != new.get(k, missing)
+    ]
+
+
+def _plain(value):
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _find_configs(argv: list[str], schema: Schema) -> list[str]:
+    """Replace ``--config NAME`` by a path: as given, else in the stage's folder, with or without ``.yaml``."""
+    argv = [part for arg in argv for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
+    for i, arg in enumerate(argv[:-1]):
+        if arg != "--config":
+            continue
+        name = argv[i + 1]
+        places = [Path(name), schema.config_dir / name, schema.config_dir / f"{name}.yaml"]
+        found = next((p for p in places if p.is_file()), None)
+        if found is None:
+            known = ", ".join(sorted(p.stem for p in schema.config_dir.glob("*.yaml")))
+            raise InputError(f"no config file {name!r}; give a path to a YAML file or one of: {known}")
+        argv[i + 1] = str(found)
+    return argv
+
+
+def _chosen(argv: list[str], key: str, default: str) -> str:
+    """The last value of ``--key`` among config files and options, before any parser exists."""
+    value, prefix = default, f"--{key}"
+    group, name = key.split(".")
+    for i, arg in enumerate(argv):
+        if arg == "--config" and i + 1 < len(argv):
+            value = ((_read_yaml(argv[i + 1]).get(group)) or {}).get(name, value)
+    for i, arg in enumerate(argv):
+        if arg == prefix and i + 1 < len(argv):
+            value = argv[i + 1]
+        elif arg.startswith(prefix + "="):
+            value = arg.split("=", 1)[1]
+    return value
+
+
+def _read_yaml(path: str) -> dict:
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not readable YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path} should hold settings as 'key: value' lines; found {type(values).__name__}")
+    return values
+
+
+def _build_parser(schema: Schema, argv: list[str]):
+    from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings
+
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(prog=schema.prog, description=schema.description)
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML file with settings; may be given several times")
+    parser.add_class_arguments(schema.top, help="run")
+    classes = {}
+    for prefix, group in schema.groups.items():
+        name = None
+        if isinstance(group, Mapping):
+            name = _chosen(argv, f"{prefix}.name", next(iter(group)))
+            if name not in group:
+                raise InputError(f"unknown {prefix} {name!r}; known: {', '.join(group)}")
+            group = group[name]
+        classes[prefix] = group
+        parser.add_class_arguments(group, prefix, help=(group.__doc__ or prefix).strip().splitlines()[0])
+        presets = schema.presets.get(prefix, {}).get(name, {})
+        if presets:
+            preset = _chosen(argv, f"{prefix}.preset", "default")
+            if preset not in presets:
+                raise InputError(f"unknown {prefix}.preset {preset!r}; known: {', '.join(presets)}")
+            parser.set_defaults({f"{prefix}.{k}": v for k, v in flatten(presets[preset]).items()})
+    return parser, classes
+
+
+def _list_keys(prefix: str, cls: type) -> set[str]:
+    keys = set()
+    for name, hint in typing.get_type_hints(cls).items():
+        if dataclasses.is_dataclass(hint):
+            keys |= _list_keys(f"{prefix}{name}.", hint)
+        elif any(typing.get_origin(t) in (list, tuple) for t in (hint, *typing.get_args(hint))):
+            keys.add(f"--{prefix}{name}")
+    return keys
+
+
+def _join_lists(argv: list[str], classes: Mapping[str, type], top: type) -> list[str]:
+    """Let people write ``--data.spacing 5 1.25 1.25`` where the parser wants ``[5, 1.25, 1.25]``."""
+    keys = _list_keys("", top).union(*(_list_keys(f"{p}.", c) for p, c in classes.items()))
+    out, i = [], 0
+    while i < len(argv):
+        key, _, inline = argv[i].partition("=")
+        i += 1
+        if key not in keys:
+            out.append(argv[i - 1])
+            continue
+        values = [inline] if inline else []
+        while i < len(argv) and (not argv[i].startswith("-") or _NUMBER.match(argv[i])):
+            values.append(argv[i])
+            i += 1
+        text = ", ".join(values)
+        out += [key, text if text.startswith("[") or text in ("null", "") else f"[{text}]"]
+    return out

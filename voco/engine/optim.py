@@ -1,0 +1,41 @@
+"""Optimizer and learning rate: AdamW, and a schedule that is a pure function of the step."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+
+def make_optimizer(
+    model: nn.Module, *, lr: float, weight_decay: float, betas: tuple[float, float], amsgrad: bool
+) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters; vectors (biases, norms) are not decayed.
+
+    Raises:
+        ValueError: nothing to train.
+    """
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    if not trainable:
+        raise ValueError("the model has no trainable parameter")
+    groups = [
+        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=tuple(betas), amsgrad=amsgrad)
+
+
+def learning_rate(step: int, *, steps: int, lr: float, warmup: int, floor: float = 0.0) -> float:
+    """Linear warm-up over ``warmup`` steps, then a cosine to ``floor * lr`` at the end.
+
+    A function of the step needs no state: nothing to save, and nothing that is stepped once per process (a scheduler
+    prepared by accelerate is stepped ``num_processes`` times).
+
+    Args:
+        step: 0-based step about to be taken.
+    """
+    if step < warmup:
+        return lr * (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    return lr * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
