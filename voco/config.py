@@ -56,15 +56,14 @@ def parse(schema: Schema, argv: Sequence[str] | None = None) -> dict[str, Any]:
     argv = _find_configs(list(sys.argv[1:] if argv is None else argv), schema)
     parser, classes = _build_parser(schema, argv)
     argv = _join_lists(argv, classes, schema.top)
-    loaded = parser.parse_args(argv)
-    values = parser.instantiate(loaded)
-    names = [f.name for f in dataclasses.fields(schema.top)] + list(schema.groups)
-    return {name: values[name] for name in names}
+    values = parser.parse_args(argv).as_dict()
+    top = {f.name: values[f.name] for f in dataclasses.fields(schema.top)}
+    return top | {prefix: _instance(cls, values[prefix]) for prefix, cls in classes.items()}
 
 
 def to_dict(config: Mapping[str, Any]) -> dict:
     """Plain nested values of what ``parse`` returned, ready for YAML or JSON."""
-    return {k: _plain(dataclasses.asdict(v) if dataclasses.is_dataclass(v) else v) for k, v in config.items()}
+    return {k: _plain(v) for k, v in config.items()}
 
 
 def save_yaml(config: Mapping[str, Any], path: Path) -> None:
@@ -100,7 +99,19 @@ def changed(old: Mapping[str, Any], new: Mapping[str, Any], ignore: Sequence[str
     ]
 
 
+def _instance(cls: type, values: Mapping[str, Any]):
+    """A dataclass from nested values; a trailing underscore stands for names that Python reserves (``with``)."""
+    hints = typing.get_type_hints(cls)
+    made = {}
+    for item in dataclasses.fields(cls):
+        value = values[item.name.rstrip("_")]
+        made[item.name] = _instance(hints[item.name], value) if dataclasses.is_dataclass(hints[item.name]) else value
+    return cls(**made)
+
+
 def _plain(value):
+    if dataclasses.is_dataclass(value):
+        return {f.name.rstrip("_"): _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         return {k: _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -165,7 +176,15 @@ def _build_parser(schema: Schema, argv: list[str]):
                 raise InputError(f"unknown {prefix} {name!r}; known: {', '.join(group)}")
             group = group[name]
         classes[prefix] = group
-        parser.add_class_arguments(group, prefix, help=(group.__doc__ or prefix).strip().splitlines()[0])
+        reserved = {f.name for f in dataclasses.fields(group) if f.name.endswith("_")}
+        parser.add_class_arguments(group, prefix, help=(group.__doc__ or prefix).strip().splitlines()[0], skip=reserved)
+        for item in dataclasses.fields(group):
+            if item.name in reserved:
+                default = item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
+                hint = typing.get_type_hints(group)[item.name]
+                parser.add_argument(
+                    f"--{prefix}.{item.name.rstrip('_')}", type=hint, default=default, help=item.metadata.get("help")
+                )
         presets = schema.presets.get(prefix, {}).get(name, {})
         if presets:
             preset = _chosen(argv, f"{prefix}.preset", "default")
@@ -181,7 +200,7 @@ def _list_keys(prefix: str, cls: type) -> set[str]:
         if dataclasses.is_dataclass(hint):
             keys |= _list_keys(f"{prefix}{name}.", hint)
         elif any(typing.get_origin(t) in (list, tuple) for t in (hint, *typing.get_args(hint))):
-            keys.add(f"--{prefix}{name}")
+            keys.add(f"--{prefix}{name.rstrip('_')}")
     return keys
 
 

@@ -1,0 +1,184 @@
+"""Settings of the pretraining stage. Defaults live here or in the method's own dataclasses; YAML holds what differs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from voco.config import Schema
+from voco.crops import Augmentation, Geometry
+from voco.methods.options import PRESETS, VoCoOptions
+
+
+@dataclass
+class Run:
+    """The run itself."""
+
+    out: str
+    """Run folder; an existing one is continued (see --train.resume)."""
+    seed: int = 0
+    """Seed of everything random."""
+    plan: bool = False
+    """Time real steps, print hours, disk, memory and the largest batch, then exit without training."""
+
+
+@dataclass
+class EncoderConfig:
+    """The network that is trained."""
+
+    name: str = "swinunetr_b"
+    """Registered name, see `voco encoders`."""
+    weights: str | None = None
+    """Weights to continue from: a file, an encoder or run folder, or a tag of `voco encoders`."""
+    window: list[float] = field(default_factory=list)
+    """Hounsfield window, low and high; empty = the one the encoder asks for."""
+    activation_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+
+
+@dataclass
+class DataConfig:
+    """Scans."""
+
+    root: str | None = None
+    """Folder (NIfTI, MHD/MHA, NRRD, DICOM at any depth), CSV manifest, Decathlon JSON or nnssl pretrain_data.json."""
+    cache: str | None = None
+    """Folder for prepared volumes; unset = `cache` beside the run folder, shared by the runs there."""
+    spacing: list[float | Literal["native"]] = field(default_factory=list)
+    """Voxel spacing in mm as D H W, one number for all, or `native`; empty = what the encoder asks for."""
+    crop_body: bool = True
+    """Cut away air and table around the body (the published recipes crop the foreground)."""
+    select: str = "thinnest_axial"
+    """Which DICOM series of a study is used: thinnest_axial, largest or all."""
+    exclude: str | None = None
+    """File with patients to leave out altogether, one a line."""
+    patient_regex: str | None = None
+    """Regular expression whose first group in the relative path is the patient; unset = by folder and DICOM header."""
+    heldout: float = 0.1
+    """Share of patients kept out of training to measure learning; 0 turns the health report off."""
+    max_rejected: float = 0.2
+    """Stop before training when more than this share of the scans cannot be used."""
+    workers: int = 4
+    """Loader processes per training process; also used to prepare. 0 = in the main process."""
+    timeout: float = 600.0
+    """Seconds after which a silent loader is an error."""
+
+
+@dataclass
+class VoCo3DConfig:
+    """3D VoCo; see docs/voco3d.md for which option is which published version."""
+
+    name: Literal["voco3d"] = "voco3d"
+    """Method."""
+    preset: Literal["default", "v1", "v2"] = "default"
+    """default: v2 with its defects repaired; v1, v2: as published. Single options still win."""
+    region: Literal["window", "whole"] = "window"
+    """window: a random local window (v2); whole: the whole volume resized to the window (v1)."""
+    geometry: Geometry = field(default_factory=Geometry)
+    """Grid and crops."""
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    """Augmentation of every crop on its own."""
+    options: VoCoOptions = field(default_factory=VoCoOptions)
+    """Network heads and losses."""
+
+
+@dataclass
+class TrainConfig:
+    """Optimization."""
+
+    steps: int = 10_000
+    """Optimizer steps."""
+    batch_size: int = 8
+    """Volumes per step over all processes and micro-batches."""
+    accumulate: int = 1
+    """Micro-batches per step. Projector norm and inter-volume pairs see one micro-batch (docs/voco3d.md)."""
+    lr: float = 1e-4
+    """Peak learning rate of AdamW."""
+    warmup: int = 500
+    """Steps of linear warm-up; the cosine follows."""
+    lr_floor: float = 0.0
+    """Learning rate at the end as a share of the peak."""
+    weight_decay: float = 0.01
+    """Of matrices and kernels; biases and norms are not decayed."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW betas."""
+    amsgrad: bool = False
+    """AMSGrad, as in the published runs."""
+    clip: float = 1.0
+    """Largest gradient norm; 0 = no clipping (the published code never reaches its clipping)."""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """auto: bf16 on a GPU that has it, else fp32. Cosines and logarithms are in fp32 always."""
+    sync_batchnorm: bool = True
+    """BatchNorm of the encoder over all processes, on CPU and GPU."""
+    save_every: int = 500
+    """Steps between checkpoints."""
+    keep: int = 2
+    """Newest checkpoints to keep."""
+    resume: str = "auto"
+    """auto: continue the newest checkpoint of --out; never; or a checkpoint or run folder."""
+    milestones: list[int] = field(default_factory=list)
+    """Steps at which the encoder is exported to milestones/step-…"""
+    max_skipped: int = 20
+    """Non-finite steps in a row after which the run stops."""
+
+
+@dataclass
+class EvalConfig:
+    """Health report on held-out scans."""
+
+    every: int = 500
+    """Steps between reports; one is always written at the start and at the end. 0 = only those."""
+    scans: int = 64
+    """Held-out scans used at most."""
+    windows: int = 2
+    """Windows per scan."""
+    queries: int = 12
+    """Random crops per window."""
+
+
+@dataclass
+class LogConfig:
+    """Where numbers go besides metrics.jsonl and timings.jsonl."""
+
+    every: int = 10
+    """Steps between rows; a row holds means since the last."""
+    with_: list[str] = field(
+        default_factory=lambda: ["tensorboard"],
+        metadata={"help": "Trackers that accelerate knows: tensorboard, wandb, mlflow …"},
+    )
+
+
+CONFIG_DIR = Path(__file__).parent / "configs"
+
+SCHEMA = Schema(
+    prog="pretrain/run.py",
+    description="Turn unlabeled CT scans into an encoder. Start with `accelerate launch pretrain/run.py …`.",
+    top=Run,
+    groups={
+        "encoder": EncoderConfig,
+        "data": DataConfig,
+        "method": {"voco3d": VoCo3DConfig},
+        "train": TrainConfig,
+        "eval": EvalConfig,
+        "log": LogConfig,
+    },
+    presets={"method": {"voco3d": PRESETS}},
+    config_dir=CONFIG_DIR,
+)
+
+# What may differ between a run and its continuation: none of it changes a number in metrics.jsonl.
+FREE_ON_RESUME = (
+    "out",
+    "plan",
+    "data.root",
+    "data.cache",
+    "data.workers",
+    "data.timeout",
+    "data.max_rejected",
+    "train.resume",
+    "train.save_every",
+    "train.keep",
+    "train.milestones",
+    "log.with",
+)

@@ -1,0 +1,106 @@
+"""``run.json``: everything about a run that is neither a setting nor a metric."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import time
+from importlib import metadata
+from pathlib import Path
+
+_PACKAGES = ("voco-ct", "torch", "monai", "accelerate", "SimpleITK", "blosc2", "numpy", "timm", "torchvision")
+
+
+class RunRecord:
+    """Keeps ``run.json`` true while a run goes on: state ``running``, then ``finished``, ``stopped`` or ``failed``.
+
+    A resumed run appends to ``sessions`` and adds up its wall time; nothing of earlier sessions is lost.
+
+    Args:
+        out: run folder.
+        active: only the main process writes.
+    """
+
+    def __init__(self, out: Path, *, active: bool):
+        self.path, self.active = Path(out) / "run.json", active
+        self._start = time.monotonic()
+        self.values: dict = {}
+        if self.path.is_file():
+            try:
+                self.values = json.loads(self.path.read_text())
+            except ValueError:
+                self.values = {}
+        sessions = self.values.setdefault("sessions", [])
+        sessions.append({"started": _now(), "state": "running", "versions": versions(), "git_commit": git_commit()})
+        self._session = sessions[-1]
+
+    def update(self, **values) -> None:
+        """Set top-level entries and write."""
+        self.values.update(values)
+        self._write()
+
+    def session(self, **values) -> None:
+        """Set entries of this session (device, processes, first step …) and write."""
+        self._session.update(values)
+        self._write()
+
+    def close(self, state: str, **values) -> None:
+        """Write the exit state and the wall time.
+
+        Args:
+            state: ``finished``, ``stopped`` (by a signal, after a checkpoint) or ``failed``.
+        """
+        self._session.update(state=state, seconds=round(time.monotonic() - self._start, 3), **values)
+        self.values["state"] = state
+        self.values["wall_seconds"] = round(sum(s.get("seconds", 0.0) for s in self.values["sessions"]), 3)
+        self._write()
+
+    def _write(self) -> None:
+        if self.active:
+            part = self.path.with_suffix(".part")
+            part.write_text(json.dumps(self.values, indent=1, default=str))
+            os.replace(part, self.path)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that numbers depend on."""
+    found = {"python": platform.python_version(), "platform": platform.platform(terse=True)}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def git_commit() -> str | None:
+    """Commit of the installed source tree, with ``+changes`` when it was edited; None outside a checkout."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        run = lambda *args: subprocess.run(  # noqa: E731
+            ["git", "-C", str(root), *args], capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
+        return run("rev-parse", "HEAD") + ("+changes" if run("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def describe_device(accelerator) -> dict:
+    """What the run computes on."""
+    import torch
+
+    device = accelerator.device
+    facts = {"device": str(device), "processes": accelerator.num_processes, "threads": torch.get_num_threads()}
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        facts |= {"gpu": properties.name, "gpu_memory_bytes": properties.total_memory}
+    facts |= {"precision": {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)}
+    return facts
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
