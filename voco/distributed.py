@@ -1,0 +1,166 @@
+"""Batches that span all ranks: gathering with gradient, and BatchNorm statistics over every process, on CPU and GPU.
+
+torch's own SyncBatchNorm runs on GPUs only. Convention: every rank computes a loss, and the run minimises their mean,
+which is what DistributedDataParallel's averaging of gradients does.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from voco.errors import InputError
+
+
+def world_size() -> int:
+    """Number of processes of the run; 1 when no process group exists."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Number of this process; 0 when no process group exists."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def gather(x: Tensor) -> Tensor:
+    """Rows of all ranks in rank order, without gradient: (B, ...) -> (ranks * B, ...). Every rank needs the same B."""
+    if world_size() == 1:
+        return x.detach()
+    parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world_size())]
+    dist.all_gather(parts, x.detach().contiguous())
+    return torch.cat(parts)
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        ctx.rows = len(x)
+        return gather(x)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        # every rank's loss saw these rows: their gradients add up (gloo has no reduce_scatter, so the whole is summed)
+        grad = grad.contiguous().clone()
+        dist.all_reduce(grad)
+        return grad[rank() * ctx.rows : (rank() + 1) * ctx.rows]
+
+
+def gather_with_gradient(x: Tensor) -> Tensor:
+    """Rows of all ranks in rank order, with gradient: (B, ...) -> (ranks * B, ...).
+
+    The gradient of a row is the sum over the losses of all ranks. Every rank needs the same B. With one process, or
+    without a process group, ``x`` itself.
+    """
+    return x if world_size() == 1 else _Gather.apply(x)
+
+
+class _GlobalNorm(torch.autograd.Function):
+    """Batch normalisation with statistics over all ranks; returns the output, the mean and the biased variance."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float):
+        wide = x if x.dtype == torch.float64 else x.float()
+        dims = [0, *range(2, x.dim())]
+        # Two passes here and a merge of (mean, squared deviations) over ranks: sums of squares would cancel.
+        var, mean = torch.var_mean(wide, dims, correction=0)
+        count = x.numel() // x.shape[1]
+        parts = gather(torch.stack([mean, var]).unsqueeze(0))
+        mean = parts[:, 0].mean(0)
+        var = parts[:, 1].mean(0) + (parts[:, 0] - mean).square().mean(0)
+        scale = torch.rsqrt(var + eps)
+        out = (wide - _wide(mean, x)) * _wide(scale, x)
+        if weight is not None:
+            out = out * _wide(weight, x) + _wide(bias, x)
+        ctx.save_for_backward(x, weight, mean, scale)
+        ctx.count = count * world_size()
+        ctx.mark_non_differentiable(mean, var)
+        return out.to(x.dtype), mean, var
+
+    @staticmethod
+    def backward(ctx, grad: Tensor, *_):
+        x, weight, mean, scale = ctx.saved_tensors
+        grad = grad.to(mean.dtype)
+        dims = [0, *range(2, x.dim())]
+        unit = (x - _wide(mean, x)) * _wide(scale, x)
+        sums = torch.stack([grad.sum(dims), (grad * unit).sum(dims)])
+        grad_bias, grad_weight = (None, None) if weight is None else (sums[0].clone(), sums[1].clone())
+        dist.all_reduce(sums)
+        sums = sums / ctx.count
+        inner = grad - _wide(sums[0], x) - unit * _wide(sums[1], x)
+        factor = scale if weight is None else scale * weight
+        return (inner * _wide(factor, x)).to(x.dtype), grad_weight, grad_bias, None
+
+
+def _wide(per_channel: Tensor, x: Tensor) -> Tensor:
+    return per_channel.view(1, -1, *[1] * (x.dim() - 2))
+
+
+class _GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """BatchNorm whose training statistics cover all ranks; with one process it is torch's own, to the bit.
+
+    Every rank must bring the same number of values per channel.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if world_size() == 1 or not (self.training or self.running_mean is None):
+            return super().forward(x)
+        self._check_input_dim(x)
+        out, mean, var = _GlobalNorm.apply(x, self.weight, self.bias, self.eps)
+        if self.training and self.track_running_stats and self.running_mean is not None:
+            self.num_batches_tracked.add_(1)
+            momentum = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
+            count = x.numel() // x.shape[1] * world_size()
+            self.running_mean.lerp_(mean.to(self.running_mean), momentum)
+            self.running_var.lerp_((var * (count / max(count - 1, 1))).to(self.running_var), momentum)
+        return out
+
+
+class GlobalBatchNorm1d(_GlobalBatchNorm, nn.BatchNorm1d):
+    pass
+
+
+class GlobalBatchNorm2d(_GlobalBatchNorm, nn.BatchNorm2d):
+    pass
+
+
+class GlobalBatchNorm3d(_GlobalBatchNorm, nn.BatchNorm3d):
+    pass
+
+
+_GLOBAL = {
+    nn.BatchNorm1d: GlobalBatchNorm1d,
+    nn.BatchNorm2d: GlobalBatchNorm2d,
+    nn.BatchNorm3d: GlobalBatchNorm3d,
+}
+
+
+def convert_batchnorm(module: nn.Module) -> nn.Module:
+    """Make the training statistics of every BatchNorm in ``module`` cover all ranks; changes ``module`` in place.
+
+    Parameters, buffers, their names, evaluation mode and, with one process, every result stay as they are.
+
+    Args:
+        module: any module; a BatchNorm itself is fine.
+
+    Returns:
+        ``module``.
+
+    Raises:
+        InputError: with several processes, a BatchNorm of an own class, whose forward is not known here.
+    """
+    known = tuple(_GLOBAL.values())
+    for name, child in module.named_modules():
+        if type(child) in _GLOBAL:
+            # Changing the class keeps parameters, buffers, hooks and references of others to this very module.
+            child.__class__ = _GLOBAL[type(child)]
+        elif (
+            isinstance(child, nn.modules.batchnorm._BatchNorm)
+            and not isinstance(child, (*known, nn.SyncBatchNorm))
+            and world_size() > 1
+        ):
+            raise InputError(
+                f"{name or 'the module'} is a {type(child).__name__}, whose statistics cannot be taken over all "
+                "processes; choose norm_scope 'local', or run one process"
+            )
+    return module
