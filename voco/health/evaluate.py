@@ -1,0 +1,261 @@
+"""Does it learn? Scores of an encoder on held-out windows, and of the descriptors that it has to beat."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+
+from voco.crops import Geometry, cut
+from voco.health.report import HealthReport
+from voco.health.scores import (
+    Tally,
+    effective_rank,
+    hu_histograms,
+    position_tallies,
+    rank_correlation,
+    standardised_cosine,
+    tally_scans,
+)
+from voco.health.windows import EvalWindow, draw_queries, slab_bases
+
+
+def evaluate(
+    method,
+    windows: Sequence[EvalWindow],
+    *,
+    queries: int = 12,
+    seed: int,
+    batch_volumes: int = 2,
+    device: torch.device | str = "cpu",
+    name: str = "trained",
+    shift_range: float = 0.1,
+    autocast_dtype: torch.dtype | None = None,
+) -> HealthReport:
+    """Score a method on held-out windows. Weights, modes and random state are left as they were.
+
+    Crops as they are give the loss terms, mean cosine, effective rank and rank correlation. Crops with an intensity
+    shift each, drawn independently so that brightness does not tell the place, give position accuracy, and with queries
+    from the neighbouring slab disjoint accuracy. No flips or turns: an encoder is fed scans the right way up. Scores
+    named ``clean_`` are without the shift, ``encoder_`` from the encoder's features instead of the projector's cosine.
+
+    Args:
+        method: has ``geometry``, ``inspect`` and ``loss_terms`` (``voco.methods.voco3d.VoCo3D``).
+        windows: from ``build_eval_windows`` with the same geometry.
+        queries: random crops per window.
+        seed: of queries, shifts and resampling.
+        batch_volumes: windows per forward pass.
+        device: where the method is.
+        name: of the report.
+        shift_range: largest intensity shift as a share of the HU window.
+        autocast_dtype: e.g. ``torch.bfloat16`` to evaluate as trained; None is float32.
+    """
+    geometry, scan = method.geometry, np.array([w.scan for w in windows])
+    asked = draw_queries(windows, geometry, queries, seed, shift_range, slabs=False)
+    settings = {"batch_volumes": batch_volumes, "device": torch.device(device), "autocast_dtype": autocast_dtype}
+    bases = geometry.base_starts()
+    hu = [w.hu for w in windows]
+    with evaluating(method):
+        clean = _inspect(method, hu, bases, asked.starts, None, **settings)
+        shifted = _inspect(method, hu, bases, asked.starts, asked.shift, **settings)
+        tallies = _loss_tallies(method, scan, clean["cosine"], asked.labels)
+        tallies |= _base_tallies(scan, clean["base_cosine"], getattr(getattr(method, "options", None), "reg_power", 2))
+        tallies |= _order_tallies(scan, clean, asked.labels)
+        tallies |= _position_tallies("position", scan, clean, shifted, asked.labels)
+        deep = [w for w in windows if w.slabs is not None]
+        if deep:
+            asked = draw_queries(deep, geometry, queries, seed, shift_range, slabs=True)
+            slabs, scan, bases = [w.slabs for w in deep], np.array([w.scan for w in deep]), slab_bases(geometry)
+            clean_slabs = _inspect(method, slabs, bases, asked.starts, None, **settings)
+            shifted = _inspect(method, slabs, bases, asked.starts, asked.shift, **settings)
+            tallies |= _position_tallies("disjoint", scan, clean_slabs, shifted, asked.labels)
+    values = {"effective_rank": effective_rank(clean["base_features"].reshape(-1, clean["base_features"].shape[-1]))}
+    return _report(name, windows, queries, seed, tallies, values)
+
+
+def evaluate_histogram(
+    windows: Sequence[EvalWindow],
+    geometry: Geometry,
+    hu_window: tuple[float, float],
+    *,
+    queries: int = 12,
+    seed: int,
+    shift_range: float = 0.1,
+    name: str = "histogram",
+) -> HealthReport:
+    """The line that needs no network: a 24-bin HU histogram per crop, standardised over the bases, cosine.
+
+    Args:
+        windows, geometry, queries, seed, shift_range: as for ``evaluate``; the same crops and shifts are seen.
+        hu_window: (low, high) HU, the outermost of the encoder's windows (``outer_window``).
+    """
+    scan, tallies = np.array([w.scan for w in windows]), {}
+    asked = draw_queries(windows, geometry, queries, seed, shift_range, slabs=False)
+
+    def cosine(hu, bases, asked, shift):
+        found = []
+        for i, window in enumerate(hu):
+            starts = torch.cat([bases, asked.starts[i]])[None]
+            crops = cut(torch.from_numpy(window)[None], starts, geometry.size)[0]
+            shares = hu_histograms(crops, hu_window, None if shift is None else shift[i], margin=shift_range).numpy()
+            found.append(standardised_cosine(shares[: len(bases)], shares[len(bases) :]))
+        return {"cosine": np.stack(found)}
+
+    hu, bases = [w.hu for w in windows], geometry.base_starts()
+    clean, shifted = cosine(hu, bases, asked, None), cosine(hu, bases, asked, asked.shift)
+    tallies |= _order_tallies(scan, clean, asked.labels)
+    tallies |= _position_tallies("position", scan, clean, shifted, asked.labels)
+    deep = [w for w in windows if w.slabs is not None]
+    if deep:
+        asked = draw_queries(deep, geometry, queries, seed, shift_range, slabs=True)
+        slabs, scan, bases = [w.slabs for w in deep], np.array([w.scan for w in deep]), slab_bases(geometry)
+        clean, shifted = cosine(slabs, bases, asked, None), cosine(slabs, bases, asked, asked.shift)
+        tallies |= _position_tallies("disjoint", scan, clean, shifted, asked.labels)
+    return _report(name, windows, queries, seed, tallies, {})
+
+
+def outer_window(windows: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """The HU window that holds all windows of an ``InputSpec``."""
+    return min(low for low, _ in windows), max(high for _, high in windows)
+
+
+def calibrate_batchnorm(
+    method: torch.nn.Module,
+    windows: Sequence[EvalWindow],
+    *,
+    batch_volumes: int = 2,
+    device: torch.device | str = "cpu",
+) -> int:
+    """Estimate running statistics of BatchNorm layers from held-out windows, without gradients and without labels.
+
+    A fresh network has mean 0 and variance 1 there, which cripples it in evaluation: an untrained line must not be low
+    for that reason. Everything but the running statistics stays as it was.
+
+    Returns:
+        Number of layers calibrated; 0 for networks without BatchNorm.
+    """
+    layers = [
+        m
+        for m in method.modules()
+        if isinstance(m, torch.nn.modules.batchnorm._BatchNorm) and m.track_running_stats and m.running_mean is not None
+    ]
+    if not layers:
+        return 0
+    momenta = [m.momentum for m in layers]
+    with evaluating(method):
+        for layer in layers:
+            layer.reset_running_stats()
+            layer.momentum = None  # cumulative average over all passes
+            layer.train()
+        asked = draw_queries(windows, method.geometry, method.geometry.random_crops, 0, 0.0, slabs=False)
+        settings = {"batch_volumes": batch_volumes, "device": torch.device(device), "autocast_dtype": None}
+        _inspect(method, [w.hu for w in windows], method.geometry.base_starts(), asked.starts, None, **settings)
+    for layer, momentum in zip(layers, momenta):
+        layer.momentum = momentum
+    return len(layers)
+
+
+@contextlib.contextmanager
+def evaluating(method) -> Iterator[None]:
+    """Evaluation mode without gradients; every submodule gets its own mode back afterwards, also after an error."""
+    modules = list(method.modules()) if isinstance(method, torch.nn.Module) else []
+    modes = [module.training for module in modules]
+    try:
+        for module in modules:
+            module.training = False
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in zip(modules, modes):
+            module.training = mode
+
+
+def _inspect(method, hu, bases, starts, shift, *, batch_volumes, device, autocast_dtype) -> dict[str, np.ndarray]:
+    """Run ``method.inspect`` over windows in batches of equal size (the last one wraps to the first windows).
+
+    Equal, because a projector without running statistics normalises over the batch.
+    """
+    count, size, parts = len(hu), min(batch_volumes, len(hu)), []
+    precision = (
+        torch.autocast(device.type, dtype=autocast_dtype) if autocast_dtype is not None else contextlib.nullcontext()
+    )
+    for first in range(0, count, size):
+        index = [i % count for i in range(first, first + size)]
+        kept = min(size, count - first)
+        batch = torch.from_numpy(np.stack([hu[i] for i in index])).to(device)
+        with precision:
+            found = method.inspect(
+                batch, bases.to(device), starts[index].to(device), None if shift is None else shift[index].to(device)
+            )
+        features = found.features[:kept].float().cpu().numpy()
+        parts.append(
+            {
+                "cosine": found.cosine[:kept].float().cpu().numpy(),
+                "base_cosine": found.base_cosine[:kept].float().cpu().numpy(),
+                "base_features": features[:, : len(bases)],
+                "encoder_cosine": standardised_cosine(features[:, : len(bases)], features[:, len(bases) :]),
+            }
+        )
+    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+
+def _loss_tallies(method, scan, cosine, labels) -> dict[str, Tally]:
+    # the negative term is a mean over empty cells of one volume: queries go in groups of the size seen in training
+    group = min(method.geometry.random_crops, cosine.shape[1])
+    used = cosine.shape[1] // group * group
+    terms = []
+    for one, label in zip(cosine[:, :used], labels[:, :used]):
+        one, label = (torch.from_numpy(x).float().reshape(-1, group, x.shape[-1]) for x in (one, label))
+        terms.append({k: float(torch.as_tensor(v).mean()) for k, v in method.loss_terms(one, label).items()})
+    return {k: tally_scans(scan, np.array([t[k] for t in terms])) for k in terms[0]}
+
+
+def _order_tallies(scan, found, labels) -> dict[str, Tally]:
+    tallies = {"rank_correlation": tally_scans(scan, rank_correlation(found["cosine"], labels).mean(axis=-1))}
+    if "encoder_cosine" in found:
+        correlation = rank_correlation(found["encoder_cosine"], labels).mean(axis=-1)
+        tallies["encoder_rank_correlation"] = tally_scans(scan, correlation)
+    return tallies
+
+
+def _base_tallies(scan, base_cosine, reg_power) -> dict[str, Tally]:
+    first, second = np.triu_indices(base_cosine.shape[-1], k=1)
+    pairs = base_cosine[:, first, second]
+    return {
+        "mean_cosine": tally_scans(scan, pairs.mean(axis=-1)),
+        "reg": tally_scans(scan, (np.maximum(pairs, 0.0) ** reg_power).mean(axis=-1)),
+    }
+
+
+def _position_tallies(kind: str, scan, clean, shifted, labels) -> dict[str, Tally]:
+    rows, cells = np.repeat(scan, labels.shape[1]), labels.shape[-1]
+    tallies = {}
+    for prefix, found, key in (
+        ("", shifted, "cosine"),
+        ("clean_", clean, "cosine"),
+        ("encoder_", shifted, "encoder_cosine"),
+        ("encoder_clean_", clean, "encoder_cosine"),
+    ):
+        if key in found:
+            both = position_tallies(rows, found[key].reshape(-1, cells), labels.reshape(-1, cells))
+            tallies |= {f"{prefix}{kind}_{score}": tally for score, tally in both.items()}
+    return tallies
+
+
+def _report(name, windows, queries, seed, tallies, values) -> HealthReport:
+    scans = {w.scan for w in windows}
+    deep = {w.scan for w in windows if w.slabs is not None}
+    shallow = sorted({w.no_slabs for w in windows if w.no_slabs})
+    return HealthReport(
+        name=name,
+        tallies=tallies,
+        values=values | {"padded_share": float(np.mean([w.padded_share for w in windows]))},
+        scans=len(scans),
+        disjoint_scans=len(deep),
+        windows=len(windows),
+        queries=queries,
+        seed=seed,
+        disjoint_missing=None if deep else f"none of {len(scans)} scans has one: {'; '.join(shallow)}",
+    )

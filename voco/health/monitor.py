@@ -1,0 +1,101 @@
+"""The health report of a run: lines measured once at the start, scores at intervals, words and pictures at the end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+
+import torch
+
+from voco.health.evaluate import calibrate_batchnorm, evaluate, evaluate_histogram, outer_window
+from voco.health.report import HealthReport, verdict
+from voco.health.windows import EvalWindow, build_eval_windows
+
+_LINES = "health_lines.json"
+
+
+class HealthMonitor:
+    """Evaluates one method on held-out scans and keeps what is needed to judge it.
+
+    Args:
+        out: run folder; lines go to ``health_lines.json``, the latest report and verdict to ``health.json``.
+        volumes, names: held-out prepared files and their case ids.
+        geometry, region: of the method.
+        hu_windows: of the encoder, for the histogram line.
+        references: from ``voco.reference.reference_lines``.
+        per_scan, queries, max_scans: how much is looked at.
+        seed: of the run.
+        warmup: steps after which the loss is judged.
+        batch_volumes: windows per forward pass.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        *,
+        volumes: Sequence[Path],
+        names: Sequence[str],
+        geometry,
+        region: str,
+        hu_windows,
+        references,
+        per_scan: int,
+        queries: int,
+        max_scans: int,
+        seed: int,
+        warmup: int,
+        batch_volumes: int,
+    ):
+        self.out, self.geometry, self.hu_windows = Path(out), geometry, hu_windows
+        self.references = asdict(references) if is_dataclass(references) else dict(references)
+        self.queries, self.seed, self.warmup, self.batch_volumes = queries, seed, warmup, batch_volumes
+        self.windows: list[EvalWindow] = build_eval_windows(
+            volumes, geometry, per_scan=per_scan, seed=seed, region=region, names=names, max_scans=max_scans
+        )
+        self.lines: dict[str, HealthReport] = {}
+        self.latest: HealthReport | None = None
+        self.verdict: list[str] = []
+
+    def measure_lines(self, build_untrained: Callable[[], torch.nn.Module], device) -> None:
+        """Score what has learned nothing: the HU histogram, and the same encoder untrained. Once per run folder."""
+        path = self.out / _LINES
+        if path.is_file():
+            self.lines = {k: HealthReport.from_dict(v) for k, v in json.loads(path.read_text()).items()}
+            return
+        untrained = build_untrained().to(device)
+        calibrate_batchnorm(untrained, self.windows, batch_volumes=self.batch_volumes, device=device)
+        self.lines = {
+            "untrained": self._evaluate(untrained, device, "untrained"),
+            "histogram": evaluate_histogram(
+                self.windows, self.geometry, outer_window(self.hu_windows), queries=self.queries, seed=self.seed
+            ),
+        }
+        _write_json(path, {k: v.to_dict() for k, v in self.lines.items()})
+
+    def report(self, method: torch.nn.Module, step: int, device, autocast_dtype=None) -> dict[str, float]:
+        """Score ``method`` now; returns flat metrics and writes ``health.json``."""
+        self.latest = self._evaluate(method, device, "trained", autocast_dtype)
+        self.verdict = verdict(self.latest, self.references, step=step, warmup_steps=self.warmup, lines=self.lines)
+        record = {"step": step, "verdict": self.verdict, "references": self.references, "report": self.latest.to_dict()}
+        _write_json(self.out / "health.json", record)
+        return self.latest.metrics("heldout")
+
+    def _evaluate(self, method, device, name: str, autocast_dtype=None) -> HealthReport:
+        return evaluate(
+            method,
+            self.windows,
+            queries=self.queries,
+            seed=self.seed,
+            batch_volumes=self.batch_volumes,
+            device=device,
+            name=name,
+            autocast_dtype=autocast_dtype,
+        )
+
+
+def _write_json(path: Path, values) -> None:
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(values, default=float))
+    part.replace(path)
