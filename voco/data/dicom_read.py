@@ -1,0 +1,214 @@
+"""The pixels of a DICOM series: decoded, rescaled slice by slice, put on a regular upright grid."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from voco.data.dicom_scan import SliceHeader, quiet_pydicom
+from voco.data.dicom_stack import Stack
+from voco.data.volume import AIR_HU, SliceInfo, Source, Volume, _last_line, _quiet_itk, canonical_volume
+from voco.errors import ScanError
+
+# What numpy and pydicom decode alone; GDCM, which comes with SimpleITK, takes the compressed rest.
+_PLAIN = {
+    "",
+    "1.2.840.10008.1.2",
+    "1.2.840.10008.1.2.1",
+    "1.2.840.10008.1.2.1.99",
+    "1.2.840.10008.1.2.2",
+    "1.2.840.10008.1.2.5",
+}
+# Padding that maps into this range cannot be told from tissue and needs no replacing below it.
+MAX_TISSUE_HU = 3071
+
+
+def read_stack(stack: Stack, source: Source) -> Volume:
+    """Read one arranged stack into the canonical volume.
+
+    Args:
+        stack: from ``arrange``.
+        source: identity to carry along.
+
+    Raises:
+        ScanError: pixels missing, damaged, or of a kind that no installed decoder reads.
+    """
+    import SimpleITK as sitk
+
+    headers = stack.headers
+    block = np.empty((len(headers), headers[0].rows, headers[0].cols), dtype=np.int32)
+    place = {(h.file, h.frame): i for i, h in enumerate(headers)}
+    for file in dict.fromkeys(h.file for h in headers):
+        own = [h for h in headers if h.file == file]
+        for header, pixels in decode(file, own):
+            if pixels.shape != block.shape[1:]:
+                raise ScanError(f"{file}: {pixels.shape} pixels where the header says {block.shape[1:]}")
+            block[place[header.file, header.frame]] = pixels
+    corner = np.array(headers[0].position, dtype=np.float64)
+    if not stack.aligned:
+        block, moved = _upright(block, stack)
+        corner = corner + moved
+    if not stack.regular:
+        block = _regular(block, stack)
+    image = sitk.GetImageFromArray(block)
+    pixel = headers[0].pixel_mm
+    image.SetSpacing([pixel[1], pixel[0], stack.step])
+    image.SetOrigin([float(v) for v in corner])
+    image.SetDirection(np.stack([stack.row, stack.col, stack.normal], axis=1).ravel().tolist())
+    return canonical_volume(image, source, slice_infos(stack))
+
+
+def slice_infos(stack: Stack) -> tuple[SliceInfo, ...] | None:
+    """List kept and dropped slices from the lowest to the highest; None where slices do not run along D."""
+    if np.argmax(np.abs(stack.normal)) != 2:
+        return None
+    infos = []
+    for kept, headers in ((True, stack.headers), (False, stack.repeated)):
+        for h in headers:
+            half = 0.5 * np.array([(h.cols - 1) * h.pixel_mm[1], (h.rows - 1) * h.pixel_mm[0]])
+            middle = np.array(h.position) + half[0] * stack.row + half[1] * stack.col
+            infos.append(SliceInfo(h.sop_uid, float(middle[2]), kept))
+    return tuple(sorted(infos, key=lambda s: (s.z_mm, not s.kept)))
+
+
+def decode(file: str, headers: list[SliceHeader]) -> Iterator[tuple[SliceHeader, np.ndarray]]:
+    """Decode the wanted slices of one file.
+
+    Args:
+        file: path.
+        headers: its slice, or some of its frames.
+
+    Yields:
+        Each header with its (rows, cols) int32 Hounsfield units, outside padding as air.
+
+    Raises:
+        ScanError: see ``read_stack``.
+    """
+    if headers[0].syntax in _PLAIN:
+        try:
+            with quiet_pydicom():
+                stored, padding = _stored(file)
+        except Exception as error:
+            # The text of pydicom's errors is about lengths and counts, but it may quote values: only the kind is told.
+            raise ScanError(
+                f"{file}: the pixels are damaged or incomplete ({type(error).__name__}); copy it again"
+            ) from None
+        for header in headers:
+            frame = stored[max(header.frame, 0)] if stored.ndim == 3 else stored
+            yield header, _rescaled(frame, header.rescale or (1.0, 0.0), padding)
+        return
+    if len({h.rescale for h in headers}) > 1:
+        raise ScanError(
+            f"{file}: compressed frames with different rescale values; decompress it first (gdcmconv --raw)"
+        )
+    values = _gdcm(file, headers[0].syntax)
+    if values.ndim != 3:
+        raise ScanError(f"{file}: colour pixels; expected Hounsfield units")
+    for header in headers:
+        yield header, np.rint(values[max(header.frame, 0)]).astype(np.int32)
+
+
+def _stored(file: str) -> tuple[np.ndarray, tuple[float, float] | None]:
+    """Return stored values, cut to the bits in use, and the lowest and highest padding value."""
+    import pydicom
+
+    ds = pydicom.dcmread(file, force=True)
+    if not getattr(ds.file_meta, "TransferSyntaxUID", None):
+        ds.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian
+    values = ds.pixel_array
+    signed = int(ds.PixelRepresentation) == 1
+    spare = int(ds.BitsAllocated) - int(ds.BitsStored)
+    if spare and values.dtype.kind in "iu":
+        # Old scanners keep overlays in the unused high bits.
+        wide = values.astype(values.dtype.newbyteorder("="), copy=True)
+        values = (wide << spare) >> spare
+    low = ds.get("PixelPaddingValue")
+    if low is None:
+        return values, None
+    high = ds.get("PixelPaddingRangeLimit", low)
+    low, high = (
+        int.from_bytes(v[:2], "little", signed=signed) if isinstance(v, bytes) else int(v) for v in (low, high)
+    )
+    if signed:
+        # Written as unsigned where the VR was not known: 63536 is -2000.
+        low, high = (v - 65536 if v > 32767 else v for v in (low, high))
+    return values, (min(low, high), max(low, high))
+
+
+def _rescaled(stored: np.ndarray, rescale: tuple[float, float], padding: tuple[float, float] | None) -> np.ndarray:
+    slope, intercept = rescale
+    if slope == int(slope) and intercept == int(intercept):
+        out = stored.astype(np.int32) * int(slope) + int(intercept)
+    else:
+        out = np.rint(stored * slope + intercept).astype(np.int32)
+    # A padding value of 0 in files that mean air or even water by it is left as it is.
+    if padding is not None and padding[0] * slope + intercept > MAX_TISSUE_HU:
+        out[(stored >= padding[0]) & (stored <= padding[1])] = AIR_HU
+    return out
+
+
+def _gdcm(file: str, syntax: str) -> np.ndarray:
+    import SimpleITK as sitk
+
+    try:
+        with _quiet_itk():
+            return sitk.GetArrayFromImage(sitk.ReadImage(file, imageIO="GDCMImageIO"))
+    except RuntimeError as error:
+        from pydicom.uid import UID
+
+        raise ScanError(
+            f"{file}: pixels stored as {UID(syntax).name or syntax} cannot be decoded ({_last_line(error)}); the file is"
+            " damaged, or this compression is not supported: decompress it first (gdcmconv --raw, or dcmdjpeg)"
+        ) from None
+
+
+def _upright(block: np.ndarray, stack: Stack) -> tuple[np.ndarray, np.ndarray]:
+    """Shift every slice in its plane so that all corners lie above each other; the grid grows, nothing is cut off.
+
+    Planes and slice order stay as scanned: under gantry tilt the volume keeps its tilted planes, with an affine that
+    says so, and only the shear is undone. The image is interpolated in the plane alone.
+    """
+    from scipy import ndimage
+
+    pixel = np.array(stack.headers[0].pixel_mm)
+    low = stack.offset.min(axis=0)
+    shift = (stack.offset - low) / pixel
+    grow = np.ceil(shift.max(axis=0) - 1e-6).astype(int)
+    out = np.full((len(block), block.shape[1] + grow[0], block.shape[2] + grow[1]), AIR_HU, dtype=np.int32)
+    for index, plane in enumerate(block):
+        wide = np.full(out.shape[1:], AIR_HU, dtype=np.float32)
+        wide[: block.shape[1], : block.shape[2]] = np.maximum(plane, AIR_HU)
+        out[index] = np.rint(ndimage.shift(wide, shift[index], order=1, mode="constant", cval=AIR_HU))
+    return out, low[0] * stack.col + low[1] * stack.row
+
+
+def _regular(block: np.ndarray, stack: Stack) -> np.ndarray:
+    """Interpolate linearly between neighbouring slices onto steps of ``stack.step`` from the first slice on."""
+    z = stack.z - stack.z[0]
+    wanted = np.arange(int(np.floor(z[-1] / stack.step + 1e-6)) + 1) * stack.step
+    wanted = np.minimum(wanted, z[-1])
+    upper = np.clip(np.searchsorted(z, wanted), 1, len(z) - 1)
+    weight = (wanted - z[upper - 1]) / (z[upper] - z[upper - 1])
+    out = np.empty((len(wanted), *block.shape[1:]), dtype=np.int32)
+    for index, (u, w) in enumerate(zip(upper, weight)):
+        below, above = (np.maximum(block[i], AIR_HU).astype(np.float32) for i in (u - 1, u))
+        out[index] = np.rint(below + np.float32(w) * (above - below))
+    return out
+
+
+def same_pixels(a: SliceHeader, b: SliceHeader) -> bool:
+    """Tell whether two slices of one plane are the same image stored twice."""
+    if a.sop_uid and a.sop_uid == b.sop_uid:
+        return True
+    if np.abs(np.subtract(a.position, b.position)).max() > 0.01 or a.rescale != b.rescale:
+        return False
+    if Path(a.file).suffix and a.file == b.file:
+        pair = dict((h.frame, p) for h, p in decode(a.file, [a, b]))
+        return np.array_equal(pair[a.frame], pair[b.frame])
+    try:
+        left, right = (next(iter(decode(h.file, [h])))[1] for h in (a, b))
+    except ScanError:
+        return False
+    return np.array_equal(left, right)
