@@ -1,0 +1,83 @@
+"""The model card of an exported encoder: Hugging Face front matter, then what a stranger needs to know."""
+
+from __future__ import annotations
+
+import json
+
+_LISTED = ("settings", "results")
+
+
+def model_card(config: dict, text: str | None = None) -> str:
+    """README.md for an encoder folder.
+
+    Args:
+        config: content of ``config.json``; the last entry of ``provenance`` is the training that made the weights.
+        text: Markdown to open the card with, in place of the generated sentence.
+    """
+    history, spec = config["provenance"], config["input_spec"]
+    licence = next((str(h[k]) for h in reversed(history) for k in ("license", "licence") if h.get(k)), None)
+    title = f"{config['arch']}, a 3D CT encoder"
+    parts = [
+        _front_matter(licence),
+        f"# {title}",
+        text or f"{config['parameters'] / 1e6:.2f} M parameters, {config['num_features']} features per volume.",
+        _usage(config),
+        "## Input\n\n" + _table(_input_rows(spec)),
+        "## How it was made\n\n" + ("\n\n".join(map(_training, history)) or "Random weights."),
+        f"## Licence\n\n{licence or 'Not stated. The data that it was trained on may restrict its use.'}",
+    ]
+    if citations := [str(h["citation"]) for h in history if h.get("citation")]:
+        parts.append("## Cite\n\n" + "\n".join(f"- {c}" for c in citations))
+    parts.append("For research. It is not a medical device and no diagnosis may rest on it.")
+    return "\n\n".join(parts) + "\n"
+
+
+def _front_matter(licence: str | None) -> str:
+    tags = ["medical-imaging", "computed-tomography", "3d", "feature-extraction", "self-supervised"]
+    lines = ["---", f"license: {json.dumps((licence or 'unknown').lower())}", "library_name: voco", "tags:"]
+    return "\n".join([*lines, *(f"- {tag}" for tag in tags), "pipeline_tag: feature-extraction", "---"])
+
+
+def _usage(config: dict) -> str:
+    return (
+        "## Use\n\n```python\nimport torch, voco\n\n"
+        'encoder = voco.load_encoder("PATH_OR_HUB_ID")\n'
+        'hu = torch.from_numpy(voco.read_volume("scan.nii.gz").array)[None, None]  # (1, 1, D, H, W) int16\n'
+        f"features = encoder(hu)  # (1, {config['num_features']})\n```\n\n"
+        "The encoder applies window, scaling, axis order and padding itself; resample the volume to the spacing below."
+    )
+
+
+def _input_rows(spec: dict) -> list[tuple[str, object]]:
+    spacing = spec["spacing_mm"]
+    windows = "; ".join(f"[{low:g}, {high:g}]" for low, high in spec["windows"])
+    return [
+        ("voxel spacing (D, H, W)", " x ".join(f"{s:g}" for s in spacing) + " mm" if spacing else "any"),
+        ("usual size (D, H, W)", " x ".join(map(str, spec["size"])) + " voxels"),
+        ("smallest size", " x ".join(map(str, spec["min_size"])) + " voxels"),
+        ("Hounsfield windows", windows + ", each scaled to [0, 1]"),
+        ("mean, std", f"{spec['mean']}, {spec['std']}"),
+        ("axes of the network", spec["axes"] + " (the encoder turns canonical S, P, L volumes by itself)"),
+    ]
+
+
+def _training(entry: dict) -> str:
+    rows = [(k, v) for k, v in entry.items() if k not in (*_LISTED, "license", "licence", "citation")]
+    title = entry.get("method") or entry.get("source") or "training"
+    parts = [f"### {title}", _table(rows)]
+    parts += [f"**{name}**\n\n{_table(list(entry[name].items()))}" for name in _LISTED if entry.get(name)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _table(rows: list[tuple[str, object]]) -> str:
+    if not rows:
+        return ""
+    lines = [f"| {key} | {_cell(value)} |" for key, value in rows]
+    return "\n".join(["| | |", "|---|---|", *lines])
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text.replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,162 @@
+"""Encoder folders: ``model.safetensors``, ``config.json`` and a model card, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+import torch
+
+from voco import __version__
+from voco.encoders.base import ENCODERS, Encoder
+from voco.encoders.spec import InputSpec
+from voco.errors import InputError
+from voco.weights.card import model_card
+
+FORMAT = "voco-encoder"
+WEIGHTS_FILE, CONFIG_FILE, CARD_FILE = "model.safetensors", "config.json", "README.md"
+_HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
+
+
+def save_encoder(encoder: Encoder, folder: str | Path, provenance: dict, card: str | None = None) -> Path:
+    """Write an encoder so that ``voco.load_encoder(folder)`` gives the same features, bit for bit.
+
+    Each file is written beside its place and renamed; ``config.json`` comes last, so a folder that has it is whole.
+
+    Args:
+        encoder: made by ``create_encoder`` or ``load_encoder``.
+        folder: is created; an encoder that is already there is replaced.
+        provenance: this training, for people and for JSON. Keys that the model card understands: ``method``, ``data``,
+            ``cases``, ``steps``, ``settings`` (dict), ``results`` (dict), ``license``, ``citation``; others are
+            listed. It is appended to what the encoder already went through.
+        card: text for the top of the model card, Markdown.
+
+    Returns:
+        The folder.
+    """
+    from safetensors.torch import save
+
+    if encoder.name not in ENCODERS:
+        raise InputError("only encoders made by create_encoder or load_encoder can be exported (no registered name)")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    history = [*encoder.provenance, provenance]
+    config = _config(encoder, history)
+    state = {key: value.detach().cpu().contiguous().clone() for key, value in encoder.state_dict().items()}
+    contents = {
+        WEIGHTS_FILE: save(state, metadata={"format": "pt"}),
+        CARD_FILE: model_card(config, card).encode(),
+        CONFIG_FILE: (json.dumps(config, indent=2) + "\n").encode(),
+    }
+    temporary = {name: folder / f".{name}.{os.getpid()}.tmp" for name in contents}
+    try:
+        for name, data in contents.items():
+            with temporary[name].open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        # Without its config the folder is no encoder, so new weights never stand beside an old config.
+        (folder / CONFIG_FILE).unlink(missing_ok=True)
+        for name, path in temporary.items():
+            path.replace(folder / name)
+    finally:
+        for path in temporary.values():
+            path.unlink(missing_ok=True)
+    return folder
+
+
+def load_encoder(source: str | Path) -> Encoder:
+    """See ``voco.encoders.load_encoder``."""
+    from voco.weights.load import load_weights
+
+    folder = find_encoder_folder(source)
+    if folder is None:
+        folder = _from_hub(source)
+    config = read_config(folder)
+    arch = ENCODERS[config["arch"]]
+    arch.check_arguments(config["arch"], config["arguments"])
+    encoder = arch.build(InputSpec.from_dict(config["input_spec"]), **config["arguments"])
+    encoder.name, encoder.arguments = config["arch"], dict(config["arguments"])
+    encoder.to(getattr(torch, config["dtype"]))
+    load_weights(encoder, folder)
+    return encoder.eval()
+
+
+def find_encoder_folder(path: str | Path) -> Path | None:
+    """The folder with ``config.json`` that a path means: itself, its ``encoder/``, or the folder of a file in it."""
+    path = Path(path).expanduser()
+    if path.is_file() and path.name in (WEIGHTS_FILE, CONFIG_FILE):
+        path = path.parent
+    for folder in (path, path / "encoder"):
+        if (folder / CONFIG_FILE).is_file():
+            return folder
+    return None
+
+
+def read_config(path: str | Path) -> dict | None:
+    """The checked ``config.json`` of an encoder folder or run folder, None where the path is no folder of ours.
+
+    Raises:
+        InputError: a folder whose ``config.json`` is damaged or belongs to another library.
+    """
+    folder = find_encoder_folder(path)
+    if folder is None:
+        return None
+    file = folder / CONFIG_FILE
+    try:
+        config = json.loads(file.read_text())
+    except ValueError as error:
+        raise InputError(f"{file} is not JSON ({error}); export the encoder again") from error
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        if Path(path).expanduser().name == WEIGHTS_FILE:
+            return None  # a plain weights file that lies beside some other library's config
+        raise InputError(f"{file} was not written by voco (no format {FORMAT!r}); name a weights file instead")
+    wanted = {"arch", "arguments", "input_spec", "provenance", "dtype"}
+    if lost := sorted(wanted - set(config)):
+        raise InputError(f"{file} lacks {', '.join(lost)}; export the encoder again")
+    if config["arch"] not in ENCODERS:
+        raise InputError(
+            f"{file} names the architecture {config['arch']!r} (written by voco {config.get('voco_version')}), which "
+            f"this version ({__version__}) does not have; known: {', '.join(ENCODERS)}"
+        )
+    if config["dtype"] not in ("float16", "bfloat16", "float32", "float64"):
+        raise InputError(f"{file} has the dtype {config['dtype']!r}, expected a floating point type")
+    return config
+
+
+def _config(encoder: Encoder, history: list[dict]) -> dict:
+    config = {
+        "format": FORMAT,
+        "voco_version": __version__,
+        "arch": encoder.name,
+        "arguments": encoder.arguments,
+        "input_spec": encoder.input_spec.to_dict(),
+        "num_features": encoder.num_features,
+        "pyramid_features": encoder.pyramid_features,
+        "feature_info": encoder.feature_info,
+        "parameters": sum(p.numel() for p in encoder.parameters()),
+        "dtype": str(next(encoder.parameters()).dtype).removeprefix("torch."),
+        "provenance": history,
+    }
+    try:
+        return json.loads(json.dumps(config))
+    except TypeError as error:
+        raise InputError(f"provenance must be plain JSON values: {error}") from error
+
+
+def _from_hub(source: str | Path) -> Path:
+    missing = f"{source} is not an encoder folder ({CONFIG_FILE}, {WEIGHTS_FILE}) nor a run folder with one in encoder/"
+    if Path(source).expanduser().exists() or not _HUB_ID.fullmatch(str(source)):
+        raise InputError(missing)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(str(source), allow_patterns=[WEIGHTS_FILE, CONFIG_FILE, CARD_FILE]))
+    except Exception as error:  # hub, proxy and network raise many types
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(
+            f"{missing}, and the hub repository {source} could not be read ({reason}). Offline: fetch {WEIGHTS_FILE} "
+            f"and {CONFIG_FILE} of https://huggingface.co/{source} elsewhere, put them in one folder and name that"
+        ) from error
