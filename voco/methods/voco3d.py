@@ -57,12 +57,14 @@ class Inspection:
         base_cosine: (B, N, N) student bases against each other.
         features: (B, N+Q, F) encoder features, base crops first.
         embeddings: (B, N+Q, P) student projections.
+        teacher_embeddings: (B, N+Q, P) teacher projections of the same crops; None without a teacher.
     """
 
     cosine: Tensor
     base_cosine: Tensor
     features: Tensor
     embeddings: Tensor
+    teacher_embeddings: Tensor | None = None
 
 
 class VoCo3D(nn.Module):
@@ -177,6 +179,7 @@ class VoCo3D(nn.Module):
             base_cosine=cosine(base, base),
             features=features.float().unflatten(0, starts.shape[:2]),
             embeddings=student,
+            teacher_embeddings=teacher,
         )
 
     def loss_terms(self, cosine: Tensor, labels: Tensor) -> dict[str, Tensor]:
