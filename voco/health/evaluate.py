@@ -20,6 +20,7 @@ from voco.health.scores import (
     tally_scans,
 )
 from voco.health.windows import EvalWindow, draw_queries, slab_bases
+from voco.losses import cosine
 
 
 def evaluate(
@@ -60,7 +61,7 @@ def evaluate(
     with evaluating(method):
         clean = _inspect(method, hu, bases, asked.starts, None, **settings)
         shifted = _inspect(method, hu, bases, asked.starts, asked.shift, **settings)
-        tallies = _loss_tallies(method, scan, clean["cosine"], asked.labels)
+        tallies = _loss_tallies(method, scan, clean["cosine"], asked.labels) | _inter_tally(method, scan, clean)
         tallies |= _base_tallies(scan, clean["base_cosine"], getattr(getattr(method, "options", None), "reg_power", 2))
         tallies |= _order_tallies(scan, clean, asked.labels)
         tallies |= _position_tallies("position", scan, clean, shifted, asked.labels)
@@ -94,7 +95,7 @@ def evaluate_histogram(
     scan, tallies = np.array([w.scan for w in windows]), {}
     asked = draw_queries(windows, geometry, queries, seed, shift_range, slabs=False)
 
-    def cosine(hu, bases, asked, shift):
+    def compare(hu, bases, asked, shift):
         found = []
         for i, window in enumerate(hu):
             starts = torch.cat([bases, asked.starts[i]])[None]
@@ -104,14 +105,14 @@ def evaluate_histogram(
         return {"cosine": np.stack(found)}
 
     hu, bases = [w.hu for w in windows], geometry.base_starts()
-    clean, shifted = cosine(hu, bases, asked, None), cosine(hu, bases, asked, asked.shift)
+    clean, shifted = compare(hu, bases, asked, None), compare(hu, bases, asked, asked.shift)
     tallies |= _order_tallies(scan, clean, asked.labels)
     tallies |= _position_tallies("position", scan, clean, shifted, asked.labels)
     deep = [w for w in windows if w.slabs is not None]
     if deep:
         asked = draw_queries(deep, geometry, queries, seed, shift_range, slabs=True)
         slabs, scan, bases = [w.slabs for w in deep], np.array([w.scan for w in deep]), slab_bases(geometry)
-        clean, shifted = cosine(slabs, bases, asked, None), cosine(slabs, bases, asked, asked.shift)
+        clean, shifted = compare(slabs, bases, asked, None), compare(slabs, bases, asked, asked.shift)
         tallies |= _position_tallies("disjoint", scan, clean, shifted, asked.labels)
     return _report(name, windows, queries, seed, tallies, {})
 
@@ -139,22 +140,32 @@ def calibrate_batchnorm(
     layers = [
         m
         for m in method.modules()
-        if isinstance(m, torch.nn.modules.batchnorm._BatchNorm) and m.track_running_stats and m.running_mean is not None
+        if isinstance(m, torch.nn.modules.batchnorm._BatchNorm) and m.running_mean is not None
     ]
-    if not layers:
-        return 0
-    momenta = [m.momentum for m in layers]
-    with evaluating(method):
-        for layer in layers:
-            layer.reset_running_stats()
-            layer.momentum = None  # cumulative average over all passes
-            layer.train()
-        asked = draw_queries(windows, method.geometry, method.geometry.random_crops, 0, 0.0, slabs=False)
-        settings = {"batch_volumes": batch_volumes, "device": torch.device(device), "autocast_dtype": None}
-        _inspect(method, [w.hu for w in windows], method.geometry.base_starts(), asked.starts, None, **settings)
-    for layer, momentum in zip(layers, momenta):
-        layer.momentum = momentum
-    return len(layers)
+    seen = {layer: [] for layer in layers}
+
+    def normalise_by_batch(layer, inputs):
+        # evaluation mode with this batch's statistics: as training mode, but on this process alone
+        x = inputs[0].detach().float()
+        var, mean = torch.var_mean(x, [0, *range(2, x.dim())], correction=0)
+        seen[layer].append((mean, var))
+        layer.running_mean.copy_(mean)
+        layer.running_var.copy_(var)
+
+    hooks = [layer.register_forward_pre_hook(normalise_by_batch) for layer in layers]
+    try:
+        with evaluating(method):
+            asked = draw_queries(windows, method.geometry, method.geometry.random_crops, 0, 0.0, slabs=False)
+            settings = {"batch_volumes": batch_volumes, "device": torch.device(device), "autocast_dtype": None}
+            _inspect(method, [w.hu for w in windows], method.geometry.base_starts(), asked.starts, None, **settings)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for layer, statistics in seen.items():
+        if statistics:
+            layer.running_mean.copy_(torch.stack([mean for mean, _ in statistics]).mean(0))
+            layer.running_var.copy_(torch.stack([var for _, var in statistics]).mean(0))
+    return sum(bool(statistics) for statistics in seen.values())
 
 
 @contextlib.contextmanager
@@ -196,20 +207,36 @@ def _inspect(method, hu, bases, starts, shift, *, batch_volumes, device, autocas
                 "base_cosine": found.base_cosine[:kept].float().cpu().numpy(),
                 "base_features": features[:, : len(bases)],
                 "encoder_cosine": standardised_cosine(features[:, : len(bases)], features[:, len(bases) :]),
+                "neighbour": np.roll(index, -1)[:kept],
             }
         )
+        if getattr(found, "teacher_embeddings", None) is not None:
+            for key, rows in (("inter_cosine", found.embeddings), ("inter_target", found.teacher_embeddings)):
+                across = cosine(rows[:, len(bases) :], rows[:, : len(bases)].roll(-1, 0))
+                parts[-1][key] = across[:kept].cpu().numpy()
     return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
 
-def _loss_tallies(method, scan, cosine, labels) -> dict[str, Tally]:
+def _loss_tallies(method, scan, similarity, labels) -> dict[str, Tally]:
     # the negative term is a mean over empty cells of one volume: queries go in groups of the size seen in training
-    group = min(method.geometry.random_crops, cosine.shape[1])
-    used = cosine.shape[1] // group * group
+    group = min(method.geometry.random_crops, similarity.shape[1])
+    used = similarity.shape[1] // group * group
     terms = []
-    for one, label in zip(cosine[:, :used], labels[:, :used]):
+    for one, label in zip(similarity[:, :used], labels[:, :used]):
         one, label = (torch.from_numpy(x).float().reshape(-1, group, x.shape[-1]) for x in (one, label))
         terms.append({k: float(torch.as_tensor(v).mean()) for k, v in method.loss_terms(one, label).items()})
     return {k: tally_scans(scan, np.array([t[k] for t in terms])) for k in terms[0]}
+
+
+def _inter_tally(method, scan, found) -> dict[str, Tally]:
+    """Queries of a window against the bases of its neighbour in the batch, where that is another scan."""
+    if "inter_cosine" not in found or getattr(getattr(method, "options", None), "inter_weight", 1.0) == 0:
+        return {}
+    pairs = scan[found["neighbour"]] != scan
+    if not pairs.any():
+        return {}
+    target = np.maximum(found["inter_target"][pairs], 0.0)
+    return {"inter": _loss_tallies(method, scan[pairs], found["inter_cosine"][pairs], target)["intra"]}
 
 
 def _order_tallies(scan, found, labels) -> dict[str, Tally]:
