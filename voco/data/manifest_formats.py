@@ -1,0 +1,214 @@
+"""Lists of scans that others have written: CSV, Decathlon JSON (nnU-Net, MONAI), nnssl ``pretrain_data.json``."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from voco.errors import InputError
+
+CSV_COLUMNS = ("path", "patient", "series", "case", "split")
+TRAIN, HELDOUT, TEST = "train", "heldout", "test"
+_SPLITS = {
+    **dict.fromkeys(("train", "training", "tr"), TRAIN),
+    **dict.fromkeys(("heldout", "held-out", "held_out", "val", "valid", "validation", "dev"), HELDOUT),
+    **dict.fromkeys(("test", "testing", "ts"), TEST),
+}
+# nnssl collections mix modalities; these are CT, and so is one that is not named.
+_CT_NAMES = {"", "ct", "cta", "ctpa", "cect", "nect", "ncct", "ldct", "cbct", "computed tomography", "unknown", "none"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One scan of a list: where it is, and what the list says about it.
+
+    Attributes:
+        name: the path as written, for messages.
+        path: the same, absolute.
+        patient, series, case, split: None where the list does not say; split is train, heldout or test.
+    """
+
+    name: str
+    path: Path
+    patient: str | None = None
+    series: str | None = None
+    case: str | None = None
+    split: str | None = None
+
+
+@dataclass
+class Listing:
+    """Rows of a list, entries that name no usable path as (entry, reason), and sentences for the user."""
+
+    rows: list[Row] = field(default_factory=list)
+    rejected: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def read_list(path: Path) -> Listing:
+    """Read a list of scans by its suffix: ``.csv``/``.tsv``, or one of the two kinds of JSON.
+
+    Raises:
+        InputError: another kind of file, or one that does not have the fields of its kind.
+    """
+    if path.suffix.lower() in (".csv", ".tsv"):
+        return read_csv(path)
+    if path.suffix.lower() != ".json":
+        raise InputError(
+            f"{path} is not a data root: give a folder, a CSV with a path column, a Decathlon dataset.json or an nnssl "
+            "pretrain_data.json"
+        )
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is no valid JSON: {error}") from None
+    if isinstance(data, dict) and ("datasets" in data or "subjects" in data):
+        return read_nnssl(path, data)
+    if isinstance(data, dict) and any(isinstance(data.get(key), list) for key in _SPLITS):
+        return read_decathlon(path, data)
+    found = ", ".join(map(str, list(data)[:8])) if isinstance(data, dict) else type(data).__name__
+    raise InputError(
+        f"{path} holds {found}; expected a Decathlon list (training, validation, test) or an nnssl collection "
+        "(datasets)"
+    )
+
+
+def read_csv(path: Path) -> Listing:
+    """Read columns path, patient, series, case, split; paths are relative to the folder of the file.
+
+    Raises:
+        InputError: no path column, a misspelt column, or an unknown split.
+    """
+    listing = Listing()
+    with open(path, newline="", encoding="utf-8-sig", errors="strict") as file:
+        try:
+            text = file.read()
+        except UnicodeDecodeError:
+            raise InputError(f"{path} is not UTF-8 text; save it as CSV UTF-8") from None
+    first = text.split("\n", 1)[0]
+    delimiter = max(",;\t", key=first.count)
+    reader = csv.DictReader(text.splitlines(), delimiter=delimiter, skipinitialspace=True)
+    names = [(name or "").strip() for name in reader.fieldnames or []]
+    reader.fieldnames = names
+    _check_columns(path, names, listing)
+    for number, line in enumerate(reader, start=2):
+        values = {key: (line.get(key) or "").strip() or None for key in CSV_COLUMNS}
+        name = values["path"]
+        if name is None:
+            if any(value and str(value).strip() for value in line.values()):
+                listing.rejected.append((f"line {number}", f"line {number} of {path.name} has no path"))
+            continue
+        split = _split(values["split"], f"{path}, line {number}")
+        where = path.parent / Path(name).expanduser()
+        listing.rows.append(Row(name, where, values["patient"], values["series"], values["case"], split))
+    return listing
+
+
+def _check_columns(path: Path, names: list[str], listing: Listing) -> None:
+    extra = [name for name in names if name and name not in CSV_COLUMNS]
+    for name in extra:
+        plain = re.sub(r"[^a-z]", "", name.lower()).removesuffix("id").removesuffix("uid")
+        close = difflib.get_close_matches(plain, CSV_COLUMNS, n=1, cutoff=0.8)
+        if close and close[0] not in names:
+            raise InputError(f"{path}: column {name!r} looks like {close[0]!r}; rename it so that it is used")
+    if "path" not in names:
+        raise InputError(
+            f"{path} has no path column, only {', '.join(names) or 'an empty first line'}; the first line must name "
+            f"the columns: {', '.join(CSV_COLUMNS)} (all but path may be missing)"
+        )
+    if len(set(names)) < len(names):
+        twice = [name for name, count in Counter(names).items() if count > 1]
+        raise InputError(f"{path}: columns named twice: {', '.join(map(repr, twice))}")
+    if extra:
+        listing.notes.append(f"columns of {path.name} that are not used here: {', '.join(extra)}")
+
+
+def _split(value: str | None, where: str) -> str | None:
+    if value is None:
+        return None
+    if value.lower() not in _SPLITS:
+        raise InputError(f"{where}: split {value!r} is not one of train, heldout (or validation), test")
+    return _SPLITS[value.lower()]
+
+
+def read_decathlon(path: Path, data: dict) -> Listing:
+    """Read ``training``, ``validation``, ``test``: lists of ``{"image": file}`` or file names, relative to the JSON."""
+    listing = Listing()
+    for key, split in _SPLITS.items():
+        items = data.get(key)
+        if not isinstance(items, list):
+            continue
+        for number, item in enumerate(items):
+            image = item.get("image") if isinstance(item, dict) else item
+            if isinstance(image, list) and len(image) == 1:
+                image = image[0]
+            if not isinstance(image, str) or not image:
+                what = f"{len(image)} images" if isinstance(image, list) else "no image"
+                listing.rejected.append((f"{key}[{number}]", f"entry {number} of {key!r} names {what}; expected one"))
+                continue
+            given = item if isinstance(item, dict) else {}
+            patient = next((str(given[k]) for k in ("patient", "patient_id", "subject") if given.get(k)), None)
+            listing.rows.append(Row(image, path.parent / Path(image).expanduser(), patient, split=split))
+    return listing
+
+
+def read_nnssl(path: Path, data: dict) -> Listing:
+    """Read an nnssl collection: datasets, subjects, sessions, images; a subject of a dataset is a patient.
+
+    A path may begin with ``$NAME``: the environment variable of that name or, where it is not set, the folder above
+    the JSON under which the rest of the path exists (nnssl keeps the JSON inside the folder that the variable names).
+    """
+    listing = Listing()
+    other: Counter[str] = Counter()
+    try:
+        for patient, image in _nnssl_images(data):
+            name = image.get("image_path") or image.get("path")
+            modality = str(image.get("modality") or "").strip()
+            if modality.lower() not in _CT_NAMES:
+                other[modality] += 1
+            elif not name:
+                listing.rejected.append((str(image.get("name")), "the image has no image_path"))
+            else:
+                where, problem = _resolve(str(name), path.parent)
+                if problem:
+                    listing.rejected.append((str(name), problem))
+                else:
+                    listing.rows.append(Row(str(name), where, patient))
+    except (AttributeError, TypeError, KeyError) as error:
+        raise InputError(
+            f"{path} does not have the form of an nnssl collection (datasets, subjects, sessions, images): "
+            f"{type(error).__name__} {error}"
+        ) from None
+    if other:
+        named = ", ".join(f"{count} {name}" for name, count in other.most_common())
+        listing.notes.append(f"images that are not CT were left out: {named}")
+    return listing
+
+
+def _nnssl_images(data: dict) -> Iterator[tuple[str, dict]]:
+    datasets = data.get("datasets", {"": data})
+    for key, dataset in datasets.items():
+        index = str(dataset.get("dataset_index", key))
+        for subject_id, subject in dataset["subjects"].items():
+            for session in subject["sessions"].values():
+                for image in session["images"]:
+                    yield f"{index}/{subject_id}", image
+
+
+def _resolve(name: str, folder: Path) -> tuple[Path, str | None]:
+    if not name.startswith("$"):
+        return folder / name, None
+    variable, _, rest = name[1:].partition("/")
+    if variable in os.environ:
+        return Path(os.environ[variable]) / rest, None
+    for above in (folder, *folder.absolute().parents):
+        if (above / rest).exists():
+            return above / rest, None
+    return folder, f"{name} needs the environment variable {variable}, which is not set"

@@ -1,0 +1,344 @@
+"""Prepare a cohort: read each scan, crop, resample, store. Parallel, restartable at any moment, safe to run twice.
+
+Each entry is named after its source files (path, size, time), the settings and the format, so an entry that exists
+is an entry that is right, and one that has become stale is never found again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from voco import __version__
+from voco.data.cache import TEMPORARY, entry_key, entry_path, read_footer, write_atomic, write_entry
+from voco.data.manifest import Case, Rejection
+from voco.data.pool import Crashed, run_isolated
+from voco.data.progress import Progress
+from voco.data.resample import body_box, parse_spacing, resample, rescale_affine
+from voco.errors import InputError, ScanError
+
+_REJECTED = ".rejected.json"
+_STALE_SECONDS = 6 * 3600
+# After so many new entries their mean size foretells what the rest will need.
+_SAMPLE = 8
+
+
+@dataclass(frozen=True)
+class PrepareSettings:
+    """What is done to a scan before it is stored.
+
+    Attributes:
+        spacing_mm: one value or (D, H, W) in mm; None or ``"native"`` keeps the scan's own spacing of that axis.
+        crop_body: keep only the bounding box of the patient.
+        antialias: average instead of interpolating where an axis is made coarser.
+    """
+
+    spacing_mm: tuple[float | None, float | None, float | None] = (1.5, 1.5, 1.5)
+    crop_body: bool = False
+    antialias: bool = False
+
+    def __post_init__(self):
+        object.__setattr__(self, "spacing_mm", parse_spacing(self.spacing_mm))
+
+
+@dataclass(frozen=True)
+class PreparedEntry:
+    """One prepared scan: where it lies, its (D, H, W) shape and spacing in mm, and its size on disk."""
+
+    case: Case
+    path: Path
+    shape: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float]
+    bytes: int = 0
+
+
+@dataclass
+class PrepareResult:
+    """Entries in the order of the cases, the scans that could not be prepared, and what was done."""
+
+    entries: list[PreparedEntry] = field(default_factory=list)
+    rejected: list[Rejection] = field(default_factory=list)
+    made: int = 0
+    reused: int = 0
+
+    @property
+    def bytes_per_voxel(self) -> float:
+        """Mean over all voxels of all entries."""
+        voxels = sum(int(np.prod(entry.shape)) for entry in self.entries)
+        return sum(entry.bytes for entry in self.entries) / max(1, voxels)
+
+
+@dataclass(frozen=True)
+class _Job:
+    case: Case
+    root: Path
+    cache: Path
+    settings: PrepareSettings
+    key: str
+
+
+def prepare(
+    cases: Sequence[Case],
+    root: str | Path,
+    cache_dir: str | Path,
+    settings: PrepareSettings | None = None,
+    workers: int = 1,
+    progress: bool = True,
+    retry_rejected: bool = False,
+) -> PrepareResult:
+    """Make the entries that are missing in a cache.
+
+    Any number of processes may prepare into the same folder; at worst they make an entry twice, equally.
+
+    Args:
+        cases: of a manifest; their paths are relative to ``root``.
+        root: folder of the scans.
+        cache_dir: folder of the entries; made where missing.
+        settings: geometry.
+        workers: processes. One reads in this process; more are spawned, each holds one scan in memory, and the death
+            of one costs no more than the scan it was reading.
+        progress: show a bar (or lines, where stderr is no terminal).
+        retry_rejected: try scans again that this version has found unusable before.
+
+    Returns:
+        Entries for all cases that can be used, whether made now or before.
+
+    Raises:
+        InputError: no space is left, or the cache folder cannot be written.
+    """
+    root, cache = Path(root), _cache_folder(cache_dir)
+    settings = settings or PrepareSettings()
+    # Checking is waiting for the file system, so threads help also on one core.
+    with ThreadPoolExecutor(16) as pool:
+        known = list(pool.map(lambda case: _lookup(case, root, cache, settings, retry_rejected), cases))
+    jobs = [item for item in known if isinstance(item, _Job)]
+    result = PrepareResult(reused=sum(isinstance(item, PreparedEntry) for item in known))
+    if jobs:
+        fresh = _make(jobs, workers, progress, cache)
+        result.made = sum(isinstance(item, PreparedEntry) for item in fresh.values())
+        known = [fresh[item.key] if isinstance(item, _Job) else item for item in known]
+    result.entries = [item for item in known if isinstance(item, PreparedEntry)]
+    result.rejected = [item for item in known if isinstance(item, Rejection)]
+    return result
+
+
+def _cache_folder(cache_dir: str | Path) -> Path:
+    cache = Path(cache_dir)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        names = [entry.name for entry in os.scandir(cache) if entry.name.startswith(TEMPORARY)]
+    except OSError as error:
+        raise InputError(f"the cache folder {cache} cannot be used: {error.strerror}") from None
+    if not os.access(cache, os.W_OK):
+        raise InputError(f"the cache folder {cache} cannot be written to: choose another, or change its permissions")
+    for name in names:  # left by a process that was killed; young ones may belong to a process that still runs
+        with contextlib.suppress(OSError):
+            if time.time() - (cache / name).stat().st_mtime > _STALE_SECONDS:
+                (cache / name).unlink()
+    return cache
+
+
+def source_files(root: Path, case: Case) -> list[Path]:
+    """All files that a case is read from, also the voxels that an MHD or NHDR header points to."""
+    if case.files:
+        return [root / name for name in case.files]
+    path = root / case.path
+    if path.is_dir():
+        return sorted(item for item in path.rglob("*") if item.is_file())
+    return [path, *_detached(path)]
+
+
+def _detached(path: Path) -> list[Path]:
+    marks = {".mhd": b"ElementDataFile", ".nhdr": b"data file"}
+    mark = marks.get(path.suffix.lower())
+    if mark is None:
+        return []
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        for line in file.read(65536).splitlines():
+            name, found, value = line.replace(b":", b"=", 1).partition(b"=")
+            if found and name.strip().lower().replace(b"datafile", b"data file") in (mark.lower(), b"data file"):
+                data = path.parent / os.fsdecode(value.strip())
+                return [data] if data.is_file() else []
+    return []
+
+
+def case_key(case: Case, root: Path, settings: PrepareSettings) -> str:
+    """Name of the entry of a case: relative path, size and time of each source file, series, settings, format.
+
+    Raises:
+        ScanError: a source file is gone.
+    """
+    identity = []
+    for path in source_files(root, case):
+        try:
+            stat = path.stat()
+        except OSError as error:
+            raise ScanError(f"{case.path}: {error.strerror}") from None
+        identity.append([os.path.relpath(path, root).replace(os.sep, "/"), stat.st_size, stat.st_mtime_ns])
+    return entry_key(sorted(identity), case.series, asdict(settings))
+
+
+def _lookup(case: Case, root: Path, cache: Path, settings: PrepareSettings, retry: bool):
+    try:
+        key = case_key(case, root, settings)
+    except ScanError as error:
+        return Rejection(case.path, str(error))
+    path = entry_path(cache, key)
+    footer = read_footer(path)
+    if footer is not None:
+        return _entry(case, path, footer)
+    if not retry:
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            found = json.loads((cache / f"{key}{_REJECTED}").read_text())
+            # Another version may be able to read it.
+            if found["version"] == __version__:
+                return Rejection(case.path, found["reason"])
+    return _Job(case, root, cache, settings, key)
+
+
+def _entry(case: Case, path: Path, footer: dict) -> PreparedEntry:
+    return PreparedEntry(case, path, tuple(footer["shape"]), tuple(footer["spacing_mm"]), footer["bytes"])
+
+
+def _make(jobs: list[_Job], workers: int, show: bool, cache: Path) -> dict[str, PreparedEntry | Rejection]:
+    unique = list({job.key: job for job in jobs}.values())
+    # Spread over the cohort, so that the first few foretell the whole.
+    stride = max(1, len(unique) // _SAMPLE)
+    order = [unique[i] for offset in range(stride) for i in range(offset, len(unique), stride)]
+    if workers > 1 and len(order) > 1:
+        outcomes = run_isolated(prepare_case, order, min(workers, len(order)))
+    else:
+        outcomes = ((index, prepare_case(job)) for index, job in enumerate(order))
+    bar = Progress("prepare", len(order), show)
+    done: dict[str, PreparedEntry | Rejection] = {}
+    written = made = 0
+    try:
+        with contextlib.closing(outcomes):
+            for index, outcome in outcomes:
+                if isinstance(outcome, OSError):
+                    raise InputError(_disk_message(cache, outcome))
+                if isinstance(outcome, Crashed):
+                    outcome = Rejection(order[index].case.path, outcome.reason)
+                done[order[index].key] = outcome
+                bar.step()
+                if isinstance(outcome, PreparedEntry):
+                    written, made = written + outcome.bytes, made + 1
+                    if made == _SAMPLE or made % 100 == 0:
+                        _check_space(cache, written / made, len(order) - len(done), bar)
+    finally:
+        bar.close()
+    return done
+
+
+def _check_space(cache: Path, each: float, left: int, bar: Progress) -> None:
+    free = shutil.disk_usage(cache).free
+    if each * left > 0.98 * free:
+        raise InputError(
+            f"the disk of {cache} has {free / 1e9:.1f} GB free, and the {left} scans still to prepare need about "
+            f"{each * left / 1e9:.1f} GB ({each / 1e6:.1f} MB each): free some, choose another cache folder, or a "
+            "coarser spacing. What is prepared so far is kept"
+        )
+    if bar.done == _SAMPLE and left > 50:
+        bar.say(f"about {each * left / 1e9:.1f} GB more for {left} scans; {free / 1e9:.1f} GB are free")
+
+
+def _disk_message(cache: Path, error: OSError) -> str:
+    return (
+        f"writing to {cache} failed: {error.strerror}. What is prepared so far is kept: make room, or name another "
+        "cache folder, and start the same command again"
+    )
+
+
+def prepare_case(job: _Job) -> PreparedEntry | Rejection | OSError:
+    """Prepare one scan in the process that calls. Returns what came of it and raises nothing, whatever the scan."""
+    from voco.data.volume import read_volume
+
+    try:
+        files = [job.root / name for name in job.case.files] or None
+        volume = read_volume(job.root / job.case.path, series=job.case.series, files=files)
+        array, spacing, meta = prepare_volume(volume, job.settings)
+    except ScanError as error:
+        return _reject(job, str(error), sticky=True)
+    except Exception as error:
+        return _reject(job, f"{type(error).__name__}: {error}", sticky=False)
+    meta["case"] = {"id": job.case.id, "path": job.case.path, "patient": job.case.patient, "series": job.case.series}
+    meta["key"], meta["version"] = job.key, __version__
+    path = entry_path(job.cache, job.key)
+    try:
+        size = write_entry(path, array, spacing, meta)
+    except OSError as error:
+        return OSError(error.errno, error.strerror or str(error))
+    return PreparedEntry(job.case, path, array.shape, spacing, size)
+
+
+def _reject(job: _Job, reason: str, sticky: bool) -> Rejection:
+    # Reasons are stored and shown: the folder that the user keeps the scans in is nobody's business.
+    if job.root != Path("."):
+        reason = reason.replace(f"{job.root}{os.sep}", "").replace(f"{job.root}:", f"{job.case.path}:")
+    if sticky:
+        with contextlib.suppress(OSError):
+            text = json.dumps({"version": __version__, "path": job.case.path, "reason": reason})
+            write_atomic(job.cache / f"{job.key}{_REJECTED}", text.encode())
+    return Rejection(job.case.path, reason)
+
+
+def prepare_volume(volume, settings: PrepareSettings) -> tuple[np.ndarray, tuple[float, float, float], dict]:
+    """Crop and resample one volume.
+
+    Args:
+        volume: canonical, see ``voco.read_volume``.
+        settings: geometry.
+
+    Returns:
+        (D, H, W) int16 HU, its spacing in mm, and metadata: ``affine`` of the prepared grid, ``spacing_mm``, ``shape``,
+        ``settings``, what the scan was before, and ``slices``: for each source slice its UID, z in mm, whether its
+        voxels are in the scan, and its fractional D index in the prepared grid.
+    """
+    box = tuple(slice(0, size) for size in volume.array.shape)
+    if settings.crop_body:
+        box = body_box(volume.array, volume.spacing_mm)
+    array, spacing = resample(volume.array[box], volume.spacing_mm, settings.spacing_mm, settings.antialias)
+    start = [part.start for part in box]
+    scale = [new / old for new, old in zip(spacing, volume.spacing_mm)]
+    meta = {
+        "settings": asdict(settings),
+        "shape": list(array.shape),
+        "spacing_mm": list(spacing),
+        "affine": rescale_affine(volume.affine, start, scale).tolist(),
+        "source": {
+            "study": volume.source.study,
+            "shape": list(volume.array.shape),
+            "spacing_mm": [float(mm) for mm in volume.spacing_mm],
+            "box": [[part.start, part.stop] for part in box],
+        },
+        "slices": None,
+    }
+    if volume.slices is not None:
+        index = (depth_index(volume.affine, volume.array.shape, [s.z_mm for s in volume.slices]) - start[0]) / scale[0]
+        meta["slices"] = [
+            {"sop_uid": s.sop_uid, "z_mm": s.z_mm, "kept": s.kept, "index": float(i)}
+            for s, i in zip(volume.slices, index)
+        ]
+    return np.ascontiguousarray(array), spacing, meta
+
+
+def depth_index(affine: np.ndarray, shape: Sequence[int], z_mm: Sequence[float]) -> np.ndarray:
+    """Fractional D index of planes whose middle lies at ``z_mm``; outside the array it runs on, below 0 and above D-1.
+
+    Args:
+        affine: (4, 4), (d, h, w, 1) index to LPS mm.
+        shape: (D, H, W); the middle of a plane is the middle of H and W.
+        z_mm: LPS z of the middles.
+    """
+    affine = np.asarray(affine, float)
+    middle = affine[2, 3] + affine[2, 1] * (shape[1] - 1) / 2 + affine[2, 2] * (shape[2] - 1) / 2
+    return (np.asarray(z_mm, float) - middle) / affine[2, 0]
