@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import numpy as np
@@ -39,7 +40,7 @@ from voco.losses import voco_cross_entropy
 from voco.reference import reference_lines
 
 GEOMETRY = Geometry(crop=8)
-REFERENCES = reference_lines(Geometry())
+REFERENCES = asdict(reference_lines(Geometry()))
 
 
 class ArrayVolume:
@@ -433,3 +434,33 @@ def test_differences_are_paired_and_against_the_constant_of_the_score():
     line = evaluate_histogram(build_eval_windows(noise_volumes(2), GEOMETRY, seed=0), GEOMETRY, (-1000, 500), seed=0)
     with pytest.raises(InputError, match="same windows"):
         differences(report, {"histogram": line}, REFERENCES)
+
+
+# ---- the real method
+
+
+def test_loss_terms_of_the_method_are_those_of_its_forward_pass():
+    from voco.crops import Augmentation
+    from voco.encoders import create_encoder
+    from voco.health.windows import draw_queries
+    from voco.methods.voco3d import VoCo3D
+
+    torch.manual_seed(0)
+    geometry = Geometry(crop=16)
+    method = VoCo3D(create_encoder("cnn3d_s"), geometry, Augmentation()).train()
+    windows = build_eval_windows(noise_volumes(2, (34, 50, 60)), geometry, seed=0, per_scan=1)
+    assert calibrate_batchnorm(method, windows) > 0
+    report = evaluate(method, windows, seed=5, queries=2)
+    asked = draw_queries(windows, geometry, 2, 5, 0.1, slabs=False)
+    nothing = {"flips": torch.zeros(2, 11, 3).bool(), "turns": torch.zeros(2, 11).long(), "shift": torch.zeros(2, 11)}
+    hu = torch.from_numpy(np.stack([w.hu for w in windows]))
+    with torch.no_grad():
+        expected = method.eval()({"hu": hu, "case": torch.tensor([0, 1]), "starts": asked.starts, **nothing})
+    for name in ("intra", "intra_positive", "intra_negative", "inter", "reg"):
+        assert report.score(name) == pytest.approx(float(expected[name]), abs=1e-5), name
+    assert 1 < report.score("effective_rank") <= 17
+    line = evaluate_histogram(windows, geometry, outer_window(method.encoder.input_spec.windows), seed=5, queries=2)
+    found = differences(report, {"histogram": line}, REFERENCES)
+    assert set(found) == {f"{k}_accuracy{b}" for k in ("position", "disjoint") for b in ("", "_balanced")}
+    lonely = evaluate(method, windows[:1], seed=5, queries=2)
+    assert lonely.score("inter") is None and lonely.interval("intra") is None

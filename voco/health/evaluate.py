@@ -142,6 +142,8 @@ def calibrate_batchnorm(
         for m in method.modules()
         if isinstance(m, torch.nn.modules.batchnorm._BatchNorm) and m.running_mean is not None
     ]
+    if not layers:
+        return 0
     seen = {layer: [] for layer in layers}
 
     def normalise_by_batch(layer, inputs):

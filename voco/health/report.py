@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from voco.health.scores import Tally, bootstrap_difference, bootstrap_interval
-from voco.reference import ReferenceLines
 
 # the headline last; balanced, because always guessing the centre cell is worth 0.25 in the plain scores of a 3x3 grid
 POSITION_SCORES = ("position_accuracy", "disjoint_accuracy")
@@ -90,20 +89,20 @@ class Difference:
         return self.low is not None and self.low > 0
 
 
-def constant_line(score: str, references: ReferenceLines) -> float:
+def constant_line(score: str, references: Mapping[str, float]) -> float:
     """What the best constant guess scores: ``balanced_chance`` for balanced scores, ``position_chance`` otherwise."""
-    return references.balanced_chance if score.endswith("_balanced") else references.position_chance
+    return float(references["balanced_chance" if score.endswith("_balanced") else "position_chance"])
 
 
 def differences(
-    report: HealthReport, lines: Mapping[str, HealthReport], references: ReferenceLines
+    report: HealthReport, lines: Mapping[str, HealthReport], references: Mapping[str, float]
 ) -> dict[str, dict[str, Difference]]:
     """Every position score minus each line, paired over scans.
 
     Args:
         report: the trained encoder.
         lines: reports of descriptors that learned nothing, by name (``untrained``, ``histogram``), on the same windows.
-        references: from ``voco.reference.reference_lines``.
+        references: fields of ``voco.reference.reference_lines``.
 
     Returns:
         score -> line -> difference; the lines are ``constant`` and the given ones.
@@ -129,7 +128,7 @@ def differences(
 
 def verdict(
     report: HealthReport,
-    references: ReferenceLines,
+    references: Mapping[str, float],
     *,
     step: int,
     warmup_steps: int,
@@ -143,7 +142,7 @@ def verdict(
 
     Args:
         report: the encoder as it is now.
-        references: from ``voco.reference.reference_lines`` for the geometry and loss of the run.
+        references: fields of ``voco.reference.reference_lines`` for the geometry and loss of the run.
         step: steps taken so far.
         warmup_steps: the loss is judged only after these.
         lines: the lines that need no learning, by name.
@@ -171,7 +170,7 @@ def verdict(
 
 
 def _about_loss(report, references, step, warmup_steps) -> list[str]:
-    intra, cosine, best = report.score("intra"), report.score("mean_cosine"), references.best_constant
+    intra, cosine, best = report.score("intra"), report.score("mean_cosine"), float(references["best_constant"])
     if intra is None or cosine is None:
         return []
     if not (math.isfinite(intra) and math.isfinite(cosine)):
