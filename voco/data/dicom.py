@@ -132,9 +132,7 @@ def _parts(headers: list[SliceHeader], rank: int, total: int) -> Iterable[_Found
         except ScanError as error:
             stack, why = None, str(error)
             if rank:
-                why = (
-                    f"{len(part)} of {total} images of the series, of another size or orientation than the rest: {why}"
-                )
+                why = f"{len(part)} of {total} images of the series, with another size or orientation: {why}"
         yield part, stack, number if len(parts) > 1 else 0, why
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 
@@ -21,7 +20,7 @@ _PLAIN = {
     "1.2.840.10008.1.2.2",
     "1.2.840.10008.1.2.5",
 }
-# Padding that maps into this range cannot be told from tissue and needs no replacing below it.
+# What a CT number reaches in 12 bits: a padding value above it cannot be tissue.
 MAX_TISSUE_HU = 3071
 
 
@@ -103,11 +102,10 @@ def decode(file: str, headers: list[SliceHeader]) -> Iterator[tuple[SliceHeader,
         raise ScanError(
             f"{file}: compressed frames with different rescale values; decompress it first (gdcmconv --raw)"
         )
-    values = _gdcm(file, headers[0].syntax)
-    if values.ndim != 3:
-        raise ScanError(f"{file}: colour pixels; expected Hounsfield units")
+    values, padding = _gdcm(file, headers[0].syntax)
     for header in headers:
-        yield header, np.rint(values[max(header.frame, 0)]).astype(np.int32)
+        hu = np.rint(values[max(header.frame, 0)]).astype(np.int32)
+        yield header, _without_padding(hu, header.rescale or (1.0, 0.0), padding)
 
 
 def _stored(file: str) -> tuple[np.ndarray, tuple[float, float] | None]:
@@ -118,23 +116,25 @@ def _stored(file: str) -> tuple[np.ndarray, tuple[float, float] | None]:
     if not getattr(ds.file_meta, "TransferSyntaxUID", None):
         ds.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian
     values = ds.pixel_array
-    signed = int(ds.PixelRepresentation) == 1
     spare = int(ds.BitsAllocated) - int(ds.BitsStored)
     if spare and values.dtype.kind in "iu":
         # Old scanners keep overlays in the unused high bits.
         wide = values.astype(values.dtype.newbyteorder("="), copy=True)
         values = (wide << spare) >> spare
+    return values, _padding(ds)
+
+
+def _padding(ds) -> tuple[float, float] | None:
+    """Return the lowest and highest stored value that marks the outside of the field of view, None if none does."""
     low = ds.get("PixelPaddingValue")
     if low is None:
-        return values, None
+        return None
     high = ds.get("PixelPaddingRangeLimit", low)
-    low, high = (
-        int.from_bytes(v[:2], "little", signed=signed) if isinstance(v, bytes) else int(v) for v in (low, high)
-    )
-    if signed:
+    low, high = (int.from_bytes(v[:2], "little") if isinstance(v, bytes) else int(v) for v in (low, high))
+    if int(ds.PixelRepresentation) == 1:
         # Written as unsigned where the VR was not known: 63536 is -2000.
         low, high = (v - 65536 if v > 32767 else v for v in (low, high))
-    return values, (min(low, high), max(low, high))
+    return min(low, high), max(low, high)
 
 
 def _rescaled(stored: np.ndarray, rescale: tuple[float, float], padding: tuple[float, float] | None) -> np.ndarray:
@@ -143,24 +143,36 @@ def _rescaled(stored: np.ndarray, rescale: tuple[float, float], padding: tuple[f
         out = stored.astype(np.int32) * int(slope) + int(intercept)
     else:
         out = np.rint(stored * slope + intercept).astype(np.int32)
-    # A padding value of 0 in files that mean air or even water by it is left as it is.
-    if padding is not None and padding[0] * slope + intercept > MAX_TISSUE_HU:
-        out[(stored >= padding[0]) & (stored <= padding[1])] = AIR_HU
-    return out
+    return _without_padding(out, rescale, padding)
 
 
-def _gdcm(file: str, syntax: str) -> np.ndarray:
+def _without_padding(hu: np.ndarray, rescale: tuple[float, float], padding: tuple[float, float] | None) -> np.ndarray:
+    """Turn padding above every tissue (unsigned files) into air; below -1024 it becomes air anyway.
+
+    A padding value inside the range of tissue (0 is common, also where 0 means water) is not believed.
+    """
+    if padding is not None:
+        low, high = (round(v * rescale[0] + rescale[1]) for v in padding)
+        if low > MAX_TISSUE_HU:
+            hu[(hu >= low) & (hu <= high)] = AIR_HU
+    return hu
+
+
+def _gdcm(file: str, syntax: str) -> tuple[np.ndarray, tuple[float, float] | None]:
+    import pydicom
     import SimpleITK as sitk
 
+    tags = ["PixelPaddingValue", "PixelPaddingRangeLimit", "PixelRepresentation"]
     try:
-        with _quiet_itk():
-            return sitk.GetArrayFromImage(sitk.ReadImage(file, imageIO="GDCMImageIO"))
+        with _quiet_itk(), quiet_pydicom():
+            padding = _padding(pydicom.dcmread(file, stop_before_pixels=True, specific_tags=tags, force=True))
+            return sitk.GetArrayFromImage(sitk.ReadImage(file, imageIO="GDCMImageIO")), padding
     except RuntimeError as error:
         from pydicom.uid import UID
 
         raise ScanError(
-            f"{file}: pixels stored as {UID(syntax).name or syntax} cannot be decoded ({_last_line(error)}); the file is"
-            " damaged, or this compression is not supported: decompress it first (gdcmconv --raw, or dcmdjpeg)"
+            f"{file}: pixels stored as {UID(syntax).name or syntax} cannot be decoded ({_last_line(error)}); the file"
+            " is damaged, or this compression is not supported: decompress it first (gdcmconv --raw, or dcmdjpeg)"
         ) from None
 
 
@@ -204,9 +216,6 @@ def same_pixels(a: SliceHeader, b: SliceHeader) -> bool:
         return True
     if np.abs(np.subtract(a.position, b.position)).max() > 0.01 or a.rescale != b.rescale:
         return False
-    if Path(a.file).suffix and a.file == b.file:
-        pair = dict((h.frame, p) for h, p in decode(a.file, [a, b]))
-        return np.array_equal(pair[a.frame], pair[b.frame])
     try:
         left, right = (next(iter(decode(h.file, [h])))[1] for h in (a, b))
     except ScanError:

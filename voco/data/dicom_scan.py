@@ -13,12 +13,11 @@ from typing import NamedTuple
 from voco.data.privacy import hash_patient_id
 
 # Never DICOM: not even opened. Anything else is judged by its first bytes, because scanners often write no extension.
-OTHER_SUFFIXES = frozenset(
-    (".nii", ".gz", ".mha", ".mhd", ".raw", ".zraw", ".nrrd", ".nhdr", ".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tif")
-    + (".tiff", ".txt", ".csv", ".tsv", ".json", ".xml", ".html", ".htm", ".pdf", ".doc", ".docx", ".xls", ".xlsx")
-    + (".zip", ".tar", ".tgz", ".7z", ".npy", ".npz", ".pt", ".pth", ".md", ".py", ".yaml", ".yml", ".log", ".h5")
-    + (".b2nd", ".mp4", ".avi", ".mkv", ".safetensors", ".exe", ".dll", ".ini", ".inf", ".css", ".js")
-)
+_KINDS = """
+    nii gz mha mhd raw zraw nrrd nhdr png jpg jpeg gif bmp tif tiff txt csv tsv json xml html htm pdf doc docx xls xlsx
+    zip tar tgz 7z npy npz pt pth md py yaml yml log h5 b2nd mp4 avi mkv safetensors exe dll ini inf css js
+"""
+OTHER_KINDS = frozenset(_KINDS.split())
 DICOMDIR = "1.2.840.10008.1.3.10"
 # Where one series holds several volumes of the same place, one of these tells them apart; tried in this order.
 SPLIT_KEYS = (
@@ -116,7 +115,7 @@ def scan_headers(
 
 
 def _other(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in OTHER_SUFFIXES
+    return os.path.splitext(name)[1].lower().lstrip(".") in OTHER_KINDS
 
 
 def _read_batch(files: list[str]) -> list[SliceHeader | Unreadable]:

@@ -1,4 +1,4 @@
-"""The geometry of a DICOM series: which slices form one stack, in which order, how regular, and what is wrong with it."""
+"""The geometry of a DICOM series: which slices form one stack, in which order, how regular, what is wrong with it."""
 
 from __future__ import annotations
 

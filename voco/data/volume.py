@@ -1,4 +1,4 @@
-"""Any CT file or DICOM series -> the canonical volume: int16 Hounsfield units, axes toward Superior, Posterior, Left."""
+"""Any CT file or DICOM series -> the canonical volume: int16 Hounsfield units, toward Superior, Posterior, Left."""
 
 from __future__ import annotations
 
@@ -174,14 +174,14 @@ def hounsfield(values: np.ndarray, name: str) -> np.ndarray:
     low, high = values.min(), values.max()
     if low >= 0:
         raise ScanError(
-            f"{name}: values run from {low:g} to {high:g} with none below zero, so these are not Hounsfield units (air is"
-            " near -1000): this may be a mask, a grey-scale picture, an MR, or CT stored without its rescale intercept"
+            f"{name}: values run from {low:g} to {high:g} with none below zero: not Hounsfield units (air is near"
+            " -1000); this may be a mask, a grey-scale picture, an MR, or CT stored without its rescale intercept"
         )
     if high > np.iinfo(np.int16).max:
         share = np.count_nonzero(values > np.iinfo(np.int16).max) / values.size
         if share > MAX_SHARE_ABOVE_INT16:
             raise ScanError(
-                f"{name}: {share:.1%} of the voxels are above 32767 (largest {high:g}), so these are not Hounsfield units"
+                f"{name}: {share:.1%} of the voxels are above 32767 (largest {high:g}): not Hounsfield units"
             )
     out = np.clip(values, AIR_HU, np.iinfo(np.int16).max).astype(np.int16)
     if int(out.max()) - int(out.min()) < MIN_RANGE_HU:
