@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
@@ -109,8 +109,6 @@ class TrainConfig:
     """Largest gradient norm; 0 = no clipping (the published code never reaches its clipping)."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """auto: bf16 on a GPU that has it, else fp32. Cosines and logarithms are in fp32 always."""
-    sync_batchnorm: bool = True
-    """BatchNorm of the encoder over all processes, on CPU and GPU."""
     save_every: int = 500
     """Steps between checkpoints."""
     keep: int = 2
@@ -151,6 +149,15 @@ class LogConfig:
 
 CONFIG_DIR = Path(__file__).parent / "configs"
 
+
+def _by_group(flat: dict) -> dict:
+    """Values of a VoCo preset, filed under the groups of ``VoCo3DConfig``."""
+    nested: dict = {"region": flat["region"]} if "region" in flat else {}
+    for group, kind in (("geometry", Geometry), ("augmentation", Augmentation), ("options", VoCoOptions)):
+        nested |= {group: {f.name: flat[f.name] for f in fields(kind) if f.name in flat}}
+    return nested
+
+
 SCHEMA = Schema(
     prog="pretrain/run.py",
     description="Turn unlabeled CT scans into an encoder. Start with `accelerate launch pretrain/run.py …`.",
@@ -163,7 +170,7 @@ SCHEMA = Schema(
         "eval": EvalConfig,
         "log": LogConfig,
     },
-    presets={"method": {"voco3d": PRESETS}},
+    presets={"method": {"voco3d": {name: _by_group(values) for name, values in PRESETS.items()}}},
     config_dir=CONFIG_DIR,
 )
 

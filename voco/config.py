@@ -11,7 +11,7 @@ import dataclasses
 import re
 import sys
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ def parse(schema: Schema, argv: Sequence[str] | None = None) -> dict[str, Any]:
     """
     argv = _find_configs(list(sys.argv[1:] if argv is None else argv), schema)
     parser, classes = _build_parser(schema, argv)
-    argv = _join_lists(argv, classes, schema.top)
+    argv = _spell_out(argv, classes, schema.top)
     values = parser.parse_args(argv).as_dict()
     top = {f.name: values[f.name] for f in dataclasses.fields(schema.top)}
     return top | {prefix: _instance(cls, values[prefix]) for prefix, cls in classes.items()}
@@ -194,25 +194,34 @@ def _build_parser(schema: Schema, argv: list[str]):
     return parser, classes
 
 
-def _list_keys(prefix: str, cls: type) -> set[str]:
+def _keys(prefix: str, cls: type, wanted: Callable[[Any], bool]) -> set[str]:
+    """Options of a dataclass and of those inside it whose type is ``wanted``."""
     keys = set()
     for name, hint in typing.get_type_hints(cls).items():
         if dataclasses.is_dataclass(hint):
-            keys |= _list_keys(f"{prefix}{name}.", hint)
-        elif any(typing.get_origin(t) in (list, tuple) for t in (hint, *typing.get_args(hint))):
+            keys |= _keys(f"{prefix}{name}.", hint, wanted)
+        elif wanted(hint):
             keys.add(f"--{prefix}{name.rstrip('_')}")
     return keys
 
 
-def _join_lists(argv: list[str], classes: Mapping[str, type], top: type) -> list[str]:
-    """Let people write ``--data.spacing 5 1.25 1.25`` where the parser wants ``[5, 1.25, 1.25]``."""
-    keys = _list_keys("", top).union(*(_list_keys(f"{p}.", c) for p, c in classes.items()))
+def _is_list(hint) -> bool:
+    return any(typing.get_origin(t) in (list, tuple) for t in (hint, *typing.get_args(hint)))
+
+
+def _spell_out(argv: list[str], classes: Mapping[str, type], top: type) -> list[str]:
+    """Write ``--data.spacing 5 1.25 1.25`` as the parser wants it, ``[5, 1.25, 1.25]``, and ``--plan`` as true."""
+    groups = [("", top), *((f"{p}.", c) for p, c in classes.items())]
+    lists = set().union(*(_keys(p, c, _is_list) for p, c in groups))
+    flags = set().union(*(_keys(p, c, lambda hint: hint is bool) for p, c in groups))
     out, i = [], 0
     while i < len(argv):
         key, _, inline = argv[i].partition("=")
         i += 1
-        if key not in keys:
+        if key not in lists:
             out.append(argv[i - 1])
+            if argv[i - 1] in flags and (i == len(argv) or argv[i].startswith("--")):
+                out.append("true")
             continue
         values = [inline] if inline else []
         while i < len(argv) and (not argv[i].startswith("-") or _NUMBER.match(argv[i])):

@@ -56,23 +56,22 @@ class WindowDataset(Dataset):
         # A handle must never travel to another process: blosc2 would share its threads and hang.
         return {**self.__dict__, "_handles": OrderedDict(), "_order": None}
 
-    def locate(self, position: int) -> tuple[int, int, int]:
-        """(epoch, index in the epoch, patient) of a position."""
-        epoch, index = divmod(position, len(self.patients))
+    def _order_of(self, epoch: int) -> torch.Tensor:
         if self._order is None or self._order[0] != epoch:
             order = torch.randperm(len(self.patients), generator=generator(self.seed, "order", epoch))
             self._order = (epoch, order)
-        return epoch, index, int(self._order[1][index])
+        return self._order[1]
 
     def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
         """One sample: ``hu`` (D, H, W) int16, ``case`` (patient number), ``padded_share``, ``replaced``, and the draws.
 
-        A file that cannot be read any more is replaced by the next patient and counted, so that one bad scan never
-        stops a cohort; only when every patient fails is it an error.
+        A file that cannot be read any more is replaced by the epoch's next patient and counted, so that one bad scan
+        never stops a cohort; only when every patient fails is it an error.
         """
         reasons = []
+        epoch, index = divmod(position, len(self.patients))
         for attempt in range(len(self.patients)):
-            epoch, index, patient = self.locate(position + attempt)
+            patient = int(self._order_of(epoch)[(index + attempt) % len(self.patients)])
             rng = generator(self.seed, "sample", epoch, index, attempt)
             files = self.patients[patient]
             path = files[int(torch.randint(len(files), (), generator=rng))]

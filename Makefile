@@ -1,0 +1,46 @@
+# make demo        pretrain on synthetic patients, or on your scans with CT=DIR
+# make test        run the test suite
+# make lint        check style
+# Each sets up what it needs in .venv on a machine with Python 3.11 or newer.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+OUT    ?= runs/demo
+CT     ?=
+READY  := $(VENV)/.ready
+
+.PHONY: demo test lint install clean
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+install: $(READY)
+
+$(READY): setup.cfg pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; found $$($(PYTHON) --version). Try make PYTHON=python3.12 …"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (a few minutes and about 6 GB with CUDA the first time)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $(READY)
+
+demo: $(READY)
+ifeq ($(strip $(CT)),)
+	@test -d $(OUT)-data || $(BIN)/voco phantom $(OUT)-data --layout folder --cases 32 --seed 0 --preset small
+	@$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+		pretrain/run.py --config demo --data.root $(OUT)-data --out $(OUT)
+else
+	@$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+		pretrain/run.py --config demo --data.root "$(CT)" --out $(OUT)
+endif
+
+test: $(READY)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations 15
+
+lint: $(READY)
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info

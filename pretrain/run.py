@@ -1,0 +1,398 @@
+"""Pretrain an encoder: ``accelerate launch pretrain/run.py --config NAME --data.root SCANS --out runs/x``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pretrain.config import FREE_ON_RESUME, SCHEMA
+from voco.config import changed, flatten, parse, save_yaml, to_dict
+from voco.errors import InputError
+
+_TIMED_STEPS = 20
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line entry; returns the exit status (0 also after a clean stop by a signal, 2 for bad input)."""
+    try:
+        return run(parse(SCHEMA, argv))
+    except (InputError, FloatingPointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def run(config: dict) -> int:
+    """One run from settings to encoder. Reads top to bottom: check, prepare data, build, train, export."""
+    from voco.engine.launch import build_accelerator, launched_rank, start_trackers
+    from voco.engine.log import MetricLog
+    from voco.engine.loop import LoopState, explain_out_of_memory, resolve_resume
+    from voco.engine.record import RunRecord, describe_device
+    from voco.engine.signals import StopRequest
+
+    rank, world = launched_rank()
+    main_process = rank == 0
+
+    def say(text: str) -> None:
+        if main_process:
+            print(text, file=sys.stderr, flush=True)
+
+    out, train = Path(config["out"]), config["train"]
+    _check(config, world)
+    resume = resolve_resume(train.resume, out)
+    if resume is not None:
+        _check_same_settings(resume, config)
+    encoder = _build_encoder(config)
+    cohort = _prepare_data(config, encoder.input_spec, rank, world, say)
+    if main_process and not config["plan"]:
+        _write_inputs(out, config, cohort)
+
+    trackers = [] if config["plan"] else config["log"].with_
+    accelerator = build_accelerator(
+        precision=train.precision,
+        out=out,
+        trackers=trackers,
+        find_unused=config["method"].options.embedding != "pyramid",
+    )
+    method = _build_method(config, encoder).to(accelerator.device)
+    if config["plan"]:
+        with explain_out_of_memory(_MEMORY_SETTINGS):
+            return _plan(config, cohort, accelerator, method, say)
+    record = RunRecord(out, active=main_process)
+    log = MetricLog(out, accelerator)
+    state = LoopState()
+    try:
+        with StopRequest() as stop, explain_out_of_memory(_MEMORY_SETTINGS):
+            monitor = _start_monitor(config, cohort, encoder.input_spec, accelerator) if main_process else None
+            model, optimizer, checkpoints = _ready_to_train(config, accelerator, method, out)
+            if resume is not None:
+                state = LoopState.from_dict(checkpoints.load(resume, method, optimizer))
+                say(f"resumed {resume.name} of {resume.parent.parent}")
+            log.rewind(state.step)
+            start_trackers(accelerator, flatten(to_dict(config)), resumed_at=state.step)
+            record.update(**_facts(config, cohort, encoder, accelerator))
+            record.session(first_step=state.step, **describe_device(accelerator))
+            if monitor is not None and state.step == 0 and resume is None:
+                log.metrics(0, monitor.report(method, 0, accelerator.device, _autocast_dtype(accelerator)))
+            accelerator.wait_for_everyone()
+            state = _train(config, cohort, accelerator, model, optimizer, state, checkpoints, log, stop, monitor)
+            finished = state.step >= train.steps
+            _finish(config, cohort, accelerator, method, log, record, state, monitor, finished, stop.received)
+    except BaseException as error:
+        record.close("failed", error=f"{type(error).__name__}: {error}"[:500], last_step=state.step)
+        raise
+    finally:
+        accelerator.end_training()
+    return 0
+
+
+_MEMORY_SETTINGS = (
+    "--train.batch_size (or raise --train.accumulate), --method.geometry.crop, --encoder.name, or turn on "
+    "--encoder.activation_checkpointing true and --train.precision bf16"
+)
+
+
+def _check(config: dict, world: int) -> None:
+    """Everything that can be wrong with the settings alone, before any work."""
+    from voco.data.dataset import StepSampler
+
+    data, train = config["data"], config["train"]
+    if not data.root:
+        raise InputError("no scans given: --data.root FOLDER, CSV or JSON")
+    if not Path(data.root).exists():
+        raise InputError(f"--data.root {data.root} does not exist")
+    if not 0 <= data.heldout < 1:
+        raise InputError(f"--data.heldout is a share of the patients, at least 0 and less than 1; found {data.heldout}")
+    if train.steps < 1:
+        raise InputError(f"--train.steps must be positive, found {train.steps}")
+    StepSampler(0, 0, train.batch_size, train.accumulate, 0, world)
+
+
+def _check_same_settings(resume: Path, config: dict) -> None:
+    """A continued run must be the same run: differing settings are listed, not guessed at."""
+    import yaml
+
+    saved = resume.parent.parent / "config.yaml"
+    if not saved.is_file():
+        return
+    lines = changed(yaml.safe_load(saved.read_text()), to_dict(config), FREE_ON_RESUME)
+    if lines:
+        raise InputError(
+            f"{saved.parent} was started with other settings:\n  "
+            + "\n  ".join(lines)
+            + "\nRepeat them, or use another "
+            "--out (with --encoder.weights to start from its encoder)"
+        )
+
+
+def _build_encoder(config: dict, *, like=None):
+    """The encoder with the weights asked for, or, given ``like``, a fresh one of the same kind and input."""
+    import torch
+
+    from voco.encoders import create_encoder
+    from voco.rng import derive_seed
+
+    settings = config["encoder"]
+    torch.manual_seed(derive_seed(config["seed"], "init"))
+    if like is not None:
+        return create_encoder(settings.name.partition(".")[0], input_spec=like)
+    encoder = create_encoder(settings.name, checkpoint=settings.weights, window=settings.window or None)
+    encoder.set_grad_checkpointing(settings.activation_checkpointing)
+    return encoder
+
+
+def _prepare_data(config: dict, spec, rank: int, world: int, say):
+    from voco.data.cohort import load_cohort
+    from voco.data.prepare import PrepareSettings
+
+    data = config["data"]
+    spacing = data.spacing or spec.spacing_mm or ["native"]
+    return load_cohort(
+        data.root,
+        Path(data.cache) if data.cache else Path(config["out"]).parent / "cache",
+        PrepareSettings(spacing_mm=spacing, crop_body=data.crop_body),
+        select=data.select,
+        exclude=data.exclude,
+        patient_regex=data.patient_regex,
+        heldout=data.heldout,
+        seed=config["seed"],
+        max_rejected=data.max_rejected,
+        workers=data.workers,
+        rank=rank,
+        world=world,
+        say=say,
+    )
+
+
+def _write_inputs(out: Path, config: dict, cohort) -> None:
+    """What the run was given: settings, rejected scans, DICOM series and their fate."""
+    from voco.data.manifest import write_rejected, write_series
+
+    out.mkdir(parents=True, exist_ok=True)
+    save_yaml(config, out / "config.yaml")
+    write_rejected(out / "rejected.csv", cohort.rejected)
+    if cohort.series:
+        write_series(out / "series.csv", cohort.series)
+
+
+def _build_method(config: dict, encoder):
+    import torch
+
+    from voco.methods.voco3d import VoCo3D
+    from voco.rng import derive_seed
+
+    settings = config["method"]
+    torch.manual_seed(derive_seed(config["seed"], "heads"))
+    return VoCo3D(encoder, settings.geometry, settings.augmentation, settings.options)
+
+
+def _loader(config: dict, cohort, method, accelerator, start: int, steps: int):
+    from voco.data.dataset import StepSampler, WindowDataset, make_loader
+
+    data, train, settings = config["data"], config["train"], config["method"]
+    dataset = WindowDataset(
+        [[entry.path for entry in patient] for patient in cohort.train],
+        size=settings.geometry.window,
+        region=settings.region,
+        draws=method.sampler,
+        seed=config["seed"],
+    )
+    sampler = StepSampler(
+        start, steps, train.batch_size, train.accumulate, accelerator.process_index, accelerator.num_processes
+    )
+    pin = accelerator.device.type == "cuda"
+    return make_loader(dataset, sampler, workers=data.workers, timeout=data.timeout, pin=pin)
+
+
+def _ready_to_train(config: dict, accelerator, method, out: Path):
+    from voco.engine.checkpoint import Checkpoints
+    from voco.engine.optim import make_optimizer
+
+    train = config["train"]
+    optimizer = make_optimizer(
+        method, lr=train.lr, weight_decay=train.weight_decay, betas=train.betas, amsgrad=train.amsgrad
+    )
+    model, optimizer = accelerator.prepare(method, optimizer)
+    return model, optimizer, Checkpoints(out / "checkpoints", keep=train.keep, accelerator=accelerator)
+
+
+def _start_monitor(config: dict, cohort, spec, accelerator):
+    """The health report on held-out scans, its lines measured; None without held-out scans."""
+    from voco.health.monitor import HealthMonitor
+    from voco.reference import reference_lines
+
+    entries = [entry for patient in cohort.heldout for entry in patient]
+    if not entries:
+        return None
+    settings, scope = config["method"], config["eval"]
+    monitor = HealthMonitor(
+        Path(config["out"]),
+        volumes=[e.path for e in entries],
+        names=[e.case.id for e in entries],
+        geometry=settings.geometry,
+        region=settings.region,
+        hu_windows=spec.windows,
+        references=reference_lines(
+            settings.geometry,
+            negative=settings.options.negative,
+            positive_weight=settings.options.positive_weight,
+        ),
+        per_scan=scope.windows,
+        queries=scope.queries,
+        max_scans=scope.scans,
+        seed=config["seed"],
+        warmup=config["train"].warmup,
+        batch_volumes=max(2, config["train"].batch_size // config["train"].accumulate // accelerator.num_processes),
+    )
+    monitor.measure_lines(lambda: _build_method(config, _build_encoder(config, like=spec)), accelerator.device)
+    return monitor
+
+
+def _autocast_dtype(accelerator):
+    import torch
+
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
+
+
+def _train(config: dict, cohort, accelerator, model, optimizer, state, checkpoints, log, stop, monitor):
+    from functools import partial
+
+    from voco.engine.loop import LoopSettings, fit
+    from voco.engine.optim import learning_rate
+
+    train = config["train"]
+    method = accelerator.unwrap_model(model)
+    dtype = _autocast_dtype(accelerator)
+
+    def evaluate(step: int) -> dict[str, float]:
+        return monitor.report(method, step, accelerator.device, dtype) if monitor is not None else {}
+
+    def milestone(step: int) -> None:
+        folder = Path(config["out"]) / "milestones" / f"step-{step:08d}" / "encoder"
+        _export(config, cohort, method, folder, step)
+
+    return fit(
+        accelerator,
+        model,
+        optimizer,
+        iter(_loader(config, cohort, method, accelerator, state.step, train.steps)),
+        settings=LoopSettings(
+            steps=train.steps,
+            learning_rate=partial(
+                learning_rate, steps=train.steps, lr=train.lr, warmup=train.warmup, floor=train.lr_floor
+            ),
+            accumulate=train.accumulate,
+            clip=train.clip,
+            log_every=config["log"].every,
+            save_every=train.save_every,
+            eval_every=config["eval"].every,
+            milestones=train.milestones,
+            max_skipped=train.max_skipped,
+        ),
+        state=state,
+        checkpoints=checkpoints,
+        log=log,
+        stop=stop,
+        evaluate=evaluate if cohort.heldout else None,
+        on_milestone=lambda step: _export(
+            config,
+            cohort,
+            accelerator,
+            method,
+            Path(config["out"]) / "milestones" / f"step-{step:08d}" / "encoder",
+            step,
+        ),
+    )
+
+
+def _facts(config: dict, cohort, encoder, accelerator) -> dict:
+    """Entries of ``run.json`` that do not change while the run goes on."""
+    report = encoder.load_report
+    return {
+        "method": config["method"].name,
+        "encoder": encoder.name,
+        "parameters": sum(p.numel() for p in encoder.parameters()),
+        "seed": config["seed"],
+        "processes": accelerator.num_processes,
+        "data_fingerprint": cohort.fingerprint,
+        "data": cohort.counts,
+        "load_report": report.to_dict() if report is not None else None,
+    }
+
+
+def _export(config: dict, cohort, method, folder: Path, step: int, monitor=None) -> Path:
+    """Write the encoder as it is now, with its history."""
+    from dataclasses import asdict
+
+    from voco import __version__
+    from voco.weights.export import save_encoder
+
+    settings, train = config["method"], config["train"]
+    results = {}
+    if monitor is not None and monitor.latest is not None:
+        results = {name: monitor.latest.score(name) for name in _CARD_SCORES if monitor.latest.score(name) is not None}
+    provenance = {
+        "method": settings.name,
+        "preset": settings.preset,
+        "data": "unlabeled CT of the user",
+        "cases": cohort.counts["train_scans"],
+        "patients": cohort.counts["train_patients"],
+        "data_fingerprint": cohort.fingerprint,
+        "steps": step,
+        "volumes_seen": step * train.batch_size,
+        "settings": flatten(asdict(settings))
+        | {"lr": train.lr, "batch_size": train.batch_size, "seed": config["seed"]},
+        "results": results,
+        "library_version": __version__,
+        "citation": _CITATION,
+    }
+    return save_encoder(method.encoder, folder, provenance)
+
+
+_CARD_SCORES = ("intra", "position_accuracy", "position_accuracy_balanced", "disjoint_accuracy_balanced", "mean_cosine")
+_CITATION = (
+    "Wu, Zhuang, Chen: VoCo (CVPR 2024, arXiv 2402.17300); Large-Scale 3D Medical Image Pre-training (arXiv 2410.09890)"
+)
+
+
+def _finish(config, cohort, accelerator, method, log, record, state, monitor, finished: bool, signal_name) -> None:
+    """Export, draw and say where to look; only the main process has anything to do."""
+    if not accelerator.is_main_process:
+        return
+    out = Path(config["out"])
+    if not finished:
+        record.close("stopped", signal=signal_name, last_step=state.step)
+        log.say(f"stopped by {signal_name} after step {state.step}; the same command continues from there")
+        return
+    folder = _export(config, cohort, method, out / "encoder", state.step, monitor)
+    record.close("finished", last_step=state.step, skipped_steps=state.skipped)
+    lines = ["", f"finished {state.step} steps; wrote"]
+    lines += [f"  {folder}   load with: voco.load_encoder({str(folder)!r})"]
+    lines += [f"  {out / name}" for name in ("metrics.jsonl", "run.json", "rejected.csv") if (out / name).exists()]
+    if monitor is not None:
+        lines += ["did it learn?", *(f"  {sentence}" for sentence in monitor.verdict)]
+    for line in lines:
+        log.say(line)
+
+
+def _plan(config: dict, cohort, accelerator, method, say) -> int:
+    from voco.engine.plan import make_plan
+
+    train = config["train"]
+    model, optimizer, _ = _ready_to_train(config, accelerator, method, Path(config["out"]))
+    plan = make_plan(
+        accelerator,
+        model,
+        optimizer,
+        iter(_loader(config, cohort, method, accelerator, 0, _TIMED_STEPS + 3)),
+        timed=_TIMED_STEPS,
+        batch_size=train.batch_size,
+        steps=train.steps,
+        keep=train.keep,
+    )
+    say(plan.text())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,147 @@
+"""From a data folder to prepared files, split by patient: what every pretraining method starts from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from voco.data.manifest import Case, Manifest, Rejection, build_manifest, check_rejected, split_patients
+from voco.data.prepare import PreparedEntry, PrepareSettings, case_key, prepare
+from voco.errors import InputError, ScanError
+
+_WAIT_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Prepared scans of one run.
+
+    Attributes:
+        train, heldout: prepared files grouped by patient.
+        rejected: scans that cannot be used, with the reason.
+        series: rows of ``series.csv``; empty without DICOM.
+        fingerprint: hash of the scans used, their preparation and the split; the same data give the same one.
+        counts: numbers for the console and ``run.json``.
+    """
+
+    train: list[list[PreparedEntry]]
+    heldout: list[list[PreparedEntry]]
+    rejected: list[Rejection]
+    series: list[dict]
+    fingerprint: str
+    counts: dict[str, int]
+
+
+def load_cohort(
+    root: str,
+    cache: Path,
+    settings: PrepareSettings,
+    *,
+    select: str,
+    exclude: str | None,
+    patient_regex: str | None,
+    heldout: float,
+    seed: int,
+    max_rejected: float,
+    workers: int,
+    rank: int = 0,
+    world: int = 1,
+    say: Callable[[str], None] = lambda text: None,
+) -> Cohort:
+    """List the scans, prepare what is not prepared yet, and split by patient.
+
+    With several processes only the first one prepares; the others wait for its result on disk, before any process
+    group exists, because preparation may take hours and collective time-outs are minutes.
+
+    Raises:
+        InputError: nothing to train on, or more than ``max_rejected`` of the scans unusable.
+    """
+    manifest = build_manifest(root, select=select, exclude=exclude, patient_regex=patient_regex, progress=rank == 0)
+    say(f"found {len(manifest.cases)} scans of {len({c.patient for c in manifest.cases})} patients in {root}")
+    cache = Path(cache)
+    done = cache / "cohorts" / f"{_key(manifest, settings)}.json"
+    if rank == 0:
+        result = prepare(manifest.cases, manifest.root, cache, settings, workers=max(1, workers), progress=True)
+        entries, rejected = result.entries, result.rejected
+        say(f"prepared {result.made} scans, {result.reused} were ready in {cache}")
+        if world > 1:
+            _publish(done, entries, rejected)
+    else:
+        entries, rejected = _await(done, manifest)
+    rejected = [*manifest.rejected, *rejected]
+    check_rejected(len(manifest.cases) + len(manifest.rejected), rejected, max_rejected)
+    by_case = {e.case.id: e for e in entries}
+    train, held = split_patients([e.case for e in entries], heldout, seed)
+    if not train:
+        raise InputError(f"no scan in {root} is left to train on ({len(rejected)} rejected); see rejected.csv")
+    return Cohort(
+        train=_by_patient(train, by_case),
+        heldout=_by_patient(held, by_case),
+        rejected=rejected,
+        series=manifest.series,
+        fingerprint=_fingerprint(train, held, by_case),
+        counts={
+            "train_scans": len(train),
+            "train_patients": len({c.patient for c in train}),
+            "heldout_scans": len(held),
+            "heldout_patients": len({c.patient for c in held}),
+            "rejected_scans": len(rejected),
+        },
+    )
+
+
+def _by_patient(cases: Sequence[Case], by_case: dict[str, PreparedEntry]) -> list[list[PreparedEntry]]:
+    groups: dict[str, list[PreparedEntry]] = {}
+    for case in sorted(cases, key=lambda c: c.id):
+        groups.setdefault(case.patient, []).append(by_case[case.id])
+    return [groups[patient] for patient in sorted(groups)]
+
+
+def _fingerprint(train, held, by_case) -> str:
+    digest = hashlib.sha256()
+    for name, cases in (("train", train), ("heldout", held)):
+        for case in sorted(cases, key=lambda c: c.id):
+            digest.update(f"{name}\t{case.id}\t{case.patient}\t{Path(by_case[case.id].path).name}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _key(manifest: Manifest, settings: PrepareSettings) -> str:
+    """Hash of what will be prepared and of the state of its files: an old result is never taken for this one."""
+    digest = hashlib.sha256()
+    for case in sorted(manifest.cases, key=lambda c: c.id):
+        try:
+            key = case_key(case, manifest.root, settings)
+        except ScanError as error:
+            key = str(error)
+        digest.update(f"{case.id}\t{key}\n".encode())
+    return digest.hexdigest()[:32]
+
+
+def _publish(done: Path, entries: Sequence[PreparedEntry], rejected: Sequence[Rejection]) -> None:
+    record = {
+        "entries": {e.case.id: [str(e.path), list(e.shape), list(e.spacing_mm)] for e in entries},
+        "rejected": [[r.path, r.reason] for r in rejected],
+    }
+    done.parent.mkdir(parents=True, exist_ok=True)
+    part = done.with_suffix(".part")
+    part.write_text(json.dumps(record))
+    part.replace(done)
+
+
+def _await(done: Path, manifest: Manifest) -> tuple[list[PreparedEntry], list[Rejection]]:
+    """Wait for the first process. It cannot be missed: when that process fails, the launcher ends this one too."""
+    cases = {c.id: c for c in manifest.cases}
+    while True:
+        if done.is_file():
+            record = json.loads(done.read_text())
+            entries = [
+                PreparedEntry(cases[i], Path(path), tuple(shape), tuple(spacing))
+                for i, (path, shape, spacing) in record["entries"].items()
+            ]
+            if all(e.path.is_file() for e in entries):
+                return entries, [Rejection(path, reason) for path, reason in record["rejected"]]
+        time.sleep(_WAIT_SECONDS)
