@@ -11,15 +11,8 @@ from voco.data.dicom_stack import Stack
 from voco.data.volume import AIR_HU, SliceInfo, Source, Volume, _last_line, _quiet_itk, canonical_volume
 from voco.errors import ScanError
 
-# What numpy and pydicom decode alone; GDCM, which comes with SimpleITK, takes the compressed rest.
-_PLAIN = {
-    "",
-    "1.2.840.10008.1.2",
-    "1.2.840.10008.1.2.1",
-    "1.2.840.10008.1.2.1.99",
-    "1.2.840.10008.1.2.2",
-    "1.2.840.10008.1.2.5",
-}
+# GDCM, which comes with SimpleITK, takes the JPEG families; pydicom what needs no codec, and the rest by its plugins.
+_GDCM = {f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 57, 70, 80, 81, 90, 91)}
 # What a CT number reaches in 12 bits: a padding value above it cannot be tissue.
 MAX_TISSUE_HU = 3071
 
@@ -85,15 +78,14 @@ def decode(file: str, headers: list[SliceHeader]) -> Iterator[tuple[SliceHeader,
     Raises:
         ScanError: see ``read_stack``.
     """
-    if headers[0].syntax in _PLAIN:
+    syntax = headers[0].syntax
+    if syntax not in _GDCM:
         try:
             with quiet_pydicom():
                 stored, padding = _stored(file)
         except Exception as error:
-            # The text of pydicom's errors is about lengths and counts, but it may quote values: only the kind is told.
-            raise ScanError(
-                f"{file}: the pixels are damaged or incomplete ({type(error).__name__}); copy it again"
-            ) from None
+            # pydicom's own text may quote values of the header: only the kind of error is told.
+            raise _undecodable(file, syntax, type(error).__name__) from None
         for header in headers:
             frame = stored[max(header.frame, 0)] if stored.ndim == 3 else stored
             yield header, _rescaled(frame, header.rescale or (1.0, 0.0), padding)
@@ -102,7 +94,7 @@ def decode(file: str, headers: list[SliceHeader]) -> Iterator[tuple[SliceHeader,
         raise ScanError(
             f"{file}: compressed frames with different rescale values; decompress it first (gdcmconv --raw)"
         )
-    values, padding = _gdcm(file, headers[0].syntax)
+    values, padding = _gdcm(file, syntax)
     for header in headers:
         hu = np.rint(values[max(header.frame, 0)]).astype(np.int32)
         yield header, _without_padding(hu, header.rescale or (1.0, 0.0), padding)
@@ -168,12 +160,19 @@ def _gdcm(file: str, syntax: str) -> tuple[np.ndarray, tuple[float, float] | Non
             padding = _padding(pydicom.dcmread(file, stop_before_pixels=True, specific_tags=tags, force=True))
             return sitk.GetArrayFromImage(sitk.ReadImage(file, imageIO="GDCMImageIO")), padding
     except RuntimeError as error:
-        from pydicom.uid import UID
+        raise _undecodable(file, syntax, _last_line(error)) from None
 
-        raise ScanError(
-            f"{file}: pixels stored as {UID(syntax).name or syntax} cannot be decoded ({_last_line(error)}); the file"
-            " is damaged, or this compression is not supported: decompress it first (gdcmconv --raw, or dcmdjpeg)"
-        ) from None
+
+def _undecodable(file: str, syntax: str, why: str) -> ScanError:
+    from pydicom.uid import UID
+
+    kind = UID(syntax)
+    if not kind or (kind.is_transfer_syntax and not kind.is_compressed) or kind.is_deflated:
+        return ScanError(f"{file}: the pixels are damaged or incomplete ({why}); copy it again")
+    return ScanError(
+        f"{file}: pixels stored as {kind.name or syntax} cannot be decoded ({why}); the file is damaged, or there is no"
+        " decoder for this compression: decompress it first (gdcmconv --raw, or dcmdjpeg)"
+    )
 
 
 def _upright(block: np.ndarray, stack: Stack) -> tuple[np.ndarray, np.ndarray]:

@@ -13,8 +13,8 @@ from voco.errors import ScanError
 
 # Two planes closer than this are the same plane: positions are written with 2 to 6 decimals.
 SAME_PLANE_MM = 0.01
-# A step this far from the median is written off as rounding.
-REGULAR = 0.05
+# Slices no further than this share of a step from an even grid lie on it: scanners round positions, some to 0.1 mm.
+REGULAR = 0.1
 # A wider step is bridged by linear interpolation while it is one missing slice, or few and thin ones.
 MAX_STEP_RATIO = 2.1
 MAX_THIN_STEP_RATIO = 4.1
@@ -157,10 +157,12 @@ def arrange(headers: Sequence[SliceHeader], same: Callable[[SliceHeader, SliceHe
     steps = np.diff(z)
     median = float(np.median(steps))
     notes = [f"{len(repeated)} repeated slices dropped"] if repeated else []
-    regular = bool(np.abs(steps - median).max() <= REGULAR * median)
+    step = float((z[-1] - z[0]) / (len(z) - 1))
+    regular = bool(np.abs(z - z[0] - step * np.arange(len(z))).max() <= REGULAR * step)
     if not regular:
         _check_gap(steps, median, headers)
-        notes.append(f"uneven slice steps of {steps.min():.4g} to {steps.max():.4g} mm, resampled to {median:.4g} mm")
+        step = _grid_step(steps, median)
+        notes.append(f"uneven slice steps of {steps.min():.4g} to {steps.max():.4g} mm, resampled to {step:.4g} mm")
     offset = (position - position[0]) @ np.stack([col, row]).T
     drift = np.ptp(offset, axis=0)
     pixel = np.array(headers[0].pixel_mm)
@@ -170,7 +172,6 @@ def arrange(headers: Sequence[SliceHeader], same: Callable[[SliceHeader, SliceHe
             raise ScanError(f"slices lie up to {drift.max():.0f} mm beside each other: they do not form one stack")
         tilt = np.degrees(np.arctan2(np.linalg.norm(offset[-1]), z[-1] - z[0]))
         notes.append(f"slices shifted in their planes to undo a shear of {tilt:.1f} degrees (gantry tilt)")
-    step = float((z[-1] - z[0]) / (len(z) - 1)) if regular else median
     return Stack(
         tuple(headers), tuple(repeated), row, col, normal, z, step, regular, offset, aligned, tuple(notes)
     )  # fmt: skip
@@ -191,6 +192,14 @@ def _drop_repeats(headers, normal, same) -> tuple[list[SliceHeader], list[SliceH
             " headers tells them apart: several phases or reconstructions in one series"
         )
     return kept, repeated
+
+
+def _grid_step(steps: np.ndarray, median: float) -> float:
+    """The median, made exact over the whole stack where every step is a multiple of it (slices missing)."""
+    multiples = np.round(steps / median)
+    if (multiples >= 1).all() and np.abs(steps - multiples * median).max() <= 2 * REGULAR * median:
+        return float(steps.sum() / multiples.sum())
+    return median
 
 
 def _check_gap(steps: np.ndarray, median: float, headers: Sequence[SliceHeader]) -> None:

@@ -235,10 +235,12 @@ def _read_itk(path: Path):
                     f"{path}: the NRRD header has no 'space', so left and right, head and feet are not known; write it"
                     " again with its orientation"
                 )
+            if path.name.lower().endswith((".mha", ".mhd")):
+                voxel = sitk.Image([1, 1], reader.GetPixelID()).GetSizeOfPixelComponent()
+                _check_length(path, voxel * int(np.prod(reader.GetSize(), dtype=np.int64)))
             image = reader.Execute()
     except RuntimeError as error:
         raise ScanError(f"{path}: cannot be read, the file is damaged or incomplete ({_last_line(error)})") from None
-    _check_length(path, image)
     return image[..., 0] if image.GetDimension() == 4 else image
 
 
@@ -258,10 +260,8 @@ def _check_kind(size, components: int, name: str) -> None:
         )
 
 
-def _check_length(path: Path, image) -> None:
-    """MetaImage readers fill the missing end of a short uncompressed file and say nothing: compare the sizes."""
-    if not path.name.lower().endswith((".mha", ".mhd")):
-        return
+def _check_length(path: Path, voxel_bytes: int) -> None:
+    """MetaImage readers fill the missing end of a short file and only print a line: compare the sizes beforehand."""
     head = {}
     with path.open("rb") as file:
         for line in file:
@@ -270,13 +270,12 @@ def _check_length(path: Path, image) -> None:
             if key.strip() == "ElementDataFile":
                 break
         at = file.tell()
-    if head.get("CompressedData", "False").lower() == "true":
-        return
     local = head.get("ElementDataFile", "LOCAL").upper() == "LOCAL"
     data = path if local else path.parent / head["ElementDataFile"]
     if not data.is_file():
         return
-    need = image.GetNumberOfPixels() * image.GetSizeOfPixelComponent()
+    compressed = head.get("CompressedData", "False").lower() == "true"
+    need = int(head.get("CompressedDataSize", 0)) if compressed else voxel_bytes
     have = data.stat().st_size - (at if local else max(0, int(head.get("HeaderSize", 0))))
     if have < need:
         raise ScanError(f"{path}: incomplete, {have} of {need} bytes of voxels are there; copy it again")
@@ -284,25 +283,25 @@ def _check_length(path: Path, image) -> None:
 
 def _read_nifti(path: Path):
     """Read through nibabel: unlike ITK it takes an sform or a qform alone, and reports a short file."""
-    import logging
     import zlib
 
     import nibabel
     import SimpleITK as sitk
 
-    logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _quiet_nibabel():
             image = nibabel.load(path)
             if image.header.get_data_dtype().fields:
                 raise ScanError(f"{path}: colour voxels; expected one Hounsfield unit per voxel")
             _check_kind(image.shape, 1, str(path))
-            affine = _nifti_affine(image.header, str(path))
+            with nibabel.openers.ImageOpener(path) as file:
+                # As it stands: loading silently turns a voxel size of 0 into 1 and drops its sign.
+                header = type(image.header).from_fileobj(file, check=False)
+            affine = _nifti_affine(header, str(path))
             values = _nifti_values(image)
-    except (OSError, EOFError, ValueError, zlib.error, nibabel.filebasedimages.ImageFileError) as error:
-        if isinstance(error, ScanError):
-            raise
+    except ScanError:
+        raise
+    except (OSError, EOFError, ValueError, KeyError, zlib.error, *_nibabel_errors()) as error:
         raise ScanError(f"{path}: cannot be read, the file is damaged or incomplete ({_last_line(error)})") from None
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     with np.errstate(all="ignore"):
@@ -313,6 +312,28 @@ def _read_nifti(path: Path):
     out.SetOrigin([float(v) for v in affine[:3, 3]])
     out.SetDirection([float(v) for v in direction.ravel()])
     return out
+
+
+@contextlib.contextmanager
+def _quiet_nibabel():
+    import logging
+
+    log = logging.getLogger("nibabel.global")
+    level = log.level
+    log.setLevel(logging.CRITICAL + 1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
+
+
+def _nibabel_errors() -> tuple[type[Exception], ...]:
+    from nibabel.filebasedimages import ImageFileError
+    from nibabel.spatialimages import HeaderDataError, ImageDataError
+
+    return ImageFileError, HeaderDataError, ImageDataError
 
 
 def _nifti_values(image) -> np.ndarray:
