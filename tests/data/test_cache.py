@@ -111,18 +111,19 @@ def test_an_entry_with_a_hole_or_flipped_bytes_is_never_read(entry):
     path, array = entry
     good = path.read_bytes()
     rng = np.random.default_rng(3)
-    for start in [*rng.integers(0, len(good), 40), 4, len(good) - 3, len(good) - 30]:
+    for start in [
+        *rng.integers(0, len(good), 40),
+        *range(0, 200, 9),
+        *range(len(good) - 900, len(good), 37),
+        4,
+        len(good) - 3,
+        len(good) - 30,
+    ]:
         length = int(rng.integers(1, 3))
         part = bytes(255 - b for b in good[start : start + length])
         path.write_bytes(good[:start] + part + good[start + length :])
-        try:
-            volume = PreparedVolume.open(path)
-            found, meta = volume.read((0, 0, 0), array.shape), volume.meta
-        except EntryError:
-            continue
-        # Bytes that blosc2 itself does not look at may change; what comes back must not.
-        np.testing.assert_array_equal(found, array)
-        assert meta["case"] == {"id": "a"}
+        with pytest.raises(EntryError, match="damaged"):
+            PreparedVolume.open(path).read((0, 0, 0), array.shape)
     # A file system that lost a page: right length, zeros in the middle.
     path.write_bytes(good[:8192] + bytes(4096) + good[12288:])
     with pytest.raises(EntryError, match="damaged"):
@@ -178,7 +179,7 @@ def test_the_handle_is_not_carried_to_another_process(entry):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_reader_does_not_hang(entry):
-    path, array = entry
+    path, _ = entry
     # In a process of its own: blosc2 may have been used in this one with threads, by another test.
     code = (
         "import os, sys; from voco.data.cache import PreparedVolume\n"

@@ -277,6 +277,8 @@ def prepare_case(job: _Job) -> PreparedEntry | Rejection | OSError:
         size = write_entry(path, array, spacing, meta)
     except OSError as error:
         return OSError(error.errno, error.strerror or str(error))
+    except Exception as error:
+        return _reject(job, f"{type(error).__name__}: {error}", sticky=False)
     return PreparedEntry(job.case, path, array.shape, spacing, size)
 
 
