@@ -1,0 +1,20 @@
+"""Synthetic patients: anatomy as labelled parts, a scanner model, and writers that lay cohorts out as archives do."""
+
+from __future__ import annotations
+
+import importlib
+
+_LAZY = {
+    "make_patient": "voco.phantom.patient",
+    "Patient": "voco.phantom.patient",
+    "write_cohort": "voco.phantom.cohort",
+    "LABELS": "voco.phantom.labels",
+    "GROUPS": "voco.phantom.labels",
+}
+__all__ = list(_LAZY)
+
+
+def __getattr__(name: str):
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'voco.phantom' has no attribute {name!r}")
