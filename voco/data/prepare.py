@@ -158,14 +158,13 @@ def source_files(root: Path, case: Case) -> list[Path]:
 
 
 def _detached(path: Path) -> list[Path]:
-    marks = {".mhd": b"ElementDataFile", ".nhdr": b"data file"}
-    mark = marks.get(path.suffix.lower())
-    if mark is None:
+    wanted = {".mhd": (b"elementdatafile", b"="), ".nhdr": (b"data file", b":")}.get(path.suffix.lower())
+    if wanted is None:
         return []
     with contextlib.suppress(OSError), open(path, "rb") as file:
         for line in file.read(65536).splitlines():
-            name, found, value = line.replace(b":", b"=", 1).partition(b"=")
-            if found and name.strip().lower().replace(b"datafile", b"data file") in (mark.lower(), b"data file"):
+            name, _, value = line.partition(wanted[1])
+            if name.strip().lower() == wanted[0]:
                 data = path.parent / os.fsdecode(value.strip())
                 return [data] if data.is_file() else []
     return []
