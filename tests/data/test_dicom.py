@@ -407,7 +407,7 @@ def test_a_reformat_is_read_when_named(tmp_path, hu):
     volume = read_volume(tmp_path, series=maker.uid("s", "a"))
     np.testing.assert_array_equal(volume.array, hu)
     assert volume.spacing_mm == pytest.approx((2.0, 0.8, 0.7)) and volume.slices is None
-    with pytest.raises(ScanError, match="no series 1.2.3"):
+    with pytest.raises(ScanError, match="no series"):
         read_volume(tmp_path, series="1.2.3")
 
 

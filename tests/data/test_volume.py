@@ -82,7 +82,7 @@ def write_turned(path, fmt, hu):
     if fmt == "dicom":
         # Rows run toward the right and columns toward the front, so the normal still points to the head; files
         # are written from the head down.
-        far = np.array(ORIGIN) + [(w - 1) * 0.7, (h - 1) * 0.8, 0.0]
+        far = (ORIGIN[0] + (w - 1) * 0.7, ORIGIN[1] + (h - 1) * 0.8, ORIGIN[2])
         where = maker.positions(d, start=far)
         maker.series(path, hu[::-1, ::-1, ::-1], where=where[::-1], orientation=(-1, 0, 0, 0, -1, 0))
         return
@@ -214,9 +214,9 @@ def test_shapes_that_are_no_volume(tmp_path, hu, fmt, capfd):
         return tmp_path / f"{name}.{fmt}"
 
     colour = sitk.GetImageFromArray(np.zeros((6, 6, 6, 3), np.uint8), isVector=True)
-    with pytest.raises(ScanError, match="expected one Hounsfield unit|5-D|4-D"):
+    with pytest.raises(ScanError, match=r"expected one Hounsfield unit|5-D|4-D"):
         read_volume(written("rgb", colour))
-    with pytest.raises(ScanError, match="2-D|single image"):
+    with pytest.raises(ScanError, match=r"2-D|single image"):
         read_volume(written("flat", sitk.GetImageFromArray(hu[0])))
     with pytest.raises(ScanError, match="single image"):
         read_volume(written("one", image_of(hu[:1])))
@@ -249,6 +249,28 @@ def test_damaged_files_give_one_sentence(tmp_path, hu, fmt, compress, capfd):
     path.write_bytes(b"not an image at all" * 40)
     with pytest.raises(ScanError):
         read_volume(path)
+    assert capfd.readouterr().err == ""
+
+
+def test_gzip_checksum_is_read(tmp_path, hu):
+    path = nifti(tmp_path / "a.nii.gz", hu)
+    raw = bytearray(path.read_bytes())
+    raw[-6] ^= 1  # in the CRC-32, behind the last voxel
+    path.write_bytes(raw)
+    with pytest.raises(ScanError, match="damaged"):
+        read_volume(path)
+
+
+@pytest.mark.parametrize("name", ["voxels.raw", "a.mhd"])
+def test_metaimage_with_a_part_missing(tmp_path, hu, name, capfd):
+    sitk.WriteImage(image_of(hu), str(tmp_path / "a.mhd"))
+    text = (tmp_path / "a.mhd").read_text()
+    if name == "a.mhd":
+        (tmp_path / name).write_text(text.replace("ElementType", "ElementKind"))
+    else:
+        (tmp_path / "a.raw").rename(tmp_path / name)
+    with pytest.raises(ScanError, match=r"a.raw, which is not there|no ElementType"):
+        read_volume(tmp_path / "a.mhd")
     assert capfd.readouterr().err == ""
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from voco.data.dicom_read import read_stack, same_pixels
-from voco.data.dicom_scan import SliceHeader, Unreadable, find_files, read_header, scan_headers
+from voco.data.dicom_scan import SliceHeader, Unreadable, find_files, quiet_pydicom, read_header, scan_headers
 from voco.data.dicom_select import SELECT_RULES, SeriesRecord, classify, plane_name, select_series
 from voco.data.dicom_stack import Stack, arrange, cluster, split_repeats
 from voco.data.volume import Source, Volume
@@ -86,7 +86,8 @@ def read_folder(folder: Path, *, series: str | None = None) -> Volume:
 
 def read_series_of_file(file: Path, *, series: str | None = None) -> Volume:
     """Read the series that one DICOM file belongs to, from the files beside it."""
-    headers = read_header(file)
+    with quiet_pydicom():
+        headers = read_header(file)
     if not headers:
         raise ScanError(f"{file}: neither NIfTI, MHD/MHA nor NRRD by its name, nor DICOM by its content")
     if isinstance(headers[0], Unreadable):

@@ -8,7 +8,7 @@ import numpy as np
 
 from voco.data.dicom_scan import SliceHeader, quiet_pydicom
 from voco.data.dicom_stack import Stack
-from voco.data.volume import AIR_HU, SliceInfo, Source, Volume, _last_line, _quiet_itk, canonical_volume
+from voco.data.volume import AIR_HU, SliceInfo, Source, Volume, canonical_volume, last_line, quiet_itk
 from voco.errors import ScanError
 
 # GDCM, which comes with SimpleITK, takes the JPEG families; pydicom what needs no codec, and the rest by its plugins.
@@ -156,18 +156,19 @@ def _gdcm(file: str, syntax: str) -> tuple[np.ndarray, tuple[float, float] | Non
 
     tags = ["PixelPaddingValue", "PixelPaddingRangeLimit", "PixelRepresentation"]
     try:
-        with _quiet_itk(), quiet_pydicom():
+        with quiet_itk(), quiet_pydicom():
             padding = _padding(pydicom.dcmread(file, stop_before_pixels=True, specific_tags=tags, force=True))
             return sitk.GetArrayFromImage(sitk.ReadImage(file, imageIO="GDCMImageIO")), padding
     except RuntimeError as error:
-        raise _undecodable(file, syntax, _last_line(error)) from None
+        raise _undecodable(file, syntax, last_line(error)) from None
 
 
 def _undecodable(file: str, syntax: str, why: str) -> ScanError:
     from pydicom.uid import UID
 
-    kind = UID(syntax)
-    if not kind or (kind.is_transfer_syntax and not kind.is_compressed) or kind.is_deflated:
+    with quiet_pydicom():
+        kind = UID(syntax)
+    if not kind.is_transfer_syntax or not kind.is_compressed or kind.is_deflated:
         return ScanError(f"{file}: the pixels are damaged or incomplete ({why}); copy it again")
     return ScanError(
         f"{file}: pixels stored as {kind.name or syntax} cannot be decoded ({why}); the file is damaged, or there is no"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import warnings
@@ -143,13 +144,8 @@ def quiet_pydicom():
             config.settings.reading_validation_mode = mode
 
 
-def looks_like_dicom(file: str | Path) -> bool:
+def _begins_like_dicom(head: bytes) -> bool:
     """Judge by the first bytes: the DICM mark, or a data set that starts without it as old scanners write."""
-    try:
-        with open(file, "rb") as stream:
-            head = stream.read(132)
-    except OSError:
-        return False
     if head[128:132] == b"DICM":
         return True
     return len(head) > 12 and head[:2] in (b"\x08\x00", b"\x02\x00") and head[3] == 0 and head[2:4] != b"\x00\x10"
@@ -160,10 +156,13 @@ def read_header(file: str | Path) -> list[SliceHeader | Unreadable]:
     import pydicom
 
     file = str(file)
-    if not looks_like_dicom(file):
-        return []
     try:
-        ds = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=TAGS, force=True)
+        # One open per file: on a network drive that is most of the time.
+        with open(file, "rb") as stream:
+            if not _begins_like_dicom(stream.read(132)):
+                return []
+            stream.seek(0)
+            ds = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=_tags(), force=True)
         meta = getattr(ds, "file_meta", {})
         if _text(meta.get("MediaStorageSOPClassUID")) == DICOMDIR:
             return []
@@ -173,6 +172,13 @@ def read_header(file: str | Path) -> list[SliceHeader | Unreadable]:
     except Exception as error:
         # pydicom raises whatever a damaged header provokes; its text may quote values, so only the kind is told.
         return [Unreadable(file, f"the header is damaged or incomplete ({type(error).__name__})")]
+
+
+@functools.cache
+def _tags() -> list[int]:
+    from pydicom.datadict import tag_for_keyword
+
+    return [tag_for_keyword(name) for name in TAGS]
 
 
 def _headers(ds, file: str, syntax: str) -> list[SliceHeader]:

@@ -180,7 +180,8 @@ def select_series(records: Sequence[SeriesRecord], rule: str = "thinnest_axial")
     ``thinnest_axial`` takes the one with the smallest of max(thickness, step) to 0.1 mm; then the longest
     coverage to 10 mm, the softer kernel, the smaller step, more slices, the lower UID. ``largest`` takes the one with
     the most slices, with the same ties. ``all`` takes every one of them, derived ones too. Projections, reformats and
-    maps are never taken. Series without a study UID are studies of their own.
+    maps are never taken. Series without a study UID are studies of their own;
+    the same study UID under two patients is two studies.
 
     Args:
         records: from ``find_series``.
@@ -194,12 +195,12 @@ def select_series(records: Sequence[SeriesRecord], rule: str = "thinnest_axial")
     """
     if rule not in SELECT_RULES:
         raise InputError(f"select {rule!r} is not a rule; choose one of {', '.join(SELECT_RULES)}")
-    studies: dict[str, list[SeriesRecord]] = {}
+    studies: dict[tuple, list[SeriesRecord]] = {}
     for record in records:
         if record.problem is not None:
             record.decision, record.reason = "rejected", record.problem
         elif record.kind in ("original", "derived"):
-            studies.setdefault(record.study or f"series {record.series}", []).append(record)
+            studies.setdefault((record.patient, record.study or f"series {record.series}"), []).append(record)
         else:
             record.decision, record.reason = "left_out", _reason(record, _KIND_REASON[record.kind])
     for study in studies.values():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ VOLUME_SUFFIXES = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".nhdr")
 MIN_RANGE_HU = 100
 MAX_SHARE_ABOVE_INT16 = 1e-3
 MAX_SPACING_MM = 50.0
+_META_BYTES = {"MET_SHORT": 2, "MET_USHORT": 2, "MET_INT": 4, "MET_UINT": 4, "MET_FLOAT": 4, "MET_DOUBLE": 8}
 MIN_SPACING_MM = 0.01
 
 
@@ -110,8 +111,7 @@ def read_volume(path: str | Path, *, series: str | None = None, files: Iterable[
 
         return read_folder(path, series=series)
     if is_volume_file(path):
-        image = _read_nifti(path) if str(path).lower().endswith((".nii", ".nii.gz")) else _read_itk(path)
-        return canonical_volume(image, Source(str(path)))
+        return canonical_volume(_read_file(path), Source(str(path)))
     from voco.data.dicom import read_series_of_file
 
     return read_series_of_file(path, series=series)
@@ -133,7 +133,7 @@ def canonical_volume(image, source: Source, slices: tuple[SliceInfo, ...] | None
     """
     import SimpleITK as sitk
 
-    _check_geometry(image.GetSpacing(), image.GetOrigin(), image.GetDirection(), source.path)
+    check_geometry(image.GetSpacing(), image.GetOrigin(), image.GetDirection(), source.path)
     image = sitk.DICOMOrient(image, "LPS")
     array = hounsfield(sitk.GetArrayViewFromImage(image), source.path)
     if min(array.shape) < MIN_SLICES:
@@ -192,7 +192,8 @@ def hounsfield(values: np.ndarray, name: str) -> np.ndarray:
     return out
 
 
-def _check_geometry(spacing, origin, direction, name: str) -> None:
+def check_geometry(spacing, origin, direction, name: str) -> None:
+    """Refuse voxel sizes, origins and directions that no scan has."""
     spacing = np.asarray(spacing, dtype=np.float64)
     if not np.all(np.isfinite(spacing)) or spacing.min() < MIN_SPACING_MM or spacing.max() > MAX_SPACING_MM:
         raise ScanError(
@@ -204,8 +205,17 @@ def _check_geometry(spacing, origin, direction, name: str) -> None:
         raise ScanError(f"{name}: its axes {np.round(matrix, 3).tolist()} do not span space; the header is damaged")
 
 
+def _read_file(path: Path):
+    if str(path).lower().endswith((".nii", ".nii.gz")):
+        from voco.data.nifti import read_nifti
+
+        return read_nifti(path)
+    return _read_itk(path)
+
+
 @contextlib.contextmanager
-def _quiet_itk():
+def quiet_itk():
+    """Keep ITK from printing warnings."""
     import SimpleITK as sitk
 
     shown = sitk.ProcessObject.GetGlobalWarningDisplay()
@@ -216,7 +226,8 @@ def _quiet_itk():
         sitk.ProcessObject.SetGlobalWarningDisplay(shown)
 
 
-def _last_line(error: Exception) -> str:
+def last_line(error: Exception) -> str:
+    """Cut a many-line ITK message to the line that says what happened."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1].removeprefix("ITK ERROR: ") if lines else type(error).__name__
 
@@ -227,20 +238,21 @@ def _read_itk(path: Path):
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     try:
-        with _quiet_itk():
+        with quiet_itk():
+            if path.name.lower().endswith((".mha", ".mhd")):
+                _check_meta(path)
             reader.ReadImageInformation()
-            _check_kind(reader.GetSize(), reader.GetNumberOfComponents(), str(path))
+            check_kind(reader.GetSize(), reader.GetNumberOfComponents(), str(path))
             if path.name.lower().endswith((".nrrd", ".nhdr")) and not _nrrd_space(reader):
                 raise ScanError(
                     f"{path}: the NRRD header has no 'space', so left and right, head and feet are not known; write it"
                     " again with its orientation"
                 )
-            if path.name.lower().endswith((".mha", ".mhd")):
-                voxel = sitk.Image([1, 1], reader.GetPixelID()).GetSizeOfPixelComponent()
-                _check_length(path, voxel * int(np.prod(reader.GetSize(), dtype=np.int64)))
             image = reader.Execute()
-    except RuntimeError as error:
-        raise ScanError(f"{path}: cannot be read, the file is damaged or incomplete ({_last_line(error)})") from None
+    except ScanError:
+        raise
+    except (RuntimeError, ValueError, OSError, MemoryError) as error:
+        raise ScanError(f"{path}: cannot be read, the file is damaged or incomplete ({last_line(error)})") from None
     return image[..., 0] if image.GetDimension() == 4 else image
 
 
@@ -248,7 +260,8 @@ def _nrrd_space(reader) -> bool:
     return reader.HasMetaDataKey("NRRD_space") and bool(reader.GetMetaData("NRRD_space").strip())
 
 
-def _check_kind(size, components: int, name: str) -> None:
+def check_kind(size, components: int, name: str) -> None:
+    """Refuse colour, 2-D and true 4-D data."""
     if components != 1:
         raise ScanError(f"{name}: {components} values per voxel (colour or vectors); expected one Hounsfield unit")
     if len(size) < 3:
@@ -260,130 +273,30 @@ def _check_kind(size, components: int, name: str) -> None:
         )
 
 
-def _check_length(path: Path, voxel_bytes: int) -> None:
-    """MetaImage readers fill the missing end of a short file and only print a line: compare the sizes beforehand."""
+def _check_meta(path: Path) -> None:
+    """Check a MetaImage by hand: ITK fills the missing end of a short file, and prints when a header is damaged."""
     head = {}
     with path.open("rb") as file:
         for line in file:
             key, _, value = line.decode("latin-1").partition("=")
             head[key.strip()] = value.strip()
-            if key.strip() == "ElementDataFile":
+            if key.strip() == "ElementDataFile" or file.tell() > 1 << 20:
                 break
         at = file.tell()
-    local = head.get("ElementDataFile", "LOCAL").upper() == "LOCAL"
-    data = path if local else path.parent / head["ElementDataFile"]
-    if not data.is_file():
+    missing = [key for key in ("NDims", "DimSize", "ElementType", "ElementDataFile") if not head.get(key)]
+    if missing:
+        raise ScanError(f"{path}: cannot be read, the header has no {', '.join(missing)}; it is damaged or incomplete")
+    name = head["ElementDataFile"]
+    if name.upper().startswith("LIST") or "%" in name:
         return
-    compressed = head.get("CompressedData", "False").lower() == "true"
-    need = int(head.get("CompressedDataSize", 0)) if compressed else voxel_bytes
-    have = data.stat().st_size - (at if local else max(0, int(head.get("HeaderSize", 0))))
+    data = path if name.upper() == "LOCAL" else path.parent / name
+    if not data.is_file():
+        raise ScanError(f"{path}: incomplete, its voxels should lie in {name}, which is not there")
+    if head.get("CompressedData", "False").lower() == "true":
+        need = int(head.get("CompressedDataSize", 0))
+    else:
+        voxel = _META_BYTES.get(head["ElementType"].upper(), 0) * int(head.get("ElementNumberOfChannels", 1))
+        need = voxel * math.prod(int(n) for n in head["DimSize"].split())
+    have = data.stat().st_size - (at if data == path else max(0, int(head.get("HeaderSize", 0))))
     if have < need:
         raise ScanError(f"{path}: incomplete, {have} of {need} bytes of voxels are there; copy it again")
-
-
-def _read_nifti(path: Path):
-    """Read through nibabel: unlike ITK it takes an sform or a qform alone, and reports a short file."""
-    import zlib
-
-    import nibabel
-    import SimpleITK as sitk
-
-    try:
-        with _quiet_nibabel():
-            image = nibabel.load(path)
-            if image.header.get_data_dtype().fields:
-                raise ScanError(f"{path}: colour voxels; expected one Hounsfield unit per voxel")
-            _check_kind(image.shape, 1, str(path))
-            with nibabel.openers.ImageOpener(path) as file:
-                # As it stands: loading silently turns a voxel size of 0 into 1 and drops its sign.
-                header = type(image.header).from_fileobj(file, check=False)
-            affine = _nifti_affine(header, str(path))
-            values = _nifti_values(image)
-    except ScanError:
-        raise
-    except (OSError, EOFError, ValueError, KeyError, zlib.error, *_nibabel_errors()) as error:
-        raise ScanError(f"{path}: cannot be read, the file is damaged or incomplete ({_last_line(error)})") from None
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    with np.errstate(all="ignore"):
-        direction = affine[:3, :3] / spacing
-    _check_geometry(spacing, affine[:3, 3], direction.ravel(), str(path))
-    out = sitk.GetImageFromArray(np.ascontiguousarray(values.reshape(values.shape[:3]).T))
-    out.SetSpacing([float(s) for s in spacing])
-    out.SetOrigin([float(v) for v in affine[:3, 3]])
-    out.SetDirection([float(v) for v in direction.ravel()])
-    return out
-
-
-@contextlib.contextmanager
-def _quiet_nibabel():
-    import logging
-
-    log = logging.getLogger("nibabel.global")
-    level = log.level
-    log.setLevel(logging.CRITICAL + 1)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        log.setLevel(level)
-
-
-def _nibabel_errors() -> tuple[type[Exception], ...]:
-    from nibabel.filebasedimages import ImageFileError
-    from nibabel.spatialimages import HeaderDataError, ImageDataError
-
-    return ImageFileError, HeaderDataError, ImageDataError
-
-
-def _nifti_values(image) -> np.ndarray:
-    slope, inter = image.dataobj.slope, image.dataobj.inter
-    raw = image.dataobj.get_unscaled()
-    if (slope, inter) == (1, 0):
-        return np.asarray(raw, dtype=raw.dtype.newbyteorder("="))
-    values = np.asarray(raw, dtype=np.float64 if raw.dtype.itemsize > 4 else np.float32)
-    values *= slope
-    values += inter
-    return values
-
-
-def _nifti_affine(header, name: str) -> np.ndarray:
-    """Index (i, j, k) -> LPS mm by the rule of the format: the sform where it has a code, else the qform."""
-    unit = {"unknown": 1.0, "mm": 1.0, "meter": 1000.0, "micron": 0.001}[header.get_xyzt_units()[0]]
-    wanted = []
-    if int(header["sform_code"]) > 0:
-        wanted.append(("sform", header.get_sform()))
-    if int(header["qform_code"]) > 0:
-        zooms = np.asarray(header["pixdim"][1:4], dtype=np.float64)
-        if not np.all(zooms > 0):
-            raise ScanError(f"{name}: voxel size {zooms.tolist()} in the header; expected positive millimetres")
-        wanted.append(("qform", header.get_qform()))
-    if not wanted:
-        raise ScanError(
-            f"{name}: neither sform nor qform is set, so left and right, head and feet are not known; set one of them"
-        )
-    found = []
-    for kind, affine in wanted:
-        affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ np.asarray(affine, dtype=np.float64)
-        affine[:3] *= unit
-        square = _nearest_rigid(affine)
-        if square is not None:
-            return square
-        found.append(f"{kind} {np.round(affine[:3, :3], 4).tolist()}")
-    raise ScanError(
-        f"{name}: its axes are not at right angles ({'; '.join(found)}); resample it to a rectangular grid first"
-    )
-
-
-def _nearest_rigid(affine: np.ndarray, tolerance: float = 0.01) -> np.ndarray | None:
-    """Make axes that are at right angles but for rounding exactly so; None where they are truly sheared."""
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    if not np.all(np.isfinite(affine)) or spacing.min() < MIN_SPACING_MM:
-        return None
-    u, _, vt = np.linalg.svd(affine[:3, :3] / spacing)
-    rigid = u @ vt
-    if np.abs(rigid - affine[:3, :3] / spacing).max() > tolerance:
-        return None
-    out = affine.copy()
-    out[:3, :3] = rigid * spacing
-    return out
