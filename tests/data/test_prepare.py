@@ -42,7 +42,7 @@ def cohort(tmp_path):
     for number in range(3):
         write_scan(root / f"s{number}.nii.gz", seed=number)
     maker.series(root / "dicom", maker.anatomy((8, 10, 11)))
-    (root / "broken.nii.gz").write_bytes(b"not a scan")
+    write_scan(root / "broken.nii.gz", array=np.ones((9, 9, 9), np.int16))  # a mask, not Hounsfield units
     return build_manifest(root)
 
 
@@ -76,6 +76,19 @@ def test_twice_does_nothing_the_second_time(cohort, tmp_path, monkeypatch):
     assert second.entries == first.entries
     assert second.rejected == first.rejected
     assert {p.name: p.stat().st_mtime_ns for p in cache.iterdir()} == before
+
+
+def test_files_that_no_reader_expects_are_rejected_too(tmp_path):
+    root = tmp_path / "scans"
+    write_scan(root / "good.nii.gz")
+    (root / "words.nii.gz").write_bytes(b"not a scan")
+    (root / "empty.mha").write_bytes(b"")
+    write_scan(root / "half.nrrd")
+    (root / "half.nrrd").write_bytes((root / "half.nrrd").read_bytes()[:3000])
+    result = run(build_manifest(root), tmp_path / "cache")
+    assert [e.case.path for e in result.entries] == ["good.nii.gz"]
+    assert [r.path for r in result.rejected] == ["empty.mha", "half.nrrd", "words.nii.gz"]
+    assert all(r.reason and str(root) not in r.reason for r in result.rejected)
 
 
 def test_changed_sources_and_settings_are_prepared_anew(cohort, tmp_path):
