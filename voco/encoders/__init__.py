@@ -66,6 +66,10 @@ def create_encoder(
         from voco.weights.load import load_weights
 
         load_weights(encoder, checkpoint, which=which)
+        if source is not None and Path(checkpoint).expanduser().is_file():
+            # A file under another hash may well be fine (converted, resaved), but its history should say so.
+            published = source.is_published_file(Path(checkpoint).expanduser())
+            encoder.provenance = [{**provenance[0], "file_is_the_published_one": published}]
     return encoder
 
 

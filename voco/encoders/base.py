@@ -239,13 +239,17 @@ def _recompute_contexts(module: nn.Module):
 
 @contextmanager
 def _running_statistics_kept(module: nn.Module) -> Iterator[None]:
-    """Recomputing a forward pass would move BatchNorm's running statistics a second time."""
+    """Recomputing a forward pass would move BatchNorm's running statistics a second time.
+
+    The buffers stay in use with a momentum of 0: without them the recomputed graph would save other tensors.
+    """
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    norms = [m for m in norms if m.training]
+    before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
     for norm in norms:
-        norm.track_running_stats = False
+        norm.momentum = 0.0
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, (momentum, count) in zip(norms, before):
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(count)

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import hashlib
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from voco.encoders.base import ENCODERS
 from voco.encoders.spec import InputSpec
@@ -50,6 +52,11 @@ class WeightSource:
             f"{self.name} needs its weights file: fetch {self.file} from {self.url} (md5 {self.md5}), "
             f"then pass checkpoint=PATH, or --encoder.weights PATH on a command line"
         )
+
+    def is_published_file(self, path: Path) -> bool:
+        """Whether a file is, byte for byte, the one that was published."""
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "md5").hexdigest() == self.md5
 
     def to_dict(self) -> dict:
         """For JSON; the first entry of the provenance of an encoder that starts from these weights."""

@@ -1,0 +1,265 @@
+"""What every registered encoder promises. Names up to 100 M parameters run for real, larger ones on the meta device."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from voco.encoders import InputSpec, create_encoder, list_encoders
+from voco.encoders.base import ENCODERS
+from voco.errors import InputError
+
+NAMES = list_encoders()
+# Wide ones share their code with a narrow sister that runs everything.
+WIDE = {"swinunetr_b", "swinunetr_l", "swinunetr_h"}
+NARROW = [name for name in NAMES if name not in WIDE]
+
+
+def hu_volume(size, batch=1, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(-1100, 1200, (batch, 1, *size), generator=generator, dtype=torch.int16)
+
+
+def min_size(name):
+    return ENCODERS[name].input_spec.min_size
+
+
+@pytest.fixture(scope="module")
+def encoders():
+    torch.manual_seed(0)
+    return {name: create_encoder(name) for name in NARROW}
+
+
+@pytest.fixture(scope="module")
+def trained_pass(encoders):
+    """One training-mode forward and backward at the smallest size, without checkpointing; kept for comparison."""
+    results = {}
+
+    def run(name):
+        if name not in results:
+            results[name] = forward_backward(encoders[name])
+        return results[name]
+
+    return run
+
+
+def forward_backward(encoder):
+    # Two volumes where BatchNorm would otherwise see a single value per channel.
+    batch = 2 if any(isinstance(m, torch.nn.BatchNorm3d) for m in encoder.modules()) else 1
+    encoder = copy.deepcopy(encoder).train()
+    pooled = encoder.pooled_pyramid(encoder.prepare(hu_volume(encoder.input_spec.min_size, batch)))
+    weights = torch.linspace(-1, 1, pooled.numel()).reshape(pooled.shape)
+    (pooled * weights).sum().backward()
+    statistics = {k: v.clone() for k, v in encoder.named_buffers()}
+    return pooled.detach(), {k: p.grad for k, p in encoder.named_parameters()}, statistics
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_every_parameter_gets_a_gradient_at_the_smallest_size(name, encoders, trained_pass):
+    pooled, gradients, _ = trained_pass(name)
+    assert pooled.shape[1] == encoders[name].pyramid_features
+    without = [key for key, g in gradients.items() if g is None or not torch.isfinite(g).all() or not g.abs().max() > 0]
+    assert not without
+
+
+@pytest.mark.parametrize("name", sorted(WIDE))
+def test_wide_encoders_on_the_meta_device(name):
+    with torch.device("meta"):
+        encoder = create_encoder(name)
+        pooled = encoder(torch.zeros(1, 1, *min_size(name), dtype=torch.int16))
+        pooled.sum().backward()
+    assert pooled.shape == (1, encoder.num_features)
+    assert all(p.grad is not None and p.grad.shape == p.shape for p in encoder.parameters())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(WIDE))
+def test_wide_encoders_at_full_size(name):
+    pooled, gradients, _ = forward_backward(create_encoder(name))
+    assert torch.isfinite(pooled).all()
+    assert all(g is not None and g.abs().max() > 0 for g in gradients.values())
+
+
+def test_base_size_runs_forward_and_backward():
+    """53 M parameters: the size that people use must run on a CPU."""
+    encoder = create_encoder("swinunetr_b")
+    pooled = encoder(hu_volume(min_size("swinunetr_b")))
+    pooled.sum().backward()
+    assert pooled.shape == (1, encoder.num_features) == (1, 1152)
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in encoder.parameters())
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_checkpointing_changes_nothing(name, encoders, trained_pass):
+    pooled, gradients, statistics = trained_pass(name)
+    encoder = copy.deepcopy(encoders[name])
+    encoder.set_grad_checkpointing(True)
+    again, again_gradients, again_statistics = forward_backward(encoder)
+    torch.testing.assert_close(again, pooled)
+    for key, gradient in gradients.items():
+        torch.testing.assert_close(again_gradients[key], gradient, rtol=1e-4, atol=1e-5, msg=key)
+    for key, value in statistics.items():  # BatchNorm must have counted the batch once, not twice
+        torch.testing.assert_close(again_statistics[key], value, msg=key)
+    encoder.set_grad_checkpointing(False)
+    assert not encoder.grad_checkpointing
+    assert not any(getattr(m, "use_checkpoint", False) for m in encoder.modules())
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_maps_are_canonical_and_volumes_independent(name, encoders):
+    """A dense blob at the foot, at the back, on the right (low D, high H, low W) changes that corner of each map."""
+    encoder = copy.deepcopy(encoders[name]).eval()
+    d, h, w = min_size(name)
+    size = (d, h, w + max(16, encoder.input_spec.size_multiple[2]))
+    hu = hu_volume(size, batch=2, seed=1)
+    hu[1] = hu[0]
+    hu[1, :, : d // 4, -(h // 4) :, : size[2] // 6] = 1500
+    with torch.inference_mode():
+        x = encoder.prepare(hu)
+        maps, pooled, sequence = encoder.pyramid(x), encoder.pool(x[1:]), encoder.sequence(x[1:])
+    assert len(maps) == len(encoder.feature_info)
+    for m, info in zip(maps, encoder.feature_info):
+        expected = tuple(-(-n // stride) for n, stride in zip(size, info["reduction"]))
+        assert m.shape == (2, info["num_chs"], *expected)
+        encoder.get_submodule(info["module"])
+        change = (m[1] - m[0]).abs().sum(0)
+        place = [int(i) for i in torch.unravel_index(change.argmax(), change.shape)]
+        for axis, (position, length) in enumerate(zip(place, change.shape)):
+            if length > 1:
+                assert (position < length / 2) == (axis != 1), (info["module"], place, tuple(change.shape))
+
+    # One volume alone gives what it gave in the batch, and pooled, unpooled and sequence agree.
+    averages = [m[1:].mean((2, 3, 4)) for m in maps]
+    expected = torch.cat(averages, 1) if encoder.pooling == "pyramid" else averages[-1]
+    assert pooled.shape == (1, encoder.num_features)
+    torch.testing.assert_close(pooled, expected, rtol=1e-4, atol=1e-4)
+    assert sequence.shape == (1, maps[-1].shape[2], encoder.feature_info[-1]["num_chs"])
+    torch.testing.assert_close(sequence, maps[-1][1:].mean((3, 4)).transpose(1, 2), rtol=1e-4, atol=1e-4)
+
+
+PRECISIONS = [(name, torch.bfloat16) for name in NARROW] + [
+    # CPUs emulate float16: 15 s for one crop of windowed attention.
+    pytest.param(name, torch.float16, marks=[] if name.startswith("cnn3d") else [pytest.mark.slow])
+    for name in NARROW
+]
+
+
+@pytest.mark.parametrize(("name", "dtype"), PRECISIONS)
+def test_autocast_is_finite(name, dtype, encoders):
+    encoder = copy.deepcopy(encoders[name]).eval()
+    with torch.inference_mode(), torch.autocast("cpu", dtype):
+        features = encoder(hu_volume(min_size(name)))
+    assert torch.isfinite(features).all()
+    assert features.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_int16_and_float_are_prepared_alike(name, encoders):
+    encoder, hu = encoders[name], hu_volume(min_size(name))
+    x = encoder.prepare(hu)
+    assert x.dtype == torch.float32
+    assert x.shape[1] == encoder.input_spec.channels
+    assert torch.equal(x, encoder.prepare(hu.float()))
+    assert torch.equal(x, encoder.prepare(hu.double()))
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_copies_and_pickles(name, encoders):
+    encoder = encoders[name]
+    again = pickle.loads(pickle.dumps(encoder))
+    assert again.name == name
+    assert again.input_spec == encoder.input_spec
+    for key, value in encoder.state_dict().items():
+        assert torch.equal(again.state_dict()[key], value)
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_wrong_sizes_are_refused_in_words(name, encoders):
+    encoder = encoders[name]
+    d, h, w = min_size(name)
+    with pytest.raises(InputError, match=rf"at least {d}x{h}x{w} .*found {d - 1}x{h}x{w}"):
+        encoder.prepare(hu_volume((d - 1, h, w)))
+    with pytest.raises(InputError, match=r"\(B, 1, D, H, W\)"):
+        encoder.prepare(torch.zeros(d, h, w))
+    with pytest.raises(InputError, match="prepare"):
+        encoder.pool(torch.zeros(1, encoder.input_spec.channels + 1, d, h, w))
+    if max(encoder.input_spec.size_multiple) > 1:
+        with pytest.raises(InputError, match="multiples"):
+            encoder.forward_features(torch.zeros(1, encoder.input_spec.channels, d + 1, h + 1, w + 1))
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_stem_keys_have_the_input_channels(name):
+    windows = [(-1000, 500), (-175, 250), (-100, 900)]
+    encoder = create_encoder(name, window=windows)
+    assert encoder.input_spec.channels == len(encoder.input_spec.mean) == 3
+    assert encoder.stem_keys
+    assert {encoder.state_dict()[key].shape[1] for key in encoder.stem_keys} == {3}
+    assert encoder.prepare(hu_volume(min_size(name))).shape[1] == 3
+
+
+def test_prepare_by_hand():
+    """Windows, mean and std, symmetric air, axis order and flips, against numbers worked out on paper."""
+    spec = InputSpec(
+        axes="RAS",
+        windows=((0.0, 100.0), (-2000.0, 0.0)),
+        mean=(0.5, 0.0),
+        std=(0.25, 1.0),
+        min_size=(1, 1, 1),
+        size_multiple=(2, 4, 1),
+    )
+    encoder = create_encoder("cnn3d_s", input_spec=spec)
+    hu = torch.tensor([50, -500, 75], dtype=torch.int16).reshape(1, 1, 1, 1, 3)  # D=1, H=1, W=3 toward the left
+    x = encoder.prepare(hu)
+    assert x.shape == (1, 2, 3, 4, 2)  # R, A, S
+    # Of 1 posterior row, pads are 1 before and 2 after; toward anterior the row is then third of four.
+    row = x[0, :, :, 2, 0]
+    torch.testing.assert_close(row[0], torch.tensor([1.0, -2.0, 0.0]))  # right to ... reversed: 75, -500, 50
+    torch.testing.assert_close(row[1], torch.tensor([1.0, 0.75, 1.0]))
+    air = x[0, 1].clone()
+    air[:, 2, 0] = 488 / 1000
+    torch.testing.assert_close(air, torch.full_like(air, (2000 - 1024) / 2000))
+
+
+def test_double_precision_encoders_take_hu():
+    encoder = create_encoder("cnn3d_s").double().eval()
+    assert encoder(hu_volume((16, 16, 16))).dtype == torch.float64
+
+
+def test_replaced_geometry_is_kept():
+    encoder = create_encoder("cnn3d_s")
+    encoder.input_spec = replace(encoder.input_spec, spacing_mm=(2.0, 2.0, 2.0))
+    assert copy.deepcopy(encoder).input_spec.spacing_mm == (2.0, 2.0, 2.0)
+
+
+def test_names_tags_and_arguments():
+    assert create_encoder("swin_t").name == "swinunetr_t"
+    assert list_encoders("swin*") == ["swinunetr_b", "swinunetr_h", "swinunetr_l", "swinunetr_t"]
+    with pytest.raises(InputError, match=r"did you mean"):
+        create_encoder("swin_bb")
+    with pytest.raises(InputError, match=r"VoCo_B_SSL_head.pt.*f80c4da2f81d700bdae3df188f2057eb"):
+        create_encoder("swin_b.voco_ssl")
+    with pytest.raises(InputError, match=r"known for swinunetr_l: voco_ssl"):
+        create_encoder("swin_l.voco")
+    with pytest.raises(InputError, match=r"none is known for cnn3d_s"):
+        create_encoder("cnn3d_s.kinetics400")
+    with pytest.raises(InputError, match=r"drop_path_rate"):
+        create_encoder("swin_t", depth=3)
+    with pytest.raises(InputError, match="window"):
+        create_encoder("cnn3d_s", window=(1, 2, 3))
+
+
+def test_import_builds_nothing():
+    """Only building an encoder may cost the import of what it is built from."""
+    code = (
+        "import sys, voco.encoders, voco.weights.load, voco.weights.sources\n"
+        "print([m for m in ('monai', 'torchvision', 'timm', 'huggingface_hub') if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
