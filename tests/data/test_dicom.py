@@ -210,7 +210,8 @@ def test_gantry_tilt_is_undone(tmp_path, degrees):
     wrong = inside & (np.abs(volume.array - expected) > 2)
     assert (wrong.any(axis=2).sum(axis=1) <= 1).all() and ((inside & ~wrong).sum(axis=(1, 2)) >= 19 * 16).all()
     assert "gantry tilt" in select_series(find_series(tmp_path))[0].reason
-    assert len(volume.slices) == 12 == len(volume.array)
+    middle = where[:, 2] + 9.5 * 0.8 * np.sin(tilt)  # 20 rows of 0.8 mm
+    assert [s.z_mm for s in volume.slices] == pytest.approx(list(middle)) and len(volume.array) == 12
 
 
 # --- what is not a volume ------------------------------------------------------------------------------------------
@@ -426,6 +427,7 @@ def test_enhanced_multi_frame(tmp_path, hu):
     np.testing.assert_array_equal(read_volume(tmp_path / "e.dcm").array, hu)
     record = select_series(find_series(tmp_path))[0]
     assert (record.slices, record.files, record.decision) == (9, ("e.dcm",), "kept")
+    assert record.thickness_mm == 2.0
 
 
 def test_rle(tmp_path, hu):
@@ -455,6 +457,27 @@ def test_jpeg_ls_and_jpeg_2000(tmp_path, file, syntax):
         maker.save(ds, tmp_path / f"{i}.dcm", syntax=syntax)
     expected = np.stack([plain.pixel_array.astype(int) - 1024 - i for i in range(5)])
     np.testing.assert_array_equal(read_volume(tmp_path).array, np.maximum(expected, -1024))
+
+
+@pytest.mark.parametrize("step", [0, -10])
+def test_compressed_multi_frame(tmp_path, step):
+    source, plain = pydicom.dcmread(maker.sample("MR_small_jpeg_ls_lossless.dcm")), maker.sample("MR_small.dcm")
+    picture = pydicom.dcmread(plain).pixel_array.astype(np.int32)
+    intercepts = -1024 + step * np.arange(5)
+    path = maker.enhanced(tmp_path / "e.dcm", picture + intercepts[:, None, None], maker.positions(5), intercepts)
+    ds = pydicom.dcmread(path)
+    for name in ("BitsStored", "HighBit", "PixelRepresentation"):
+        setattr(ds, name, source[name].value)
+    frame = next(pydicom.encaps.generate_frames(source.PixelData, number_of_frames=1))
+    ds.PixelData = pydicom.encaps.encapsulate([frame] * 5)
+    ds["PixelData"].is_undefined_length = True
+    ds.file_meta.TransferSyntaxUID = JPEGLSLossless
+    ds.save_as(path)
+    if step:
+        with pytest.raises(ScanError, match="different rescale"):
+            read_volume(path)
+    else:
+        np.testing.assert_array_equal(read_volume(path).array, np.maximum([picture - 1024] * 5, -1024))
 
 
 def test_an_unknown_compression_is_named(tmp_path, hu, capfd):
