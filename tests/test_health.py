@@ -22,6 +22,7 @@ from voco.health import (
     evaluate,
     evaluate_histogram,
     outer_window,
+    similarity_examples,
     verdict,
 )
 from voco.health.scores import (
@@ -462,5 +463,14 @@ def test_loss_terms_of_the_method_are_those_of_its_forward_pass():
     line = evaluate_histogram(windows, geometry, outer_window(method.encoder.input_spec.windows), seed=5, queries=2)
     found = differences(report, {"histogram": line}, REFERENCES)
     assert set(found) == {f"{k}_accuracy{b}" for k in ("position", "disjoint") for b in ("", "_balanced")}
+    example = similarity_examples(method, windows, seed=5, count=1)[0]
+    _, row, col = example.start
+    assert np.array_equal(example.crop, windows[0].hu[:, row : row + 16, col : col + 16])
+    other = similarity_examples(method, windows, seed=5, count=1, slabs=True)[0]
+    assert np.array_equal(
+        other.crop, windows[0].slabs[16:, other.start[1] : other.start[1] + 16, other.start[2] : other.start[2] + 16]
+    )
+    starts = torch.tensor([[example.start]]).reshape(1, 3)
+    assert example.labels == pytest.approx(overlap_labels(starts, geometry)[0].numpy())
     lonely = evaluate(method, windows[:1], seed=5, queries=2)
     assert lonely.score("inter") is None and lonely.interval("intra") is None

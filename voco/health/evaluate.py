@@ -59,8 +59,8 @@ def evaluate(
     bases = geometry.base_starts()
     hu = [w.hu for w in windows]
     with evaluating(method):
-        clean = _inspect(method, hu, bases, asked.starts, None, **settings)
-        shifted = _inspect(method, hu, bases, asked.starts, asked.shift, **settings)
+        clean = inspect_windows(method, hu, bases, asked.starts, None, **settings)
+        shifted = inspect_windows(method, hu, bases, asked.starts, asked.shift, **settings)
         tallies = _loss_tallies(method, scan, clean["cosine"], asked.labels) | _inter_tally(method, scan, clean)
         tallies |= _base_tallies(scan, clean["base_cosine"], getattr(getattr(method, "options", None), "reg_power", 2))
         tallies |= _order_tallies(scan, clean, asked.labels)
@@ -69,8 +69,8 @@ def evaluate(
         if deep:
             asked = draw_queries(deep, geometry, queries, seed, shift_range, slabs=True)
             slabs, scan, bases = [w.slabs for w in deep], np.array([w.scan for w in deep]), slab_bases(geometry)
-            clean_slabs = _inspect(method, slabs, bases, asked.starts, None, **settings)
-            shifted = _inspect(method, slabs, bases, asked.starts, asked.shift, **settings)
+            clean_slabs = inspect_windows(method, slabs, bases, asked.starts, None, **settings)
+            shifted = inspect_windows(method, slabs, bases, asked.starts, asked.shift, **settings)
             tallies |= _position_tallies("disjoint", scan, clean_slabs, shifted, asked.labels)
     values = {"effective_rank": effective_rank(clean["base_features"].reshape(-1, clean["base_features"].shape[-1]))}
     return _report(name, windows, queries, seed, tallies, values)
@@ -159,7 +159,9 @@ def calibrate_batchnorm(
         with evaluating(method):
             asked = draw_queries(windows, method.geometry, method.geometry.random_crops, 0, 0.0, slabs=False)
             settings = {"batch_volumes": batch_volumes, "device": torch.device(device), "autocast_dtype": None}
-            _inspect(method, [w.hu for w in windows], method.geometry.base_starts(), asked.starts, None, **settings)
+            inspect_windows(
+                method, [w.hu for w in windows], method.geometry.base_starts(), asked.starts, None, **settings
+            )
     finally:
         for hook in hooks:
             hook.remove()
@@ -185,7 +187,9 @@ def evaluating(method) -> Iterator[None]:
             module.training = mode
 
 
-def _inspect(method, hu, bases, starts, shift, *, batch_volumes, device, autocast_dtype) -> dict[str, np.ndarray]:
+def inspect_windows(
+    method, hu, bases, starts, shift, *, batch_volumes, device, autocast_dtype
+) -> dict[str, np.ndarray]:
     """Run ``method.inspect`` over windows in batches of equal size (the last one wraps to the first windows).
 
     Equal, because a projector without running statistics normalises over the batch.

@@ -1,0 +1,265 @@
+"""Curves and bars of a run: loss terms, position scores over steps, and the final comparison with the three lines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from voco.figures import style
+from voco.figures.style import BLUE, FAINT, INK, LINES, MUTED, SKY
+
+_TERMS = (
+    ("intra", "intra: the place within the scan"),
+    ("loss", "total"),
+    ("inter", "inter: between scans"),
+    ("reg", "reg: base crops kept apart"),
+)
+_KINDS = (
+    ("position_accuracy", "position accuracy", "overlaps the base crops"),
+    ("disjoint_accuracy", "disjoint accuracy", "shares no voxel with them"),
+)
+
+
+def loss_curves(metrics_rows: Sequence[Mapping], references: Mapping[str, float], path: str | Path) -> Path:
+    """Total and each term over steps, training and held-out, with the losses of predictors that know nothing.
+
+    Args:
+        metrics_rows: rows of metrics.jsonl: ``step``, ``loss``, ``intra``, ``inter``, ``reg``, ``heldout/intra``, ...
+        references: fields of ``voco.reference.reference_lines``.
+        path: PNG to write.
+    """
+    figure = style.new_figure(680)
+    shown = [term for term in _TERMS[1:] if len(style.series(metrics_rows, term[0])[0])]
+    axes = style.pixels(figure, 64, 130, 560 if shown else 960, 480)
+    _draw_term(axes, metrics_rows, "intra", references)
+    style.panel_title(axes, _TERMS[0][1])
+    axes.set_xlabel("step", fontsize=9, color=MUTED)
+    height = (480 - 62 * (len(shown) - 1)) / max(len(shown), 1)
+    for place, (name, words) in enumerate(shown):
+        small = style.pixels(figure, 858, 130 + place * (height + 62), 306, height)
+        _draw_term(small, metrics_rows, name, references, small=True)
+        style.panel_title(small, words)
+    small.set_xlabel("step", fontsize=9, color=MUTED) if shown else None
+    style.headline(figure, _loss_finding(metrics_rows, references), "Pale: training, each logged step. Blue: training, "
+        "running mean. Circles: held-out scans, crops not augmented, 95 % interval over scans.")  # fmt: skip
+    return style.save(figure, path)
+
+
+def _loss_finding(rows, references) -> str:
+    steps, held = style.series(rows, "heldout/intra")
+    where = "held-out"
+    if not len(steps):
+        steps, held = style.series(rows, "intra")
+        where = "training"
+    if not len(steps):
+        return "No loss has been logged yet"
+    best, last = references["best_constant"], held[-1]
+    side = f"{'below' if last < best else 'not below'} the best constant predictor ({best:.3f})"
+    return f"{where.capitalize()} intra loss is {last:.2f} at step {steps[-1]:.0f}: {side}"
+
+
+def _draw_term(axes, rows, name, references, small: bool = False) -> None:
+    steps, values = style.series(rows, name)
+    held_steps, held = style.series(rows, f"heldout/{name}")
+    if len(steps):
+        axes.plot(steps, values, color=SKY, linewidth=0.9, alpha=0.45)
+        width = max(1, len(steps) // 25) | 1
+        axes.plot(steps, style.smooth(values, width), color=BLUE, linewidth=1.8)
+    if len(held):
+        low, high = _band(rows, f"heldout/{name}", held_steps)
+        if low is not None:
+            axes.vlines(held_steps, low, high, color=INK, linewidth=1.0, alpha=0.6)
+        size = 4 if small else 6
+        axes.plot(held_steps, held, "o-", color=INK, linewidth=0.8, markersize=size, markerfacecolor="white")
+    levels = _levels(name, references)
+    # single steps may leave the picture, and so does collapse, which is far above everything else
+    usual = np.percentile(values, 99) if len(values) else 0.0
+    top = 1.1 * max(usual, held.max(initial=1e-3), *[level for words, level in levels if words != "full collapse"], 0.0)
+    axes.set_ylim(0, top)
+    _reference_levels(axes, levels, top, small)
+    style.plain(axes)
+    axes.locator_params(axis="x", nbins=4 if small else 8, integer=True)
+    axes.locator_params(axis="y", nbins=4 if small else 8)
+
+
+def _levels(name, references) -> list[tuple[str, float]]:
+    if name == "intra":
+        return [
+            ("zero logits", references["zero_logits"]),
+            ("best constant", references["best_constant"]),
+            ("full collapse", references["collapse"]),
+        ]
+    # orthogonal embeddings have no inter and no reg loss, so their total is that of intra
+    return [("zero logits", references["zero_logits"])] if name == "loss" else []
+
+
+def _reference_levels(axes, levels, top, small) -> None:
+    labels = []
+    for words, level in levels:
+        if level > top:
+            axes.text(1.0, 0.985, f"{words} {level:.2f} is above ↑", transform=axes.transAxes, fontsize=9, color=MUTED,
+                ha="right", va="top")  # fmt: skip
+            continue
+        axes.axhline(level, color=INK, linewidth=1.0, linestyle=(0, (1, 2)))
+        labels.append((level, f"{words} {level:.3f}", INK))
+    if small:
+        for level, words, colour in labels:
+            axes.text(1.0, level + 0.02 * top, words, transform=axes.get_yaxis_transform(), fontsize=8.5, color=colour,
+                ha="right", va="bottom")  # fmt: skip
+    else:
+        style.label_right(axes, labels)
+
+
+def _band(rows, name, steps):
+    low_steps, low = style.series(rows, f"{name}_low")
+    _, high = style.series(rows, f"{name}_high")
+    return (low, high) if np.array_equal(low_steps, steps) else (None, None)
+
+
+def position_scores(
+    metrics_rows: Sequence[Mapping], lines: Mapping, references: Mapping[str, float], path: str | Path
+) -> Path:
+    """Position accuracy and disjoint accuracy over steps, balanced and plain, beside the three lines.
+
+    Args:
+        metrics_rows: rows of metrics.jsonl with ``heldout/...`` scores.
+        lines: ``untrained`` and ``histogram`` -> ``HealthReport``.
+        references: fields of ``voco.reference.reference_lines``.
+        path: PNG to write.
+    """
+    figure, highest = style.new_figure(862), _highest(metrics_rows, lines, references)
+    for column, (score, words, note) in enumerate(_KINDS):
+        for row, (suffix, kind) in enumerate((("_balanced", "balanced over cells"), ("", "plain"))):
+            axes = style.pixels(figure, 64 + column * 592, 150 + row * 370, 335, 280)
+            _draw_score(axes, metrics_rows, lines, references, score + suffix, highest)
+            style.panel_title(axes, words, f"{note}; {kind}")
+            if row == 1:
+                axes.set_xlabel("step", fontsize=9, color=MUTED)
+    scans = style.series(metrics_rows, "heldout/scans")[1]
+    style.headline(
+        figure,
+        _score_finding(metrics_rows, lines, references),
+        "Which base crop does a random crop of a held-out scan belong to? Each crop has its own intensity shift. "
+        + (f"Band: 95 % interval over {scans[-1]:.0f} scans." if len(scans) else ""),
+    )
+    return style.save(figure, path)
+
+
+def _constant(score: str, references) -> float:
+    return references["balanced_chance" if score.endswith("_balanced") else "position_chance"]
+
+
+def _score_finding(rows, lines, references) -> str:
+    parts, last = [], 0
+    for score, words, _ in _KINDS:
+        steps, values = style.series(rows, f"heldout/{score}_balanced")
+        if len(steps):
+            last = int(steps[-1])
+            levels = [line.score(f"{score}_balanced") for line in lines.values()]
+            levels = [level for level in levels if level is not None] + [_constant(f"{score}_balanced", references)]
+            parts.append(f"{words} {values[-1]:.2f} (best line {max(levels):.2f})")
+    return f"At step {last}: {', '.join(parts)}" if parts else "No position score has been measured yet"
+
+
+def _highest(rows, lines, references) -> float:
+    """Upper end of all four panels, so that they can be compared."""
+    found = [0.3, references["position_chance"]]
+    for score in [f"{score}{suffix}" for score, _, _ in _KINDS for suffix in ("", "_balanced")]:
+        for name in (score, f"{score}_high"):
+            found += style.series(rows, f"heldout/{name}")[1].tolist()
+        found += [line.score(score) or 0.0 for line in lines.values()]
+    return min(1.0, 1.06 * max(found))
+
+
+def _draw_score(axes, rows, lines, references, score, highest) -> None:
+    steps, values = style.series(rows, f"heldout/{score}")
+    labels = []
+    if len(steps):
+        low, high = _band(rows, f"heldout/{score}", steps)
+        if low is not None:
+            axes.fill_between(steps, low, high, color=BLUE, alpha=0.15, linewidth=0)
+        axes.plot(steps, values, "o-", color=BLUE, linewidth=2, markersize=4)
+        labels.append((values[-1], f"trained {values[-1]:.2f}", BLUE))
+    else:
+        axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color=MUTED)
+    levels = {"constant": _constant(score, references)} | {name: line.score(score) for name, line in lines.items()}
+    for name, level in levels.items():
+        if level is not None:
+            words, colour, dashes = LINES[name]
+            axes.axhline(level, color=colour, linestyle=dashes, linewidth=1.4)
+            labels.append((level, f"{words} {level:.2f}", colour))
+    axes.set_ylim(0, highest)
+    style.label_right(axes, labels)
+    style.plain(axes)
+    axes.locator_params(axis="x", nbins=5, integer=True)
+
+
+def heldout_summary(report, lines: Mapping, references: Mapping[str, float], path: str | Path, *, title="") -> Path:
+    """Bars of the trained encoder and the three lines, both scores, with and without the intensity shift.
+
+    Args:
+        report: ``HealthReport`` of the trained encoder.
+        lines: ``untrained`` and ``histogram`` -> ``HealthReport``.
+        references: fields of ``voco.reference.reference_lines``.
+        path: PNG to write.
+        title: replaces the finding.
+    """
+    figure = style.new_figure(670)
+    modes = (("", "intensity shift per crop"), ("clean_", "crops as they are"))
+    for column, (score, words, note) in enumerate(_KINDS):
+        for row, (prefix, mode) in enumerate(modes):
+            axes = style.pixels(figure, 170 + column * 575, 158 + row * 275, 420, 180)
+            _draw_bars(axes, report, lines, references, f"{prefix}{score}_balanced")
+            style.panel_title(axes, words, f"{note}; {mode}")
+    style.headline(
+        figure,
+        title or _summary_finding(report, lines, references),
+        f"Balanced over cells; {report.scans} held-out scans ({report.disjoint_scans} deep enough for the disjoint "
+        f"score), {report.windows} windows, {report.queries} random crops each. Whiskers: 95 % interval over scans.",
+    )
+    return style.save(figure, path)
+
+
+def _summary_finding(report, lines, references) -> str:
+    """Which scores are surely above all lines: the interval of each paired difference decides, not the bars."""
+    from voco.health.report import differences
+
+    found = differences(report, lines, references)
+    above, not_above = [], []
+    for score, words, _ in _KINDS:
+        if f"{score}_balanced" in found:
+            sure = all(difference.surely_above for difference in found[f"{score}_balanced"].values())
+            (above if sure else not_above).append(words)
+    count = "all three lines" if len(lines) == 2 else "every line"
+    parts = [f"{' and '.join(above)} above {count}"] if above else []
+    parts += [f"{' and '.join(not_above)} not surely above {count}"] if not_above else []
+    text = "; ".join(parts)
+    return text[:1].upper() + text[1:] if text else "No position score has been measured"
+
+
+def _draw_bars(axes, report, lines, references, score) -> None:
+    reports = {"trained": report, **lines}
+    names = [name for name in LINES if name == "constant" or name in reports]
+    for place, name in enumerate(names):
+        colour = LINES[name][1]
+        found = reports.get(name)
+        value = _constant(score, references) if name == "constant" else found.score(score)
+        if value is None:
+            axes.text(0.01, place, "not measured", fontsize=9, color=MUTED, va="center")
+            continue
+        axes.barh(place, value, height=0.62, color=colour, alpha=1.0 if name == "trained" else 0.55, linewidth=0)
+        interval = None if found is None else found.interval(score)
+        end = value
+        if interval is not None:
+            axes.plot(interval, (place, place), color=INK, linewidth=1.2, solid_capstyle="butt")
+            end = max(value, interval[1])
+        axes.text(end + 0.015, place, f"{value:.2f}", fontsize=9.5, color=INK, va="center",
+            fontweight="bold" if name == "trained" else "normal")  # fmt: skip
+    axes.set_xlim(0, 1)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    style.plain(axes, grid=False)
+    axes.grid(axis="x", color=FAINT, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.set_yticks(range(len(names)), [LINES[name][0] for name in names], fontsize=9.5, color=INK)

@@ -1,0 +1,145 @@
+"""How every picture of a run looks: size in pixels, colours for the colour-blind, a title that says what was found.
+
+Colours are of Okabe and Ito (2008), and every line also differs in its dashes. matplotlib is imported when something
+is drawn, never pyplot: no global state, no display.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+WIDTH = 1200
+DPI = 120
+INK, MUTED, FAINT, PALE = "#222222", "#666666", "#dddddd", "#f3f3f3"
+BLUE, ORANGE, GREEN, VERMILLION, SKY, YELLOW = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#F0E442"
+
+# line -> (label, colour, dashes)
+LINES = {
+    "trained": ("trained", BLUE, "solid"),
+    "untrained": ("untrained encoder", GREEN, (0, (6, 2))),
+    "histogram": ("HU histogram", VERMILLION, (0, (6, 2, 1, 2))),
+    "constant": ("constant guess", INK, (0, (1, 2))),
+}
+
+
+def new_figure(height: int, width: int = WIDTH):
+    """A figure of exactly ``width`` x ``height`` pixels."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
+
+
+def save(figure, path: str | Path) -> Path:
+    """Write a PNG, whole or not at all; the same figure gives the same bytes."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    figure.savefig(part, format="png", dpi=DPI, metadata={"Software": None})
+    part.replace(path)
+    return path
+
+
+def headline(figure, title: str, subtitle: str = "") -> None:
+    """Finding in bold at the top left, and under it what is shown, wrapped to the width."""
+    height = figure.get_figheight() * DPI
+    subtitle = "\n".join(textwrap.fill(line, 138) for line in subtitle.splitlines())
+    figure.text(24 / WIDTH, 1 - 20 / height, title, fontsize=13, fontweight="bold", color=INK, va="top")
+    figure.text(24 / WIDTH, 1 - 50 / height, subtitle, fontsize=9.5, color=MUTED, va="top", linespacing=1.35)
+
+
+def pixels(figure, left: float, top: float, width: float, height: float):
+    """Axes at a place given in pixels from the top left corner."""
+    wide, high = figure.get_figwidth() * DPI, figure.get_figheight() * DPI
+    return figure.add_axes((left / wide, 1 - (top + height) / high, width / wide, height / high))
+
+
+def plain(axes, *, grid: bool = True) -> None:
+    """Only the axes that are read: no box, faint horizontal lines."""
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(MUTED)
+    axes.tick_params(length=0, labelsize=9, colors=MUTED)
+    if grid:
+        axes.grid(axis="y", color=FAINT, linewidth=0.8)
+        axes.set_axisbelow(True)
+
+
+def panel_title(axes, text: str, note: str = "") -> None:
+    """Bold words above a panel, a quieter line between them and the panel."""
+    lift = 20 if note else 7
+    axes.text(0, 1, text, transform=_above(axes, lift), fontsize=10.5, fontweight="bold", color=INK, va="bottom")
+    axes.text(0, 1, note, transform=_above(axes, 6), fontsize=9, color=MUTED, va="bottom")
+
+
+def _above(axes, points: float):
+    from matplotlib.transforms import ScaledTranslation
+
+    return axes.transAxes + ScaledTranslation(0, points / 72, axes.figure.dpi_scale_trans)
+
+
+def label_right(axes, labels: Sequence[tuple[float, str, str]], *, gap: float = 13.0) -> None:
+    """Write labels beside the right edge at their heights, moved apart where they would touch.
+
+    Args:
+        labels: (height in data units, text, colour).
+        gap: least distance in points.
+    """
+    if not labels:
+        return
+    low, high = axes.get_ylim()
+    height = axes.get_position().height * axes.figure.get_figheight() * 72
+    wanted = [(value - low) / (high - low) * height for value, _, _ in labels]
+    for (value, text, colour), place in zip(labels, spread(wanted, gap, 0.0, height)):
+        axes.annotate(
+            text,
+            xy=(1, (value - low) / (high - low)),
+            xycoords="axes fraction",
+            xytext=(10, place - (value - low) / (high - low) * height),
+            textcoords="offset points",
+            fontsize=9,
+            color=colour,
+            va="center",
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 0},
+        )
+
+
+def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Places close to those wanted, in the same order, at least ``gap`` apart, and within limits where they fit."""
+    order = np.argsort(wanted, kind="stable")
+    # least squares with spacing constraints: pool neighbours that are too close around their common mean
+    groups: list[list[float]] = []
+    for rank, index in enumerate(order):
+        groups.append([wanted[index] - rank * gap, 1])
+        while len(groups) > 1 and groups[-2][0] > groups[-1][0]:
+            (a, m), (b, n) = groups[-2:]
+            groups[-2:] = [[(a * m + b * n) / (m + n), m + n]]
+    places = [value for value, count in groups for _ in range(count)]
+    places = [value + rank * gap for rank, value in enumerate(places)]
+    for rank, place in enumerate(places):
+        places[rank] = max(place, low + rank * gap)
+    for rank, place in enumerate(reversed(places)):
+        places[-1 - rank] = min(place, high - rank * gap)
+    result = [0.0] * len(places)
+    for index, place in zip(order, places):
+        result[index] = place
+    return result
+
+
+def series(rows: Sequence[Mapping], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values of one metric in the rows that have it."""
+    pairs = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
+    return np.array([p[0] for p in pairs], float), np.array([p[1] for p in pairs], float)
+
+
+def smooth(values: np.ndarray, width: int) -> np.ndarray:
+    """Centred running mean, narrower at the ends."""
+    half = width // 2
+    total = np.concatenate([[0.0], np.cumsum(values)])
+    at = np.arange(len(values))
+    first, last = np.maximum(at - half, 0), np.minimum(at + half + 1, len(values))
+    return (total[last] - total[first]) / (last - first)
