@@ -286,10 +286,10 @@ def _name_cases(cases: Sequence[Case]) -> list[Case]:
 
 def _plain_id(case: Case) -> str:
     name = stem(case.path) if not case.files else case.path
-    safe = re.sub(r"[^A-Za-z0-9._-]", "-", name.replace("/", "__")).lstrip("._-")
+    safe = re.sub(r"[^A-Za-z0-9._-]", "-", name.replace("/", "__")).lstrip("._-") or "scan"
     changed = safe != name.replace("/", "__") or "__" in name or len(safe) > 100
     if case.series is not None:
-        return f"{safe[:80] or 'series'}-{_digest(case.path, case.series)}"
+        return f"{safe[:80]}-{_digest(case.path, case.series)}"
     return f"{safe[:80]}-{_digest(case.path)}" if changed else safe
 
 
