@@ -240,13 +240,18 @@ def test_series_that_cannot_be_read_say_why(tmp_path, hu, tags, sentence, capfd)
 
 def test_too_few_slices(tmp_path, hu):
     maker.series(tmp_path, hu[:3])
-    assert "only 3 slices" in reason(tmp_path)
+    assert "3 different slice positions" in reason(tmp_path)
+
+
+def test_another_modality_is_one_line(tmp_path, hu):
+    maker.series(tmp_path, hu, Modality="MR", each=lambda i: {"PixelSpacing": [str(1 + i), "1"]})
+    assert "modality MR" in reason(tmp_path)
 
 
 def test_bolus_tracking_is_no_volume(tmp_path, hu):
     maker.series(tmp_path, hu, where=np.tile([[-40.0, -30, -100]], (9, 1)), each=lambda i: {"AcquisitionNumber": i})
     records = select_series(find_series(tmp_path))
-    assert {r.decision for r in records} == {"rejected"} and "only 1 slices" in records[0].reason
+    assert {r.decision for r in records} == {"rejected"} and "1 different slice positions" in records[0].reason
 
 
 def test_scout_inside_the_series_is_set_apart(tmp_path, hu):
@@ -308,6 +313,17 @@ def test_messy_tree(tmp_path, hu):
     volume = read_volume(tmp_path / "one", series=a.series, files=files)
     np.testing.assert_array_equal(volume.array, hu)
     assert volume.source.path == str(tmp_path / "one") and volume.source.series == a.series
+
+
+def test_linked_folders_are_searched_once(tmp_path, hu):
+    maker.series(tmp_path / "archive" / "deep", hu)
+    root = tmp_path / "data"
+    root.mkdir()
+    (root / "link").symlink_to(tmp_path / "archive", target_is_directory=True)
+    (tmp_path / "archive" / "deep" / "back").symlink_to(tmp_path / "archive", target_is_directory=True)
+    record = select_series(find_series(root))[0]
+    assert (record.path, len(record.files)) == ("link/deep", 9)
+    np.testing.assert_array_equal(read_series(record, root).array, hu)
 
 
 def test_files_without_preamble_are_read(tmp_path, hu):

@@ -109,7 +109,8 @@ def _stacks(files: Iterable[Path], **scan) -> Iterable[_Found]:
         else:
             by_series.setdefault((header.study, header.series, header.modality), []).append(header)
     for headers in by_series.values():
-        clusters = cluster(headers)
+        # Other modalities are one line of the table whatever they hold.
+        clusters = cluster(headers) if headers[0].modality == "CT" else [headers]
         for rank, headers_of_one_grid in enumerate(clusters):
             yield from _parts(headers_of_one_grid, rank, len(headers))
     for unreadable in torn.values():

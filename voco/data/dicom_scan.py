@@ -73,9 +73,15 @@ class Unreadable(NamedTuple):
 
 
 def find_files(root: Path) -> list[Path]:
-    """List every file under a folder that could be DICOM, sorted, at any depth."""
-    found = []
-    for folder, folders, names in os.walk(root):
+    """List every file under a folder that could be DICOM, sorted, at any depth, through links to folders too."""
+    found, seen = [], set()
+    for folder, folders, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            # A link back to a folder above would never end.
+            folders.clear()
+            continue
+        seen.add(real)
         folders.sort()
         found += [Path(folder, name) for name in sorted(names) if not _other(name)]
     return found

@@ -151,7 +151,7 @@ def arrange(headers: Sequence[SliceHeader], same: Callable[[SliceHeader, SliceHe
     row, col, normal = planes(headers)
     headers, repeated = _drop_repeats(sorted(headers, key=lambda h: (np.dot(h.position, normal), h.file)), normal, same)
     if len(headers) < MIN_SLICES:
-        raise ScanError(f"only {len(headers)} slices at different positions; a volume needs at least {MIN_SLICES}")
+        raise ScanError(f"{len(headers)} different slice positions; a volume needs at least {MIN_SLICES}")
     position = np.array([h.position for h in headers], dtype=np.float64)
     z = position @ normal
     steps = np.diff(z)
