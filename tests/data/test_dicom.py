@@ -12,6 +12,8 @@ import SimpleITK as sitk
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless
 
 from voco.data.dicom import find_series, read_series, select_series
+from voco.data.dicom_scan import quiet_pydicom, read_header
+from voco.data.dicom_select import classify, kernel_rank
 from voco.data.privacy import hash_patient_id
 from voco.data.volume import read_volume
 from voco.errors import InputError, ScanError
@@ -404,6 +406,49 @@ def test_other_rules(tmp_path):
     assert {n for n, r in chosen(tmp_path, "largest").items() if r.decision == "kept"} == {"thin_soft"}
     with pytest.raises(InputError, match="thinnest_axial, largest, all"):
         chosen(tmp_path, "best")
+
+
+@pytest.mark.parametrize(
+    ("image_type", "kind"),
+    [
+        ("ORIGINAL PRIMARY AXIAL", "original"),
+        ("ORIGINAL PRIMARY AXIAL CT_SOM5_SPI", "original"),
+        ("ORIGINAL PRIMARY AXIAL HELIX", "original"),
+        ("ORIGINAL PRIMARY VOLUME NONE", "original"),
+        ("", "original"),
+        ("DERIVED PRIMARY AXIAL JP2K_LOSSY_6:1", "derived"),
+        ("DERIVED SECONDARY AXIAL", "derived"),
+        ("DERIVED PRIMARY AXIAL CT_SOM5_MIP", "projection"),
+        ("DERIVED SECONDARY REFORMATTED MIN_IP", "projection"),
+        ("DERIVED SECONDARY REFORMATTED AVERAGE", "projection"),
+        ("DERIVED SECONDARY PROJECTION_IMAGE", "projection"),
+        ("DERIVED SECONDARY AXIAL VOLUME_RENDERED", "projection"),
+        ("DERIVED SECONDARY MPR CT_SOM5_MPR", "reformat"),
+        ("DERIVED SECONDARY OTHER CSA_MPR CSAPARALLEL", "reformat"),
+        ("DERIVED SECONDARY CURVED", "reformat"),
+        ("DERIVED PRIMARY PERFUSION CBF", "map"),
+        ("DERIVED PRIMARY AXIAL DE_VNC", "map"),
+        ("ORIGINAL PRIMARY LOCALIZER CT_SOM5_TOP", "localizer"),
+    ],
+)
+def test_kind_from_image_type(tmp_path, image_type, kind):
+    values = [v.replace("_", " ") if "CT" not in v else v for v in image_type.split()]
+    with quiet_pydicom():  # the lossy mark that scanners write is not a legal value
+        ds = maker.dataset(np.zeros((4, 4), np.uint16), position=(0, 0, 0), ImageType=values)
+        headers = read_header(maker.save(ds, tmp_path / "a"))
+    assert classify(headers)[0] == kind
+
+
+@pytest.mark.parametrize(
+    ("rank", "kernels"),
+    [
+        (0, ["B30f", "Br40d/3", "I30f", "STANDARD", "SOFT", "FC08", "B", "Body"]),
+        (2, ["B70f", "Bl57", "I70f", "LUNG", "BONEPLUS", "FC51", "YB", "EDGE"]),
+        (1, ["", "XYZ"]),
+    ],
+)
+def test_kernels_are_ranked_by_sharpness(rank, kernels):
+    assert {k: kernel_rank(k) for k in kernels} == dict.fromkeys(kernels, rank)
 
 
 def test_derived_is_taken_where_there_is_nothing_else(tmp_path, hu):

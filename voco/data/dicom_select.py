@@ -22,7 +22,8 @@ _WORDS = {
     "localizer": "LOCALIZER SCOUT TOPOGRAM SURVIEW SCANOGRAM",
     "projection": "MIP MINIP MAXIP MAX MIN PROJECTION AIP AVERAGE AVG VRT VR SSD RENDERED 3D MNIP",
     "reformat": "MPR REFORMATTED REFORMAT CPR CURVED CSA CSAPARALLEL CSAMANIPULATED CORONAL SAGITTAL OBLIQUE RESAMPLED",
-    "map": "IODINE PERFUSION CBF CBV MTT TTP TMAX RHO ZEFF EFF ELECTRON DENSITY OVERLAY CALCIUM FUSION SUBTRACTION",
+    "map": "IODINE PERFUSION CBF CBV MTT TTP TMAX RHO ZEFF EFF ELECTRON DENSITY OVERLAY CALCIUM FUSION SUBTRACTION VNC"
+    " MATERIAL",
 }
 _KIND_OF_WORD = {word: kind for kind, words in _WORDS.items() for word in words.split()}
 _MAP_UNITS = {"Z_EFF", "ED", "EDW", "MGML", "PCT", "OD"}
@@ -148,7 +149,7 @@ def classify(headers: Sequence[SliceHeader]) -> tuple[str, str | None]:
 def kernel_rank(kernel: str) -> int:
     """Rank a reconstruction kernel by its name: 0 soft tissue, 1 not known, 2 sharp (lung, bone)."""
     name = kernel.split("/")[0].strip().upper()
-    siemens = re.match(r"^(?:[BHJTUQ][A-Z]?)(\d\d)", name)
+    siemens = re.match(r"^(?:[BHIJTUQ][A-Z]?)(\d\d)", name)
     if siemens:
         return 0 if int(siemens[1]) < 50 else 2
     canon = re.match(r"^FC(\d\d)", name)
