@@ -135,7 +135,7 @@ def test_crops_of_case_shows_what_was_drawn(tmp_path, texts):
     draws["starts"] = torch.tensor([[0, 16, 16], [0, 8, 16]])
     draws["flips"][0, 2], draws["turns"][0], draws["shift"][10] = True, 3, -0.05
     first = check(crops_of_case(hu, GEOMETRY, draws, (-1000, 500), tmp_path / "crops.png"))
-    assert {"flip L-R 270°", "shift -0.05", "1.00", ".50", "r1", "r2"} <= set(texts)
+    assert {"flip L-R, 270°", "shift\u00a0-0.05", "1.00", ".50", "r1", "r2"} <= set(texts)
     assert any("2 of them augmented" in t for t in texts)
     again = check(crops_of_case(hu, GEOMETRY, draws, (-1000, 500), tmp_path / "again.png"))
     assert np.array_equal(first, again)

@@ -6,6 +6,7 @@ rows go toward posterior and columns toward left, so an array slice is shown as 
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -235,7 +236,7 @@ def crops_of_case(
     """
     bases, crops = _augmented(hu, geometry, draws, hu_window)
     labels = _labels(draws["starts"], geometry)
-    whole, top = 430, 124
+    whole, top = 430, 132
     figure = style.new_figure(top + whole + 66)
     changed = sum(bool(_words(draws, i)) for i in range(len(bases) + len(crops)))
     style.headline(
@@ -274,28 +275,26 @@ def _labels(starts, geometry) -> np.ndarray:
     return overlap_labels(starts, geometry).numpy()
 
 
-def _words(draws, i: int) -> str:
-    """What was done to crop ``i``, in at most two short lines."""
+def _words(draws, i: int, width: float = 1e4) -> str:
+    """What was done to crop ``i``, in lines of at most ``width`` pixels."""
     flips = [word for word, drawn in zip(_FLIPS, draws["flips"][i].tolist()) if drawn]
     turn, shift = _TURNS[int(draws["turns"][i])], float(draws["shift"][i])
-    place = " ".join([*(["flip", *flips] if flips else []), *([turn] if turn else [])])
-    words = [place] if place else []
-    if shift:
-        words.append(f"shift {shift:+.2f}")
-    return (", " if len(place) < 10 else "\n").join(words)
+    parts = [*(["flip " + " ".join(flips)] if flips else []), *([turn] if turn else [])]
+    parts += [f"shift\u00a0{shift:+.2f}"] if shift else []
+    return textwrap.fill(", ".join(parts), max(8, int(width / 6.5)))
 
 
 def _base_sheet(figure, bases, draws, geometry, *, left, top, size) -> None:
     rows, cols = geometry.grid
     cell_w, cell_h = size / cols, size / rows
-    edge = min(cell_w - 8, cell_h - 34)
+    edge = min(cell_w - 8, cell_h - (34 if cols <= 3 else 50))
     for k, crop in enumerate(bases):
         row, col = divmod(k, cols)
         axes = style.pixels(figure, left + col * cell_w, top + row * cell_h, edge, edge)
         axes.imshow(crop[len(crop) // 2], cmap="gray", vmin=0, vmax=1)
         _frame(axes, "#999999", 0.8)
         axes.text(0.05, 0.96, str(k), transform=axes.transAxes, color="white", fontsize=9, va="top", **_halo())
-        axes.text(0.0, -0.02, _words(draws, k), transform=axes.transAxes, fontsize=7.5, color=INK, va="top")
+        axes.text(0.0, -0.02, _words(draws, k, cell_w - 4), transform=axes.transAxes, fontsize=7.5, color=INK, va="top")
         if k == 0:
             style.panel_title(axes, "base crops as the network sees them")
 
@@ -310,11 +309,13 @@ def _random_sheet(figure, crops, draws, labels, geometry, *, left, top, height) 
         _frame(axes, colour)
         axes.text(0.05, 0.95, f"r{k + 1}", transform=axes.transAxes, color=colour, fontsize=12, fontweight="bold",
             va="top", **_halo())  # fmt: skip
-        axes.text(0.0, -0.03, _words(draws, geometry.bases + k), transform=axes.transAxes, fontsize=8, color=INK,
-            va="top")  # fmt: skip
+        words = _words(draws, geometry.bases + k, edge + 8)
+        axes.text(0.0, -0.03, words, transform=axes.transAxes, fontsize=8, color=INK, va="top")
         if k == 0:
             style.panel_title(axes, "random crops")
-        _overlap_table(figure, labels[k], geometry, left=left + edge + 12, top=top + k * step, width=min(88.0, edge))
+        _overlap_table(
+            figure, labels[k], geometry, left=left + edge + 12, top=top + k * step, width=min(88.0, step - 20)
+        )
 
 
 def _overlap_table(figure, labels, geometry, *, left, top, width) -> None:
