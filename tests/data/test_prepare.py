@@ -17,7 +17,7 @@ from voco.data import prepare as prepare_module
 from voco.data.cache import PreparedVolume
 from voco.data.manifest import build_manifest
 from voco.data.pool import Crashed, run_isolated
-from voco.data.prepare import PrepareSettings, case_key, depth_index, prepare
+from voco.data.prepare import PrepareSettings, case_key, prepare
 from voco.errors import InputError
 
 _spec = importlib.util.spec_from_file_location("dicom_maker", Path(__file__).with_name("dicom_maker.py"))
@@ -282,8 +282,10 @@ def test_slices_map_to_the_prepared_grid_and_back(tmp_path):
                 assert np.interp(info["index"], np.arange(len(middle)), middle) == pytest.approx(
                     number * 20 - 100, abs=9
                 )
-        back = depth_index(meta["affine"], volume.shape, [s["z_mm"] for s in meta["slices"]])
-        np.testing.assert_allclose(back, [s["index"] for s in meta["slices"]], atol=1e-6)
+        # Upright planes: the affine of the prepared grid says the same.
+        affine = np.array(meta["affine"])
+        for info in meta["slices"]:
+            assert affine[2] @ [info["index"], 0, 0, 1] == pytest.approx(info["z_mm"])
 
 
 def test_slices_at_uneven_distances_keep_their_place(tmp_path):
@@ -301,6 +303,27 @@ def test_slices_at_uneven_distances_keep_their_place(tmp_path):
     np.testing.assert_allclose([s["index"] for s in slices], z, atol=0.05)
     line = volume.read((0, 10, 10), (volume.shape[0], 1, 1)).ravel()
     np.testing.assert_allclose(line[np.rint([s["index"] for s in slices]).astype(int)], z * 10, atol=6)
+
+
+@pytest.mark.parametrize("tilted", [True, False])
+def test_slices_of_leaning_planes_keep_their_place(tmp_path, tilted):
+    """Gantry tilt (slices follow each other along z) and an oblique scan (along their normal), both by 20 degrees."""
+    count, step, angle = 16, 3.0, np.deg2rad(20)
+    column = (0.0, np.cos(angle), np.sin(angle))
+    along = (0.0, 0.0, 1.0) if tilted else (0.0, -np.sin(angle), np.cos(angle))
+    hu = np.full((count, 60, 44), -1000, np.int16)
+    hu[:, 15:45, 6:38] = (np.arange(count) * 20 - 100)[:, None, None]
+    where = maker.positions(count, step, along=along)
+    maker.series(tmp_path / "scans" / "a", hu, where=where, orientation=(1.0, 0.0, 0.0, *column))
+    result = run(build_manifest(tmp_path / "scans"), tmp_path / "cache", spacing_mm=(1.0, None, None))
+    volume = PreparedVolume.open(result.entries[0].path)
+    array = volume.read((0, 0, 0), volume.shape)
+    shown = np.array([np.median(plane[plane > -500]) for plane in array])
+    assert [s["kept"] for s in volume.meta["slices"]] == [True] * count
+    for number, info in enumerate(volume.meta["slices"]):
+        assert info["sop_uid"] == maker.uid("s", "a", number + 1)
+        if info["index"] <= len(shown) - 1:
+            assert np.interp(info["index"], np.arange(len(shown)), shown) == pytest.approx(number * 20 - 100, abs=4)
 
 
 @pytest.mark.real

@@ -324,7 +324,7 @@ def prepare_volume(volume, settings: PrepareSettings) -> tuple[np.ndarray, tuple
         "slices": None,
     }
     if volume.slices is not None:
-        index = (depth_index(volume.affine, volume.array.shape, [s.z_mm for s in volume.slices]) - start[0]) / scale[0]
+        index = (slice_depths(volume) - start[0]) / scale[0]
         meta["slices"] = [
             {"sop_uid": s.sop_uid, "z_mm": s.z_mm, "kept": s.kept, "index": float(i)}
             for s, i in zip(volume.slices, index)
@@ -332,14 +332,18 @@ def prepare_volume(volume, settings: PrepareSettings) -> tuple[np.ndarray, tuple
     return np.ascontiguousarray(array), spacing, meta
 
 
-def depth_index(affine: np.ndarray, shape: Sequence[int], z_mm: Sequence[float]) -> np.ndarray:
-    """Fractional D index of planes whose middle lies at ``z_mm``; outside the array it runs on, below 0 and above D-1.
+def slice_depths(volume) -> np.ndarray:
+    """Fractional D index of each source slice in the volume that was read from them; outside 0 .. D-1 it runs on.
 
-    Args:
-        affine: (4, 4), (d, h, w, 1) index to LPS mm.
-        shape: (D, H, W); the middle of a plane is the middle of H and W.
-        z_mm: LPS z of the middles.
+    The first kept slice is plane 0. Where planes lean, what a millimetre of z is worth depends on how the slices follow
+    each other: straight along z (gantry tilt) or along their normal (an oblique scan). The grid ends at the last
+    slice, which tells the two apart.
     """
-    affine = np.asarray(affine, float)
-    middle = affine[2, 3] + affine[2, 1] * (shape[1] - 1) / 2 + affine[2, 2] * (shape[2] - 1) / 2
-    return (np.asarray(z_mm, float) - middle) / affine[2, 0]
+    z = np.array([info.z_mm for info in volume.slices])
+    kept = np.array([info.kept for info in volume.slices])
+    first, last = z[kept].min(), z[kept].max()
+    step = volume.spacing_mm[0]
+    lean = abs(volume.affine[2, 0]) / step
+    slopes = (lean / step, 1 / (lean * step))
+    slope = min(slopes, key=lambda value: abs((last - first) * value - (volume.array.shape[0] - 1)))
+    return (z - first) * slope
