@@ -1,0 +1,244 @@
+"""The ``voco`` command. Each subcommand imports what it needs when it runs, so that ``--help`` is instant."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from voco.errors import InputError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand.
+
+    Returns:
+        Exit status: 0, 2 where the input cannot be used (one message on stderr), 130 after Ctrl-C.
+    """
+    args = build_parser().parse_args(argv)
+    try:
+        return args.run(args)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # `voco inspect … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("stopped; what is written is whole, and the same command goes on from there", file=sys.stderr)
+        return 130
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All subcommands and their options."""
+    parser = argparse.ArgumentParser(
+        prog="voco", description="Tools around pretraining and transfer of encoders for 3D CT.", allow_abbrev=False
+    )
+    from voco import __version__
+
+    parser.add_argument("--version", action="version", version=f"voco {__version__}")
+    commands = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
+    _add_phantom(commands)
+    _add_prepare(commands)
+    _add_inspect(commands)
+    _add_encoders(commands)
+    return parser
+
+
+def _command(commands, name: str, run, summary: str, text: str) -> argparse.ArgumentParser:
+    command = commands.add_parser(
+        name,
+        help=summary,
+        description=text,
+        allow_abbrev=False,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    command.set_defaults(run=run)
+    return command
+
+
+def _add_phantom(commands) -> None:
+    command = _command(
+        commands,
+        "phantom",
+        phantom,
+        "write synthetic patients",
+        "Write synthetic CT patients to try things with: no real person, the same for the same seed.",
+    )
+    command.add_argument("out", metavar="OUT", help="folder to fill; made if missing")
+    command.add_argument("--layout", default="folder", help="how the files are laid out")
+    command.add_argument("--cases", type=int, default=12, metavar="N", help="patients")
+    command.add_argument("--seed", type=int, default=0, metavar="S", help="another seed, other patients")
+    command.add_argument("--format", default="mixed", help="nifti, dicom, or mixed")
+    command.add_argument(
+        "--spacing", nargs=3, type=float, metavar=("D", "H", "W"), help="voxel size in mm; default: drawn per patient"
+    )
+    command.add_argument("--workers", type=int, default=_cores(), metavar="N", help="processes")
+
+
+def phantom(args: argparse.Namespace) -> int:
+    """``voco phantom OUT``."""
+    from voco.phantom import write_cohort
+
+    if args.cases < 1:
+        raise InputError(f"--cases must be at least 1, found {args.cases}")
+    start = time.monotonic()
+    written = write_cohort(
+        args.out,
+        layout=args.layout,
+        cases=args.cases,
+        seed=args.seed,
+        format=args.format,
+        spacing_mm=tuple(args.spacing) if args.spacing else None,
+        workers=args.workers,
+    )
+    print(f"wrote {args.cases} synthetic patients ({len(written)} scans) in {time.monotonic() - start:.1f} s")
+    print(f"look at: voco inspect {written[0]}" if written else "")
+    print(args.out)
+    return 0
+
+
+def _add_prepare(commands) -> None:
+    command = _command(
+        commands,
+        "prepare",
+        prepare,
+        "read and resample scans once, for fast training",
+        "Read every scan, resample it, and store it losslessly (int16 HU, compressed) in CACHE. May be stopped and "
+        "started again at any moment, and run by many processes at once; what is there is not made again.",
+    )
+    command.add_argument(
+        "root", metavar="IN", help="folder with NIfTI, MHD/MHA, NRRD or DICOM, a CSV, a Decathlon or an nnssl JSON"
+    )
+    command.add_argument("cache", metavar="CACHE", help="folder of the prepared scans; made if missing")
+    command.add_argument(
+        "--spacing",
+        nargs="+",
+        default=["1.5"],
+        metavar="MM",
+        help="voxel size in mm: one value, or three in D H W order; native keeps the scan's own",
+    )
+    command.add_argument("--crop_body", action="store_true", help="keep only the bounding box of the patient")
+    command.add_argument("--antialias", action="store_true", help="average where voxels become coarser")
+    command.add_argument("--workers", type=int, default=_cores(), metavar="N", help="processes; each holds one scan")
+    command.add_argument(
+        "--select",
+        default="thinnest_axial",
+        metavar="RULE",
+        help="series of a DICOM study: thinnest_axial, largest, all",
+    )
+    command.add_argument("--patient_regex", metavar="R", help="its first group in the relative path is the patient")
+    command.add_argument("--exclude", metavar="FILE", help="patients to leave out, one a line")
+    command.add_argument(
+        "--max_rejected", type=float, default=0.2, metavar="SHARE", help="fail if more of the scans cannot be used"
+    )
+    command.add_argument(
+        "--retry_rejected", action="store_true", help="try scans again that were found unusable before"
+    )
+    command.add_argument(
+        "--shard", type=_shard, metavar="I/N", help="prepare only part I (from 0) of N, for job arrays"
+    )
+
+
+def prepare(args: argparse.Namespace) -> int:
+    """``voco prepare IN CACHE``."""
+    from voco.data.manifest import build_manifest, check_rejected, write_rejected, write_series
+    from voco.data.prepare import PrepareSettings
+    from voco.data.prepare import prepare as prepare_cases
+
+    if not 0 <= args.max_rejected <= 1:
+        raise InputError(f"--max_rejected is a share from 0 to 1, found {args.max_rejected}")
+    if args.workers < 1:
+        raise InputError(f"--workers must be at least 1, found {args.workers}")
+    settings = PrepareSettings(args.spacing, args.crop_body, args.antialias)
+    start = time.monotonic()
+    manifest = build_manifest(
+        args.root,
+        select=args.select,
+        exclude=args.exclude,
+        patient_regex=args.patient_regex,
+        progress=True,
+        workers=args.workers,
+    )
+    for note in manifest.notes:
+        print(f"note: {note}", file=sys.stderr)
+    part, parts = args.shard or (0, 1)
+    cases = manifest.cases[part::parts]
+    found = f"found {len(manifest.cases)} scans of {len({case.patient for case in manifest.cases})} patients"
+    print(found + (f"; this part takes {len(cases)}" if parts > 1 else ""), flush=True)
+    result = prepare_cases(
+        cases, manifest.root, args.cache, settings, workers=args.workers, retry_rejected=args.retry_rejected
+    )
+    rejected = ([] if part else manifest.rejected) + result.rejected
+    suffix = f".{part}of{parts}" if parts > 1 else ""
+    tables = [Path(args.cache) / f"rejected{suffix}.csv"]
+    write_rejected(tables[0], rejected)
+    if manifest.series and part == 0:
+        tables.append(Path(args.cache) / "series.csv")
+        write_series(tables[1], manifest.series)
+    print(f"prepared {result.made}, ready before {result.reused}, rejected {len(rejected)}")
+    total = sum(entry.bytes for entry in result.entries)
+    print(f"{total / 1e6:.1f} MB, {result.bytes_per_voxel:.2f} bytes per voxel, {time.monotonic() - start:.1f} s")
+    for path in (*tables, args.cache):
+        print(path)
+    check_rejected(len(cases) + len(rejected) - len(result.rejected), rejected, args.max_rejected)
+    return 0
+
+
+def _add_inspect(commands) -> None:
+    command = _command(
+        commands,
+        "inspect",
+        inspect,
+        "say what a file or folder is",
+        "Describe a scan, a folder of scans, a prepared scan, a cache, an encoder or a run. Names, numbers and UIDs of "
+        "patients are not shown.",
+    )
+    command.add_argument("path", metavar="FILE_OR_DIR", help="what to look at")
+
+
+def inspect(args: argparse.Namespace) -> int:
+    """``voco inspect FILE_OR_DIR``."""
+    from voco.describe import describe
+
+    for line in describe(Path(args.path)):
+        print(line)
+    return 0
+
+
+def _add_encoders(commands) -> None:
+    command = _command(
+        commands,
+        "encoders",
+        encoders,
+        "list encoders and published weights",
+        "List the encoders that --encoder.name takes, what each is fed by default, and the published weights that fit.",
+    )
+    command.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="shell pattern, such as 'swin*'")
+
+
+def encoders(args: argparse.Namespace) -> int:
+    """``voco encoders [PATTERN]``."""
+    from voco.describe import describe_encoders
+
+    for line in describe_encoders(args.pattern):
+        print(line)
+    return 0
+
+
+def _shard(text: str) -> tuple[int, int]:
+    part, _, parts = text.partition("/")
+    if not (part.isdecimal() and parts.isdecimal() and int(part) < int(parts)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not I/N with I from 0 to N-1, such as 0/8")
+    return int(part), int(parts)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,280 @@
+"""What ``voco inspect`` and ``voco encoders`` print. Nothing here shows who a patient is: no names, numbers or UIDs."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from voco.errors import InputError
+
+
+def describe(path: Path) -> Iterator[str]:
+    """Lines about a scan, a folder of scans, a prepared scan, a cache, an encoder or a run.
+
+    Raises:
+        InputError: nothing is there, or it is none of these.
+    """
+    from voco.data.cache import SUFFIX
+    from voco.data.volume import is_volume_file
+
+    if not path.exists():
+        raise InputError(f"{path} does not exist")
+    if path.is_dir():
+        if (path / "run.json").is_file():
+            return _run(path)
+        if (path / "config.json").is_file() or (path / "encoder" / "config.json").is_file():
+            return _encoder(path)
+        if any(path.glob(f"*{SUFFIX}")):
+            return _cache(path)
+        return _folder(path)
+    if path.name.endswith(SUFFIX):
+        return _prepared(path)
+    if path.suffix in (".csv", ".tsv", ".json") and path.name != "config.json":
+        return _cohort(path)
+    if is_volume_file(path):
+        return _scan(path)
+    if path.suffix in (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar") or path.name == "config.json":
+        return _weights(path)
+    return _scan(path)
+
+
+def _table(rows: dict[str, object]) -> Iterator[str]:
+    width = max(len(key) for key in rows)
+    for key, value in rows.items():
+        if value is not None and value != "":
+            yield f"{key:<{width}}  {value}"
+
+
+def _mm(spacing) -> str:
+    return " x ".join(f"{mm:.4g}" for mm in spacing) + " mm (D H W)"
+
+
+def _size(shape) -> str:
+    return " x ".join(str(n) for n in shape) + " (D H W: toward head, back, left)"
+
+
+def _hu(array) -> dict[str, str]:
+    import numpy as np
+
+    low, one, half, most, high = np.percentile(array[::2, ::2, ::2], [0, 1, 50, 99, 100])
+    return {
+        "HU": f"{low:.0f} to {high:.0f}; 1 % {one:.0f}, median {half:.0f}, 99 % {most:.0f}",
+        "air": f"{np.mean(array[::2, ::2, ::2] < -500):.0%} of the voxels are below -500 HU",
+    }
+
+
+def _scan(path: Path) -> Iterator[str]:
+    from voco.data.volume import read_volume
+
+    volume = read_volume(path)
+    slices = volume.slices or ()
+    kept = sum(info.kept for info in slices)
+    rows = {
+        "kind": "DICOM series" if volume.source.series else "scan",
+        "voxels": _size(volume.array.shape),
+        "spacing": _mm(volume.spacing_mm),
+        "extent": _mm(n * mm for n, mm in zip(volume.array.shape, volume.spacing_mm)),
+        **_hu(volume.array),
+        "slices": f"{len(slices)}, {kept} kept" if slices else "",
+    }
+    yield from _table(rows)
+
+
+def _prepared(path: Path) -> Iterator[str]:
+    import numpy as np
+
+    from voco.data.cache import PreparedVolume
+
+    volume = PreparedVolume.open(path)
+    volume.verify()
+    meta, size = volume.meta, path.stat().st_size
+    settings = meta.get("settings", {})
+    source = meta.get("source", {})
+    yield from _table(
+        {
+            "kind": "prepared scan (all checksums right)",
+            "voxels": _size(volume.shape),
+            "spacing": _mm(volume.spacing_mm),
+            "bytes": f"{size} ({size / np.prod(volume.shape):.2f} per voxel)",
+            **_hu(volume.read((0, 0, 0), volume.shape)),
+            "settings": ", ".join(f"{key} {value}" for key, value in settings.items()),
+            "was": f"{_size(source['shape'])} at {_mm(source['spacing_mm'])}" if source else "",
+            "slices": len(meta["slices"]) if meta.get("slices") else "",
+            "made by": f"voco {meta.get('version', '?')}",
+        }
+    )
+
+
+def _cache(path: Path) -> Iterator[str]:
+    import numpy as np
+
+    from voco.data.cache import SUFFIX, read_footer
+
+    found = [read_footer(item) for item in path.glob(f"*{SUFFIX}")]
+    good = [footer for footer in found if footer is not None]
+    voxels = sum(int(np.prod(footer["shape"])) for footer in good)
+    total = sum(footer["bytes"] for footer in good)
+    spacings = Counter(_mm(footer["spacing_mm"]) for footer in good).most_common(3)
+    yield from _table(
+        {
+            "kind": "cache of prepared scans",
+            "scans": len(good),
+            "damaged": len(found) - len(good) or "",
+            "bytes": f"{total / 1e9:.3f} GB ({total / max(1, voxels):.2f} per voxel)",
+            "spacing": "; ".join(f"{count} at {name}" for name, count in spacings),
+        }
+    )
+
+
+def _folder(path: Path) -> Iterator[str]:
+    from voco.data.manifest import build_manifest
+
+    manifest = build_manifest(path)
+    if len(manifest.cases) == 1 and not manifest.rejected and len(manifest.series) == 1:
+        yield from _scan(path)
+        return
+    yield from _listing(manifest)
+
+
+def _cohort(path: Path) -> Iterator[str]:
+    from voco.data.manifest import build_manifest
+
+    yield from _listing(build_manifest(path))
+
+
+def _listing(manifest) -> Iterator[str]:
+    kinds = Counter("DICOM" if c.series and c.files else Path(c.path).name.partition(".")[2] for c in manifest.cases)
+    yield from _table(
+        {
+            "kind": "cohort",
+            "scans": len(manifest.cases),
+            "patients": len({case.patient for case in manifest.cases}),
+            "formats": ", ".join(f"{count} {name}" for name, count in kinds.most_common()),
+            "rejected": len(manifest.rejected) or "",
+        }
+    )
+    for note in manifest.notes:
+        yield f"note: {note}"
+    if manifest.series:
+        yield ""
+        yield f"{'series':<12} {'plane':<10} {'slices':>6}  {'spacing mm':<24} {'kernel':<10} decision: reason"
+    for row in manifest.series[:50]:
+        yield (
+            f"{row['kind']:<12} {row['orientation']:<10} {row['slices']:>6}  {row['spacing_mm']:<24} "
+            f"{row['kernel']:<10} {row['decision']}: {row['reason']}"
+        )
+    if len(manifest.series) > 50:
+        yield f"and {len(manifest.series) - 50} more; voco prepare writes them all to series.csv"
+
+
+def _encoder(path: Path) -> Iterator[str]:
+    from voco.weights.export import find_encoder_folder, read_config
+
+    config = read_config(path)
+    weights = find_encoder_folder(path) / "model.safetensors"
+    yield from _table(
+        {
+            "kind": f"encoder; load with voco.load_encoder({str(path)!r})",
+            "arch": config["arch"],
+            "arguments": ", ".join(f"{key}={value}" for key, value in config["arguments"].items()),
+            "parameters": _parameters(weights) if weights.is_file() else "model.safetensors is missing",
+        }
+    )
+    yield "input"
+    yield from (f"  {line}" for line in _table(config["input_spec"]))
+    for number, entry in enumerate(config["provenance"], 1):
+        yield f"training {number}"
+        plain = {key: value for key, value in entry.items() if isinstance(value, (str, int, float)) and value != ""}
+        yield from (f"  {line}" for line in (_table(plain) if plain else ()))
+
+
+def _parameters(file: Path) -> str:
+    """Counted from the header: the weights themselves are not read."""
+    with open(file, "rb") as stream:
+        head = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+    count = 0
+    for name, tensor in head.items():
+        if name != "__metadata__":
+            size = 1
+            for n in tensor["shape"]:
+                size *= n
+            count += size
+    return f"{count / 1e6:.2f} M with buffers, {file.stat().st_size / 1e6:.1f} MB"
+
+
+def _weights(path: Path) -> Iterator[str]:
+    from voco.weights.export import find_encoder_folder
+    from voco.weights.read import read_tensors
+
+    if find_encoder_folder(path) is not None:
+        yield from _encoder(path.parent)
+        return
+    tensors, *_ = read_tensors(path)
+    names = list(tensors)
+    yield from _table(
+        {
+            "kind": "weights file (read without running any code from it)",
+            "tensors": len(tensors),
+            "values": f"{sum(t.numel() for t in tensors.values()) / 1e6:.2f} M",
+            "first": ", ".join(f"{name} {tuple(tensors[name].shape)}" for name in names[:3]),
+            "last": ", ".join(f"{name} {tuple(tensors[name].shape)}" for name in names[-2:]),
+        }
+    )
+
+
+def _run(path: Path) -> Iterator[str]:
+    try:
+        record = json.loads((path / "run.json").read_text())
+    except ValueError as error:
+        raise InputError(f"{path / 'run.json'} is no valid JSON: {error}") from None
+    skip = ("sessions", "load_report")
+    rows = {key: _short(value) for key, value in record.items() if key not in skip}
+    metrics = path / "metrics.jsonl"
+    if metrics.is_file() and (lines := metrics.read_text().splitlines()):
+        rows["last row"] = _short(json.loads(lines[-1]))
+    saved = sorted(item.name for item in (path / "checkpoints").glob("step-*"))
+    rows["checkpoints"] = f"{len(saved)}, newest {saved[-1]}" if saved else "none"
+    yield from _table({"kind": "run", **rows})
+    if (path / "encoder" / "config.json").is_file():
+        yield ""
+        yield from _encoder(path / "encoder")
+
+
+def _short(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_short(item)}" for key, item in value.items() if not isinstance(item, (dict, list)))
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def describe_encoders(pattern: str) -> Iterator[str]:
+    """A line per registered encoder whose name, alias or published weights match a shell pattern.
+
+    Raises:
+        InputError: nothing matches.
+    """
+    import fnmatch
+
+    from voco.encoders import ENCODERS
+    from voco.weights.sources import list_weights
+
+    rows = []
+    for name in ENCODERS:
+        aliases = [alias for alias, target in ENCODERS._aliases.items() if target == name]
+        tags = [tag.partition(".")[2] for tag in list_weights(f"{name}.*")]
+        names = [name, *aliases, *(f"{n}.{tag}" for n in (name, *aliases) for tag in tags)]
+        if any(fnmatch.fnmatch(item, pattern) for item in names):
+            spec = ENCODERS[name].input_spec
+            windows = " ".join(f"[{low:g}, {high:g}]" for low, high in spec.windows)
+            spacing = " x ".join(f"{mm:g}" for mm in spec.spacing_mm) if spec.spacing_mm else "any"
+            size, least = ("x".join(map(str, values)) for values in (spec.size, spec.min_size))
+            rows.append(
+                [name, ", ".join(aliases), size, least, spacing, windows, ", ".join(tags), ENCODERS[name].summary]
+            )
+    if not rows:
+        raise InputError(f"no encoder matches {pattern!r}; known: {', '.join(ENCODERS)}")
+    head = ["name", "also", "size", "smallest", "spacing mm", "window HU", "weights", "what it is"]
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    for row in [head, *rows]:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()
