@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import pickle
 import subprocess
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from voco.encoders import InputSpec, create_encoder, list_encoders
-from voco.encoders.base import ENCODERS
+from voco.encoders.base import ENCODERS, Encoder
 from voco.errors import InputError
 
 NAMES = list_encoders()
@@ -225,6 +227,33 @@ def test_prepare_by_hand():
     air = x[0, 1].clone()
     air[:, 2, 0] = 488 / 1000
     torch.testing.assert_close(air, torch.full_like(air, (2000 - 1024) / 2000))
+
+
+class Unchanged(Encoder):
+    """Its only map is its input, so that only the axis trip is left."""
+
+    def __init__(self, axes):
+        spec = InputSpec(axes=axes, windows=((0.0, 1.0),), size_multiple=(1, 2, 3))
+        super().__init__(spec, [{"num_chs": 1, "reduction": (1, 1, 1), "module": ""}])
+        self.unused = torch.nn.Parameter(torch.zeros(1))
+
+    def _maps(self, x):
+        return [x]
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+@pytest.mark.parametrize("signs", list(itertools.product((0, 1), repeat=3)))
+def test_axis_trip_for_all_48_orientations(order, signs):
+    encoder = Unchanged("".join(("SI", "PA", "LR")[axis][signs[axis]] for axis in order))
+    hu = torch.rand(2, 1, 3, 4, 6, generator=torch.Generator().manual_seed(0))
+    x = encoder.prepare(hu)
+    expected = hu.numpy().transpose(0, 1, *(2 + axis for axis in order))
+    for position, axis in enumerate(order):
+        if signs[axis]:
+            expected = np.flip(expected, 2 + position)
+    assert np.array_equal(x.numpy(), expected)
+    assert torch.equal(encoder.pyramid(x)[0], hu)
+    assert torch.equal(encoder.forward_features(x), hu)
 
 
 def test_double_precision_encoders_take_hu():
