@@ -15,9 +15,8 @@ def paint_diaphragm(canvas: Canvas, anatomy: Anatomy, fields: dict[str, np.ndarr
     """A sheet of muscle under the lungs and the crura beside the aorta."""
     p = canvas.coarse
     under = (p.z - fields["dome"]) * np.float32(0.75)
-    sheet = np.maximum.reduce([np.abs(under + 0.5 * _MUSCLE_MM) - 0.5 * _MUSCLE_MM, fields["cage"] - 1])
-    sheet = np.maximum(sheet, -(fields["sac"] - 2))
-    canvas.paint_field(sheet, anatomy.hu["muscle"], "diaphragm")
+    within = np.maximum(fields["cage"] - 1, 2 - fields["sac"])
+    canvas.paint_sheet(under + 0.5 * _MUSCLE_MM, 0.5 * _MUSCLE_MM, within, anatomy.hu["muscle"], "diaphragm")
     z = np.array([-165.0, -200, -240, -275])
     x, y = anatomy.spine(z)
     for side in (-1, 1):
@@ -29,14 +28,14 @@ def _stomach(anatomy: Anatomy) -> list[Branch]:
     top = anatomy.left_dome_z
     fill = anatomy.stomach_fill
     points = [
-        [52, 22, top - 40],
-        [58, -2, top - 58],
-        [54, -32, top - 82],
+        [54, 24, top - 34],
+        [62, 2, top - 44],
+        [60, -30, top - 74],
         [34, -52, top - 104],
         [4, -56, top - 110],
         [-20, -46, top - 104],
     ]
-    return tube(points, np.array([31, 31, 26, 20, 15, 9]) * fill, 20)
+    return tube(points, np.array([36 + 4 * fill, 35 + 6 * fill, 31 * fill, 22 * fill, 15, 9]), 20)
 
 
 def liver_distance(anatomy: Anatomy, p: Points, cage=None, dome=None) -> np.ndarray:
@@ -83,7 +82,7 @@ def _below(fields: dict[str, np.ndarray], gap_mm: float) -> np.ndarray:
 def _paint_liver(canvas: Canvas, anatomy: Anatomy, fields) -> None:
     hu, p = anatomy.hu, canvas.coarse
     field = liver_distance(anatomy, p, fields["cage"], fields["dome"])
-    grain = smooth_noise(canvas, anatomy.stream("liver"), 12.0)
+    grain = smooth_noise(canvas, anatomy.stream("liver"), 12.0, field)
     canvas.paint_field(field, lambda box: hu["liver"] + 3 * canvas.fine(grain, box), "liver")
     rng = anatomy.stream("liver vessels")
     flat = Points(*(rng.uniform(*limits, 6000).astype(np.float32) for limits in ((-300, -110), (-90, 95), (-135, 65))))
@@ -110,13 +109,13 @@ def _paint_liver(canvas: Canvas, anatomy: Anatomy, fields) -> None:
 def _paint_spleen(canvas: Canvas, anatomy: Anatomy, fields) -> None:
     s = anatomy.spleen_scale
     p = canvas.coarse
-    centre = (96, 42, anatomy.left_dome_z - 58)
-    axes = np.array([[0.85, -0.5, -0.15], [0.45, 0.85, -0.25], [0.26, 0.15, 0.95]])
-    field = ellipsoid(p, centre, (27 * s, 46 * s, 47 * s), axes)
+    centre = (92, 44, anatomy.left_dome_z - 62)
+    axes = np.array([[0.80, 0.58, 0.15], [-0.58, 0.81, -0.06], [-0.16, -0.04, 0.99]])
+    field = ellipsoid(p, centre, (29 * s, 50 * s, 54 * s), axes)
     field = smooth_max(field, _below(fields, 2.5 + anatomy.visceral_fat), 8.0)
-    hollow = ellipsoid(p, (54, 8, anatomy.left_dome_z - 62), (44, 42, 60))
+    hollow = ellipsoid(p, (56, 4, anatomy.left_dome_z - 56), (44, 44, 66))
     field = smooth_max(field, -hollow, 8.0)
-    grain = smooth_noise(canvas, anatomy.stream("spleen"), 12.0)
+    grain = smooth_noise(canvas, anatomy.stream("spleen"), 12.0, field)
     spread = 22 if anatomy.phase == "arterial" else 3  # the early phase paints the spleen in stripes
     canvas.paint_field(field, lambda box: anatomy.hu["spleen"] + spread * canvas.fine(grain, box), "spleen")
 
@@ -138,7 +137,7 @@ def _paint_kidney(canvas: Canvas, anatomy: Anatomy, fields, side: int) -> None:
     name = "kidney_right" if side < 0 else "kidney_left"
     canvas.paint_field(cortex, hu["kidney"], name)
     # Pyramids: the medulla is an inner shell, cut by columns of cortex.
-    lumps = smooth_noise(canvas, anatomy.stream("kidney", name), 8.0)
+    lumps = smooth_noise(canvas, anatomy.stream("kidney", name), 8.0, outer)
     medulla = np.maximum.reduce([outer + 8 + 1.5 * lumps, -(sinus - 3), cortex + 4])
     canvas.paint_field(medulla, hu["kidney_medulla"], "kidney_medulla")
     vein = tube(
@@ -207,7 +206,7 @@ def _paint_bowel(canvas: Canvas, anatomy: Anatomy, fields) -> None:
     )
     pieces = [Branch(b.start, b.end, 17 * beat[i], 17 * beat[i + 1]) for i, b in enumerate(pieces)]
     field = smooth_max(tube_field(p, pieces, 20), room, 6.0)
-    lumps = smooth_noise(canvas, anatomy.stream("stool"), 8.0)
+    lumps = smooth_noise(canvas, anatomy.stream("stool"), 8.0, field)
     canvas.paint_field(field, hu["bowel_wall"], "bowel_wall")
     gas = -70 + 60 * anatomy.colon_gas
 
@@ -221,8 +220,11 @@ def _paint_bowel(canvas: Canvas, anatomy: Anatomy, fields) -> None:
 
 
 def _paint_loops(canvas: Canvas, anatomy: Anatomy, room, rng) -> None:
-    """Small bowel: a wandering tube through the middle of the lower abdomen."""
+    """Small bowel: a wandering tube through the middle of the lower abdomen, and the vessels of its mesentery."""
     hu = anatomy.hu
+    root = np.array([4.0, 2, -226])
+    twigs = rng.uniform([-85, -70, -330], [85, 25, -205], (70, 3))
+    canvas.paint_branches([branch for branch, _ in grow_tree(root, twigs, 0.8, rng)], hu["liver_vessels"], None)
     turns = 30
     t = np.arange(turns)
     top = anatomy.left_dome_z - 135
@@ -236,7 +238,7 @@ def _paint_loops(canvas: Canvas, anatomy: Anatomy, room, rng) -> None:
     )
     field = np.maximum(tube_field(canvas.coarse, tube(line, 11.5, 130), 20), room)
     canvas.paint_field(field, hu["bowel_wall"], "bowel_wall")
-    lumps = smooth_noise(canvas, anatomy.stream("loops"), 20.0)
+    lumps = smooth_noise(canvas, anatomy.stream("loops"), 20.0, field)
 
     def content(box):
         gas = np.clip((canvas.fine(lumps, box) - 1.5) * 4, 0, 1) * np.clip(

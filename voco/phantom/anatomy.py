@@ -77,6 +77,15 @@ class Anatomy:
         """All parameters, ready for JSON."""
         return asdict(self)
 
+    @property
+    def heart_size(self) -> float:
+        """Scale of the heart against the lengths in ``heart.py``."""
+        return 1.1 * self.heart_scale
+
+    def width_mm(self) -> float:
+        """Width of the trunk at mid-chest, skin to skin."""
+        return 2 * self.scale_zyx[2] * (134 + 12 + 13 * self.muscle + 6.5 + 0.9 * self.fat_mm)
+
     def spine(self, z) -> tuple[np.ndarray, np.ndarray]:
         """(x, y) of the vertebral bodies' centres at level z: kyphosis, lumbar lordosis, and a little scoliosis."""
         z = np.asarray(z, float)
@@ -129,9 +138,11 @@ class Anatomy:
         outward_r = np.sqrt(((p.x + 64) / 74) ** 2 + (y / 97) ** 2)
         outward_l = np.sqrt(((p.x - 66) / 72) ** 2 + (y / 97) ** 2)
         tilt = np.where(y > 0, 0.32, 0.12) * np.abs(y)
-        right = self.right_dome_z - 62 * drop * outward_r**2.6 - drop * tilt
-        left = self.left_dome_z - 62 * drop * outward_l**2.6 - drop * tilt
-        saddle = 0.5 * (self.right_dome_z + self.left_dome_z) - 9 - 0.10 * y - 0.004 * np.abs(p.x - 6) ** 2.2
+        right = self.right_dome_z - 62 * drop * outward_r**2.3 - drop * tilt
+        left = self.left_dome_z - 62 * drop * outward_l**2.1 - drop * tilt
+        # The central tendon carries the heart.
+        base = -72 + self.heart_shift[2] - 40 * self.heart_size
+        saddle = base - 0.10 * y - 0.004 * np.abs(p.x - 12) ** 2.2
         right, left, saddle = (v.astype(np.float32) for v in (right, left, saddle))
         return smooth_max(smooth_max(right, left, 10.0), saddle, 14.0)
 
@@ -151,7 +162,7 @@ def draw_anatomy(seed: int) -> Anatomy:
     phase = PHASES[rng.choice(4, p=[0.32, 0.22, 0.18, 0.28])]
     body = spread(0.955 if sex == "F" else 1.02, 0.045, 0.85, 1.13)
     fat = spread(15 if sex == "F" else 12, 7, 4, 34)
-    dome = spread(-122, 11, -146, -98)
+    dome = spread(-119, 9, -140, -99)
     return Anatomy(
         sex=sex,
         phase=phase,
@@ -176,7 +187,7 @@ def draw_anatomy(seed: int) -> Anatomy:
         dome_depth=spread(1.0, 0.16, 0.65, 1.3),
         heart_scale=spread(1.0, 0.075, 0.85, 1.2),
         heart_tilt=spread(0.0, 0.1, -0.22, 0.22),
-        heart_shift=(spread(0, 4, -8, 8), spread(0, 3, -6, 6), 0.45 * (dome + 122) + spread(0, 3, -6, 6)),
+        heart_shift=(spread(0, 4, -8, 8), spread(0, 3, -6, 6), 0.6 * (dome + 119) + spread(0, 3, -6, 6)),
         aorta_scale=spread(1.0, 0.1, 0.8, 1.35),
         arch_shift=spread(0, 4, -8, 8),
         pulmonary_scale=spread(1.0, 0.09, 0.82, 1.25),

@@ -102,7 +102,7 @@ def rib_path(anatomy: Anatomy, rib: int, side: int, count: int = 30) -> np.ndarr
     t = np.linspace(0, 1, count)
     angle = 2.72 + (end - 2.72) * t
     # Ribs fall steeply at the back and flatten toward their front end.
-    fall = z_head + 2 - drop * (0.5 * t + 0.5 * (3 * t**2 - 2 * t**3))
+    fall = z_head + 2 - drop * (1 - (1 - t) ** 1.45)
     wall = np.array([anatomy.cage_point(side * a, level, _RIB_MIDDLE_MM) for a, level in zip(angle, fall)])
     head = np.array([x + side * 20, y + 10, z_head])
     neck = np.array([x + side * 34, y + 29, z_head + 1])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -30,27 +32,39 @@ class Grid:
     to_patient: np.ndarray
     centre_mm: np.ndarray
 
+    @cached_property
+    def _axes(self) -> list[np.ndarray]:
+        return [o + s * np.arange(n) for o, s, n in zip(self.origin_mm, self.spacing_mm, self.size)]
+
+    @cached_property
+    def _to_scanner(self) -> np.ndarray:
+        return np.linalg.inv(self.to_patient)
+
     def scanner_axes(self, box: tuple[slice, ...] | None = None) -> list[np.ndarray]:
         """Scanner coordinates of the voxel centres, one 1-D array per axis (z, y, x)."""
-        axes = [o + s * np.arange(n) for o, s, n in zip(self.origin_mm, self.spacing_mm, self.size)]
-        return axes if box is None else [axis[part] for axis, part in zip(axes, box)]
+        return self._axes if box is None else [axis[part] for axis, part in zip(self._axes, box)]
 
     def patient_points(self, axes: list[np.ndarray]) -> Points:
         """Patient coordinates on the grid spanned by three scanner axes."""
         z, y, x = (axis - c for axis, c in zip(axes, self.centre_mm))
-        z, y, x = z[:, None, None], y[None, :, None], x[None, None, :]
-        return Points(*((m[0] * z + m[1] * y + m[2] * x).astype(np.float32) for m in self.to_patient))
+        out = []
+        for m in self.to_patient:
+            plane = (m[0] * z)[:, None] + (m[1] * y)[None, :]
+            out.append(plane.astype(np.float32)[:, :, None] + (m[2] * x).astype(np.float32)[None, None, :])
+        return Points(*out)
 
     def box(self, low, high) -> tuple[slice, ...] | None:
         """Index box that holds a patient-mm box given by two (x, y, z) corners; None when it is outside the grid."""
-        corners = np.array(np.meshgrid(*zip(low, high), indexing="ij")).reshape(3, -1)[::-1]
-        scanner = np.linalg.solve(self.to_patient, corners) + self.centre_mm[:, None]
-        index = (scanner - self.origin_mm[:, None]) / np.array(self.spacing_mm)[:, None]
-        first = np.maximum(np.floor(index.min(axis=1)).astype(int), 0)
-        last = np.minimum(np.ceil(index.max(axis=1)).astype(int) + 1, self.size)
-        if (first >= last).any():
-            return None
-        return tuple(slice(int(a), int(b)) for a, b in zip(first, last))
+        low, high = np.asarray(low, float)[::-1], np.asarray(high, float)[::-1]
+        middle = self._to_scanner @ (0.5 * (low + high)) + self.centre_mm - self.origin_mm
+        half = np.abs(self._to_scanner) @ (0.5 * (high - low))
+        box = []
+        for m, h, s, n in zip(middle.tolist(), half.tolist(), self.spacing_mm, self.size):
+            first, last = max(math.floor((m - h) / s), 0), min(math.ceil((m + h) / s) + 1, n)
+            if first >= last:
+                return None
+            box.append(slice(first, last))
+        return tuple(box)
 
 
 class Canvas:
@@ -61,7 +75,7 @@ class Canvas:
         self.hu = np.full(grid.size, -1000, np.float32)
         self.labels = np.zeros(grid.size, np.uint8)
         self.edge_mm = float(np.prod(grid.spacing_mm) ** (1 / 3))
-        step = [max(COARSE_MM, s) for s in grid.spacing_mm]
+        step = [max(COARSE_MM, 1.5 * s) for s in grid.spacing_mm]
         extent = [s * (n - 1) for s, n in zip(grid.spacing_mm, grid.size)]
         self._coarse_step = step
         counts = [int(np.ceil(e / s)) + 2 for e, s in zip(extent, step)]
@@ -130,6 +144,17 @@ class Canvas:
         if box is not None:
             self.paint(box, self.fine(field, box), value(box) if callable(value) else value, label)
 
+    def paint_sheet(self, surface: np.ndarray, half_mm: float, within: np.ndarray, value, label: str | None) -> None:
+        """Paint a thin layer around the zero level of a coarse field, where ``within`` is negative.
+
+        The layer is thinner than the coarse grid: only the smooth fields are interpolated, the layer is cut after that.
+        """
+        box = self.field_box(np.maximum(np.abs(surface) - half_mm - max(self._coarse_step), within))
+        if box is None:
+            return
+        layer = np.maximum(np.abs(self.fine(surface, box)) - np.float32(half_mm), self.fine(within, box))
+        self.paint(box, layer, value, label, strength=min(1.0, 2 * half_mm / self.edge_mm))
+
     def paint_branches(
         self, branches: list[Branch], value, label: str | None, grow_mm: float = 0.0, stretch=(1.0, 1.0, 1.0)
     ) -> None:
@@ -140,30 +165,35 @@ class Canvas:
                 radii = [max(r + grow_mm, 0.0) for r in (branch.start_radius, branch.end_radius)]
                 branch = Branch(branch.start, branch.end, *radii)
             widest = max(branch.start_radius, branch.end_radius)
-            if widest <= 0:
+            # Under half a voxel the soft edge alone would paint half a voxel however thin the tube is.
+            strength = float(min(1.0, np.pi * (widest / self.edge_mm) ** 2 * stretch.max()))
+            if strength < 0.04:
                 continue
             reach = (widest + self.edge_mm) * stretch
             low, high = np.minimum(branch.start, branch.end) - reach, np.maximum(branch.start, branch.end) + reach
             box = self.grid.box(low, high)
             if box is not None:
-                # Under half a voxel the soft edge alone would paint half a voxel however thin the tube is.
-                strength = float(min(1.0, np.pi * (widest / self.edge_mm) ** 2 * stretch.max()))
                 here = value[number] if isinstance(value, (list, np.ndarray)) else value
                 self.paint(box, segment(self.points(box), branch, stretch), here, label, strength=strength)
 
 
-def smooth_noise(canvas: Canvas, rng: np.random.Generator, scale_mm: float, centre=(0.0, 0.0, -60.0)) -> np.ndarray:
+def smooth_noise(
+    canvas: Canvas, rng: np.random.Generator, scale_mm: float, within: np.ndarray | None = None
+) -> np.ndarray:
     """Unit-variance smooth texture on the coarse grid, fixed to the patient: it does not depend on the scan's grid.
 
     Args:
         canvas: where it will be used.
         rng: source of the texture.
         scale_mm: size of its grains.
+        within: coarse signed distance; the texture is made where it is below 8 mm and is zero elsewhere.
     """
     from scipy.ndimage import map_coordinates
 
     count = 48
     lattice = rng.standard_normal((count, count, count), dtype=np.float32)
-    p = canvas.coarse
-    at = np.stack([(c - o) / scale_mm for c, o in zip(p, centre[::-1])])
-    return map_coordinates(lattice, at + count / 2, order=1, mode="grid-wrap") * np.float32(1.8)
+    chosen = ... if within is None else within < 8
+    at = np.stack([c[chosen] / np.float32(scale_mm) for c in canvas.coarse]) + np.float32(count / 2)
+    out = np.zeros(canvas.coarse.z.shape, np.float32)
+    out[chosen] = map_coordinates(lattice, at, order=1, mode="grid-wrap") * np.float32(1.8)
+    return out

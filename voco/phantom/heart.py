@@ -22,7 +22,7 @@ def _heart_axes(tilt: float) -> np.ndarray:
 
 def heart_parts(anatomy: Anatomy, p: Points) -> dict[str, np.ndarray]:
     """Signed distances to the chambers, the outer heart and the pericardial sac."""
-    scale = anatomy.heart_scale
+    scale = anatomy.heart_size
     axes = _heart_axes(anatomy.heart_tilt)
     origin = _CENTRE + anatomy.heart_shift
     turn = axes.T @ _heart_axes(0.0)
@@ -56,31 +56,31 @@ def great_vessels(anatomy: Anatomy) -> dict[str, list[Branch]]:
     a, q = anatomy.aorta_scale, anatomy.pulmonary_scale
     up = anatomy.arch_shift
     shift = np.array(anatomy.heart_shift)
-    h = (_CENTRE + shift)[None] + (np.array([[6, -22, -52], [-6, -30, -32]]) - _CENTRE) * anatomy.heart_scale
+    h = (_CENTRE + shift)[None] + (np.array([[6, -22, -52], [-6, -30, -32]]) - _CENTRE) * anatomy.heart_size
     z = np.array([-10.0, -60, -110, -150, -185, -230, -290, -360])
     sx, sy = anatomy.spine(z)
     toward_middle = np.array([25, 24, 21, 16, 8, 4, 3, 3.0])
     down = np.stack([sx + toward_middle, sy - [16, 19, 22, 25, 28, 29, 29, 28], z], axis=1)
-    arch = [[-15, -29, -6], [-14, -25, 14 + up], [-3, -11, 32 + up], [11, 8, 38 + up], [23, 29, 26 + up]]
+    arch = [[-9, -33, -6], [-9, -29, 14 + up], [0, -13, 32 + up], [12, 8, 38 + up], [24, 29, 26 + up]]
     aorta = np.concatenate([h, arch, down])
     aorta_r = np.array([15, 16.5, 16, 15, 14, 13.5, 13, 12.5, 12, 11.8, 11.5, 11, 10, 9, 8.5]) * a
-    atrium = _CENTRE + shift + (np.array([-27, -16, -50]) - _CENTRE) * anatomy.heart_scale
-    floor = _CENTRE + shift + (np.array([-26, -8, -92]) - _CENTRE) * anatomy.heart_scale
+    atrium = _CENTRE + shift + (np.array([-32, -14, -48]) - _CENTRE) * anatomy.heart_size
+    floor = _CENTRE + shift + (np.array([-26, -8, -92]) - _CENTRE) * anatomy.heart_size
     zi = np.array([-185.0, -230, -290, -360])
     cx, cy = anatomy.spine(zi)
     cava = np.stack([cx - [21, 20, 18, 17], cy - [32, 30, 28, 26], zi], axis=1)
-    outflow = _CENTRE + shift + (np.array([12, -52, -42]) - _CENTRE) * anatomy.heart_scale
+    outflow = _CENTRE + shift + (np.array([12, -52, -42]) - _CENTRE) * anatomy.heart_size
     z_azygos = np.array([4.0, -40, -100, -170])
     ax, ay = anatomy.spine(z_azygos)
     azygos = np.stack([ax - [8, 7, 6, 5], ay - [17, 19, 21, 23], z_azygos], axis=1)
     trunk = np.array([14, 14, 14, 12]) * q
     return {
         "aorta": tube(aorta, aorta_r, 64),
-        "superior_vena_cava": tube([[-23, -22, 44], [-24, -19, 12], [-25, -16, -18], atrium], [7, 9, 9.5, 11], 14)
-        + tube([[62, 0, 80], [34, -24, 66], [6, -36, 54], [-22, -23, 44]], [5.5, 6, 6.5, 7], 14)
-        + tube([[-62, 0, 82], [-38, -14, 70], [-23, -22, 44]], [5.5, 6, 7], 8),
+        "superior_vena_cava": tube([[-27, -22, 44], [-34, -14, 12], [-35, -11, -18], atrium], [7, 9, 9.5, 11], 14)
+        + tube([[62, 0, 80], [34, -24, 66], [4, -38, 54], [-27, -22, 44]], [5.5, 6, 6.5, 7], 14)
+        + tube([[-62, 0, 82], [-40, -14, 70], [-27, -22, 44]], [5.5, 6, 7], 8),
         "inferior_vena_cava": tube([floor, [-24, 4, -122], [-24, 10, -150], *cava], [13, 12, 12, 11, 11, 10, 9], 24),
-        "azygos_vein": tube([[-25, -12, 8], [-20, 14, 12], *azygos], [3.5, 3.5, 3.5, 3.2, 2.8, 2.2], 18),
+        "azygos_vein": tube([[-31, -8, 8], [-20, 8, 13], *azygos], [3.5, 3.5, 3.5, 3.2, 2.8, 2.2], 18),
         "arch_branches": tube([[-6, -13, 36 + up], [-16, -8, 62], [-24, 2, 82], [-30, 0, 150]], [6.5, 6, 4.5, 3.5], 14)
         + tube([[-22, 2, 80], [-46, 18, 92], [-90, 16, 92]], [4.5, 4.5, 4], 8)
         + tube([[5, 1, 42 + up], [14, 4, 80], [26, 0, 150]], [4, 3.8, 3.5], 10)
@@ -121,6 +121,7 @@ def mediastinum(anatomy: Anatomy, p: Points, parts: dict[str, np.ndarray] | None
         ("inferior_vena_cava", 2.0),
         ("pulmonary_artery", 1.5),
         ("arch_branches", 5.0),
+        ("azygos_vein", 2.0),
         ("oesophagus", 2.0),
     ):
         out = smooth_min(out, tube_field(p, vessels[name], 40) - margin, 9.0)
@@ -145,7 +146,7 @@ def paint_heart(canvas: Canvas, anatomy: Anatomy) -> None:
     _paint_nodes(canvas, anatomy)
     canvas.paint_branches(vessels["oesophagus"], hu["oesophagus"], "oesophagus")
     canvas.paint_branches(vessels["oesophagus"][::2], -500, None, grow_mm=-4.6)
-    canvas.paint_field(np.maximum(np.abs(parts["sac"]) - 0.8, 0), 20, None)
+    canvas.paint_sheet(parts["sac"], 0.7, parts["sac"] - 8, 25, None)
     canvas.paint_field(parts["outer"], hu["myocardium"], "myocardium")
     chamber_hu = {
         "left_atrium": hu["left_heart"] * 0.5 + hu["pulmonary_vein"] * 0.5,

@@ -56,8 +56,8 @@ def paint_lungs(canvas: Canvas, anatomy: Anatomy, fields: dict[str, np.ndarray])
     """Paint the lung tissue lobe by lobe, darker in front (gravity) and with emphysema in some; then the fissures."""
     p, hu = canvas.coarse, anatomy.hu
     lungs = fields["lungs"]
-    grain = smooth_noise(canvas, anatomy.stream("lung grain"), 7.0)
-    patches = smooth_noise(canvas, anatomy.stream("lung patches"), 32.0)
+    grain = smooth_noise(canvas, anatomy.stream("lung grain"), 7.0, lungs)
+    patches = smooth_noise(canvas, anatomy.stream("lung patches"), 32.0, lungs)
     texture = hu["lung"] + 9 * grain + 9 * patches + anatomy.gravity_hu * (p.y - 10) / 90
     # The last millimetres over the diaphragm and at the back are less aerated when lying.
     texture = texture + 70 * np.exp(-((p.y - anatomy.cage(p.z)[2]) ** 2) / 60) * (anatomy.gravity_hu / 75)
@@ -68,14 +68,8 @@ def paint_lungs(canvas: Canvas, anatomy: Anatomy, fields: dict[str, np.ndarray])
         field = np.maximum(lungs, region)
         canvas.paint_field(np.maximum(lungs, region - 0.5), lambda box: canvas.fine(texture, box), None)
         canvas.paint_field(field, lambda box: canvas.fine(texture, box), name)
-    sheet = np.abs(oblique) - 0.45
-    middle = np.maximum.reduce([np.abs(horizontal) - 0.45, -oblique, p.x])
-    for line in (sheet, middle):
-        thin = np.maximum(line, lungs + 1)
-        box = canvas.field_box(thin, 3.0)
-        if box is not None:
-            share = min(1.0, 1.0 / canvas.edge_mm)
-            canvas.paint(box, canvas.fine(thin, box), -560, None, strength=0.75 * share)
+    canvas.paint_sheet(oblique, 0.5, lungs + 1, -560, None)
+    canvas.paint_sheet(horizontal, 0.5, np.maximum.reduce([lungs + 1, -oblique, p.x]), -560, None)
 
 
 def lung_trees(anatomy: Anatomy) -> dict[str, list[tuple[Branch, int, str]]]:
@@ -93,16 +87,16 @@ def lung_trees(anatomy: Anatomy) -> dict[str, list[tuple[Branch, int, str]]]:
     xyz = np.stack([flat.x, flat.y, flat.z], axis=1)
     trees: dict[str, list] = {"airway": [], "artery": [], "vein": []}
     for number, name in enumerate(LOBES):
-        candidates = xyz[(inside < -4.5) & (regions[name] < -2.5)]
+        candidates = xyz[(inside < -3.5) & (regions[name] < -2.0)]
         if len(candidates) < 20:
             continue
         volume = len(candidates) / count
-        twigs = int(np.clip(volume * 1450, 30, 170))
+        twigs = int(np.clip(volume * 3400, 60, 400))
         bronchus, artery, vein = (np.array(v, float) for v in _HILUM[name])
         chosen = candidates[: 2 * twigs]
         q = anatomy.pulmonary_scale
-        arteries = grow_tree(artery, chosen[:twigs], 0.82 * q, rng)
-        veins = grow_tree(vein, chosen[twigs : 2 * twigs], 0.85 * q, rng, exponent=2.85)
+        arteries = grow_tree(artery, chosen[:twigs], 0.78 * q, rng)
+        veins = grow_tree(vein, chosen[twigs : 2 * twigs], 0.8 * q, rng, exponent=2.85)
         trees["artery"] += [(branch, fed, name) for branch, fed in arteries]
         stem = tube([_VEIN_ENDS[number], 0.5 * (vein + _VEIN_ENDS[number]), vein], veins[0][0].start_radius * 1.05, 5)
         trees["vein"] += [(branch, twigs, name) for branch in stem] + [(branch, fed, name) for branch, fed in veins]

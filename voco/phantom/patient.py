@@ -17,7 +17,7 @@ from voco.phantom.labels import GROUPS, LABELS
 from voco.phantom.lungs import paint_lungs, paint_trees
 from voco.phantom.scanner import Scanner, acquire, add_table, draw_scanner, plan_grid
 from voco.phantom.shapes import smooth_max
-from voco.phantom.torso import inside_abdomen, paint_spinal_muscles, paint_torso
+from voco.phantom.torso import inside_abdomen, paint_neck, paint_spinal_muscles, paint_torso
 
 Edit = Callable[[Canvas, Anatomy], None]
 
@@ -134,6 +134,7 @@ def render(anatomy: Anatomy, scanner: Scanner, grid: Grid) -> Canvas:
     canvas.labels[:, couch] = LABELS["table"]
     fields = paint_torso(canvas, anatomy)
     paint_spinal_muscles(canvas, anatomy)
+    paint_neck(canvas, anatomy)
     p = canvas.coarse
     fields["dome"] = anatomy.dome(p)
     fields["under"] = (p.z - fields["dome"]) * np.float32(0.75)

@@ -19,15 +19,15 @@ PADDINGS = (-1024, -2048, -3024)
 class Scanner:
     """One acquisition; lengths in mm, angles in degrees.
 
-    ``field_mm`` is the side of the reconstructed square, ``top_mm`` and ``bottom_mm`` the scanned range in the
-    patient's frame, ``padding`` the stored value outside the circular field of view (None: none).
+    ``field_share`` is the side of the reconstructed square over the width of the body, ``top_mm`` and ``bottom_mm``
+    the scanned range in the patient's frame, ``padding`` the stored value outside the circular field of view (or None).
     """
 
     kernel: str
     noise_hu: float
     blur_mm: float
     grain_mm: float
-    field_mm: float
+    field_share: float
     slice_mm: float
     top_mm: float
     bottom_mm: float
@@ -59,10 +59,10 @@ def draw_scanner(seed: int) -> Scanner:
     circle = rng.random() < 0.7
     return Scanner(
         kernel="sharp" if sharp else "soft",
-        noise_hu=float(rng.uniform(24, 48) if sharp else rng.uniform(8, 20)),
+        noise_hu=float(rng.uniform(28, 60) if sharp else rng.uniform(10, 26)),
         blur_mm=float(rng.uniform(0.35, 0.5) if sharp else rng.uniform(0.6, 0.95)),
         grain_mm=float(rng.uniform(0.5, 0.7) if sharp else rng.uniform(0.9, 1.4)),
-        field_mm=float(rng.uniform(330, 430)),
+        field_share=float(rng.uniform(0.99, 1.22)),
         slice_mm=float(rng.choice([1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 5.0])),
         top_mm=float(rng.uniform(102, 132)),
         bottom_mm=float(rng.uniform(-290, -205)),
@@ -109,9 +109,15 @@ def plan_grid(
     Raises:
         InputError: sizes under 4 voxels or spacings that are not positive.
     """
+    for name, values, least in (("size", size, 4), ("spacing", spacing_mm, 1e-3)):
+        if values is not None and (len(values) != 3 or min(values) < least):
+            raise InputError(
+                f"phantom {name} {tuple(values)} cannot be used: expected three numbers in the order D, H, W, "
+                "at least 4 voxels and more than 0 mm."
+            )
     scale_z = anatomy.scale_zyx[0]
     top, bottom = scanner.top_mm * scale_z, scanner.bottom_mm * scale_z
-    field = scanner.field_mm * (0.5 + 0.5 * anatomy.scale_zyx[2])
+    field = scanner.field_share * anatomy.width_mm()
     if size is None:
         if spacing_mm is None:
             pixel = field / MATRIX
@@ -119,11 +125,6 @@ def plan_grid(
         size = tuple(max(4, round(extent / s)) for extent, s in zip((top - bottom, field, field), spacing_mm))
     elif spacing_mm is None:
         spacing_mm = ((top - bottom) / size[0], field / size[1], field / size[2])
-    if len(size) != 3 or len(spacing_mm) != 3 or min(size) < 4 or min(spacing_mm) <= 0:
-        raise InputError(
-            f"phantom size {tuple(size)} and spacing {tuple(spacing_mm)} cannot be used: expected three numbers each "
-            "in the order D, H, W, at least 4 voxels and more than 0 mm."
-        )
     spacing = tuple(round(float(s), 6) for s in spacing_mm)
     middle = 0.5 * (top + bottom)
     body_y = 14.0  # the trunk's middle lies behind the frame's origin

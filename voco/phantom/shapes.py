@@ -104,6 +104,7 @@ def tube_field(p: Points, branches: list[Branch], reach_mm: float = 30.0) -> np.
     shape = np.broadcast_shapes(p.z.shape, p.y.shape, p.x.shape)
     out = np.full(shape, FAR, np.float32)
     flat = len(shape) != 3
+    bounds = None if flat else _axis_bounds(p)
     for branch in branches:
         if flat:
             np.minimum(out, segment(p, branch), out=out)
@@ -111,19 +112,27 @@ def tube_field(p: Points, branches: list[Branch], reach_mm: float = 30.0) -> np.
         reach = reach_mm + max(branch.start_radius, branch.end_radius)
         low = np.minimum(branch.start, branch.end) - reach
         high = np.maximum(branch.start, branch.end) + reach
-        box = _grid_box(p, low, high)
+        box = _grid_box(bounds, low, high)
         if box is not None:
             part = Points(p.z[box], p.y[box], p.x[box])
             out[box] = np.minimum(out[box], segment(part, branch))
     return out
 
 
-def _grid_box(p: Points, low: np.ndarray, high: np.ndarray) -> tuple[slice, ...] | None:
+def _axis_bounds(p: Points) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Smallest and largest coordinate in every plane of a grid: z per first index, y per second, x per third."""
+    bounds = []
+    for axis, values in enumerate(p):
+        other = tuple(a for a in range(3) if a != axis)
+        bounds.append((values.min(axis=other), values.max(axis=other)))
+    return bounds
+
+
+def _grid_box(bounds, low: np.ndarray, high: np.ndarray) -> tuple[slice, ...] | None:
     """The index box of a nearly axis-parallel 3-D grid that holds the mm box; None when they do not meet."""
     box = []
-    for axis, (values, i) in enumerate(((p.z, 2), (p.y, 1), (p.x, 0))):
-        other = tuple(a for a in range(3) if a != axis)
-        inside = np.flatnonzero((values.max(axis=other) >= low[i]) & (values.min(axis=other) <= high[i]))
+    for (least, most), first, last in zip(bounds, low[::-1], high[::-1]):
+        inside = np.flatnonzero((most >= first) & (least <= last))
         if not len(inside):
             return None
         box.append(slice(inside[0], inside[-1] + 1))
@@ -157,10 +166,12 @@ def grow_tree(
         length = np.linalg.norm(end - start)
         bend = 0.5 * (start + end) + rng.normal(0, 0.06 * length, 3)
         last = radius if count > 1 else 0.6 * radius
-        pieces.append((Branch(start, bend, min(before, 1.15 * radius), radius), count))
-        pieces.append((Branch(bend, end, radius, last), count))
         if count > 1:
-            heading = (end - start) / max(length, 1e-6)
+            pieces.append((Branch(start, bend, min(before, 1.15 * radius), radius), count))
+            start = bend
+        pieces.append((Branch(start, end, radius, last), count))
+        if count > 1:
+            heading = (end - start) / max(np.linalg.norm(end - start), 1e-6)
             offset = points - middle
             # Splitting across the direction of travel keeps the two children on either side of the parent.
             across = offset - 0.7 * np.outer(offset @ heading, heading)

@@ -96,14 +96,11 @@ def paint_torso(canvas: Canvas, anatomy: Anatomy) -> dict[str, np.ndarray]:
 def _paint_planes(canvas: Canvas, anatomy: Anatomy, cage, muscle, streaks) -> None:
     """Fat between the muscles: over the ribs, between muscle bellies, and in the armpits."""
     p, fat = canvas.coarse, anatomy.hu["fat"]
-    plane = np.abs(cage - (WALL_MM + 1.5 + 1.5 * streaks)) - (0.7 + 0.05 * anatomy.fat_mm)
-    box = canvas.field_box(np.maximum(plane, muscle + 3))
-    if box is not None:
-        inside = canvas.fine(np.maximum(muscle + 3, -(p.z + 330)), box)
-        canvas.paint(box, np.maximum(canvas.fine(plane, box), inside), fat, "subcutaneous_fat")
+    over_ribs = cage - (WALL_MM + 1.5 + 1.5 * streaks)
+    canvas.paint_sheet(over_ribs, 0.7 + 0.05 * anatomy.fat_mm, muscle + 3, fat, "subcutaneous_fat")
     # Zero crossings of a smooth texture are closed thin sheets, as the fat between muscle bellies is.
-    sheets = 9 * np.abs(streaks) - (0.9 + 0.06 * anatomy.fat_mm) + 0.25 * np.maximum(20 - p.z, 0)
-    canvas.paint_field(np.maximum.reduce([sheets, muscle + 5, 16 - cage]), fat, "subcutaneous_fat")
+    within = np.maximum.reduce([muscle + 4, 16 - cage, 0.3 * (0 - p.z)])
+    canvas.paint_sheet(9 * streaks, 0.8 + 0.05 * anatomy.fat_mm, within, fat, "subcutaneous_fat")
     for side in (-1, 1):
         armpit = ellipsoid(p, (side * 128, 22, 48), (22 + 0.3 * anatomy.fat_mm, 24, 44))
         canvas.paint_field(np.maximum.reduce([armpit, 15 - cage, muscle + 4]), fat + 6, "subcutaneous_fat")
@@ -114,7 +111,7 @@ def _paint_breasts(canvas: Canvas, anatomy: Anatomy, skin, trunk) -> None:
     if anatomy.gland <= 0 or anatomy.breast_mm < 10:
         return
     p = canvas.coarse
-    patch = smooth_noise(canvas, anatomy.stream("gland"), 11.0)
+    patch = smooth_noise(canvas, anatomy.stream("gland"), 11.0, np.maximum(skin, -40 - skin))
     for side in (-1, 1):
         centre = anatomy.cage_point(side * 0.62, -52.0, 16 + 0.4 * (anatomy.breast_mm + anatomy.fat_mm))
         size = 10 + anatomy.breast_mm * (0.25 + 0.35 * anatomy.gland)
@@ -130,15 +127,31 @@ def paint_spinal_muscles(canvas: Canvas, anatomy: Anatomy) -> None:
     x, y = anatomy.spine(z)
     for side in (-1, 1):
         erector = np.stack([x + side * 27, y + np.array([40, 44, 46, 46, 46, 46]), z], axis=1)
-        branches = tube(erector, 19 * (0.4 + 0.6 * anatomy.muscle), 16)
-        canvas.paint_branches(branches, hu["fat"] + 25, None, grow_mm=1.2)
-        canvas.paint_branches(branches, hu["muscle"], "muscle")
+        branches = tube(erector, 15.5 * (0.4 + 0.6 * anatomy.muscle), 16)
+        canvas.paint_branches(branches, hu["fat"] + 30, None, grow_mm=0.8, stretch=(1.45, 1, 1))
+        canvas.paint_branches(branches, hu["muscle"], "muscle", stretch=(1.45, 1, 1))
         z_low = np.array([-215.0, -265, -330, -400])
         x_low, y_low = anatomy.spine(z_low)
         psoas = np.stack(
             [x_low + side * np.array([24.0, 33, 40, 46]), y_low + np.array([6, 2, -4, -10]), z_low], axis=1
         )
         canvas.paint_branches(tube(psoas, np.array([8.0, 16, 22, 24]) * anatomy.muscle, 10), hu["muscle"], "muscle")
+
+
+def paint_neck(canvas: Canvas, anatomy: Anatomy) -> None:
+    """Muscles in front of and beside the cervical spine, and the thyroid."""
+    hu = anatomy.hu
+    z = np.array([60.0, 85, 110, 150, 200])
+    x, y = anatomy.spine(z)
+    for side in (-1, 1):
+        longus = np.stack([x + side * 9, y - [16, 17, 17, 17, 17], z], axis=1)
+        canvas.paint_branches(tube(longus, [2, 5, 6, 6, 6], 10), hu["muscle"], "muscle")
+        scalene = np.stack([x + side * np.array([52, 42, 34, 32, 32]), y - [8, 8, 4, 2, 2], z], axis=1)
+        canvas.paint_branches(tube(scalene, [5, 9, 11, 11, 11], 10), hu["muscle"], "muscle")
+        mastoid = [[side * 14, -36, 54], [side * 24, -34, 84], [side * 40, -22, 120], [side * 50, 4, 200]]
+        canvas.paint_branches(tube(mastoid, [5, 7, 8, 9], 12), hu["muscle"], "muscle")
+        lobe = [[side * 13, -6, 88], [side * 15, -7, 104], [side * 14, -5, 122]]
+        canvas.paint_branches(tube(lobe, [5, 8, 4], 8), hu["thyroid"], "thyroid", stretch=(0.8, 1.1, 1))
 
 
 def inside_abdomen(canvas: Canvas, cage: np.ndarray, dome: np.ndarray) -> None:
