@@ -71,6 +71,21 @@ def test_links_are_followed_once(tmp_path):
     assert [case.path for case in build_manifest(tmp_path / "root").cases] == ["linked/x.nii", "y.nii"]
 
 
+def test_a_folder_that_cannot_be_searched_is_reported(tmp_path, monkeypatch):
+    touch(tmp_path, "open/a.nii", "locked/b.nii")
+    real = os.scandir
+
+    def scandir(path):
+        if Path(path).name == "locked":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    manifest = build_manifest(tmp_path)
+    assert [case.path for case in manifest.cases] == ["open/a.nii"]
+    assert manifest.rejected == [Rejection("locked", "this folder cannot be searched: Permission denied")]
+
+
 @pytest.mark.parametrize(
     ("name", "label"),
     [

@@ -78,6 +78,19 @@ def test_twice_does_nothing_the_second_time(cohort, tmp_path, monkeypatch):
     assert {p.name: p.stat().st_mtime_ns for p in cache.iterdir()} == before
 
 
+def test_a_refused_scan_is_tried_again_when_asked_or_when_the_reader_changed(cohort, tmp_path, monkeypatch):
+    tried = []
+    real = prepare_module.prepare_case
+    monkeypatch.setattr(prepare_module, "prepare_case", lambda job: tried.append(job.case.path) or real(job))
+    cache = tmp_path / "cache"
+    for expected, retry, reader in [(5, False, "a"), (0, False, "a"), (1, True, "a"), (1, False, "b"), (0, False, "b")]:
+        monkeypatch.setattr(prepare_module, "_reader", lambda reader=reader: reader)
+        tried.clear()
+        result = prepare(cohort.cases, cohort.root, cache, progress=False, retry_rejected=retry)
+        assert len(tried) == expected
+        assert [item.path for item in result.rejected] == ["broken.nii.gz"] and len(result.entries) == 4
+
+
 def test_files_that_no_reader_expects_are_rejected_too(tmp_path):
     root = tmp_path / "scans"
     write_scan(root / "good.nii.gz")

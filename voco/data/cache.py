@@ -23,6 +23,7 @@ import numpy as np
 from voco.data.resample import AIR_HU
 from voco.errors import ScanError
 
+# Part of every key: raise it when reading, resampling or the file changes what a prepared scan holds.
 FORMAT_VERSION = 1
 SUFFIX = ".b2nd"
 TEMPORARY = ".writing-"

@@ -7,7 +7,7 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -133,7 +133,7 @@ class _Scan:
         from voco.data.volume import is_volume_file
 
         labels, other = [], []
-        for name in walk_files(self.root):
+        for name in walk_files(self.root, self._unreadable):
             if not is_volume_file(name):
                 other.append(name)
             elif looks_like_labels(name):
@@ -146,6 +146,10 @@ class _Scan:
                 "list them in a CSV if they are scans"
             )
         self.dicom(other)
+
+    def _unreadable(self, error: OSError) -> None:
+        folder = os.path.relpath(error.filename or self.root, self.root)
+        self.rejected.append(Rejection(folder, f"this folder cannot be searched: {error.strerror}"))
 
     def dicom(self, files: Sequence[str], row: Row | None = None) -> int:
         """Add the series that the rule takes among ``files``; with a row, the one it names. Returns how many."""
@@ -207,7 +211,7 @@ class _Scan:
         before = len(self.cases)
         folder = row.path if row.path.is_dir() else row.path.parent
         prefix = relative if row.path.is_dir() else os.path.dirname(relative)
-        names = [os.path.join(prefix, name) for name in walk_files(folder)]
+        names = [os.path.join(prefix, name) for name in walk_files(folder, self._unreadable)]
         rejected = len(self.rejected)
         self.dicom(names, row)
         if row.path.is_file():
@@ -218,10 +222,10 @@ class _Scan:
             self.rejected.append(Rejection(row.name, f"no {what} here"))
 
 
-def walk_files(root: Path) -> Iterator[str]:
+def walk_files(root: Path, onerror: Callable[[OSError], None] | None = None) -> Iterator[str]:
     """Relative posix paths of all files that are not hidden, sorted; links are followed, each folder once."""
     seen = set()
-    for folder, folders, names in os.walk(root, followlinks=True):
+    for folder, folders, names in os.walk(root, followlinks=True, onerror=onerror):
         stat = os.stat(folder)
         if (stat.st_dev, stat.st_ino) in seen:
             folders.clear()

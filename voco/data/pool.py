@@ -79,7 +79,11 @@ def _run(function: Callable, tasks: Sequence, queue: deque[int], workers: int) -
                     yield index, message
                 if queue:
                     worker.task = queue.popleft()
-                    pipe.send(tasks[worker.task])
+                    try:
+                        pipe.send(tasks[worker.task])
+                    except OSError:  # it died between two tasks
+                        pool.remove(worker)
+                        yield from _buried(worker)
     finally:
         _stop(pool)
 

@@ -7,10 +7,12 @@ is an entry that is right, and one that has become stale is never found again.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import shutil
 import time
+import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -107,7 +109,7 @@ def prepare(
         workers: processes. One reads in this process; more are spawned, each holds one scan in memory, and the death
             of one costs no more than the scan it was reading.
         progress: show a bar (or lines, where stderr is no terminal).
-        retry_rejected: try scans again that this version has found unusable before.
+        retry_rejected: try scans again that were found unusable before, though neither they nor the reader changed.
 
     Returns:
         Entries for all cases that can be used, whether made now or before.
@@ -198,10 +200,16 @@ def _lookup(case: Case, root: Path, cache: Path, settings: PrepareSettings, retr
     if not retry:
         with contextlib.suppress(OSError, ValueError, KeyError):
             found = json.loads((cache / f"{key}{_REJECTED}").read_text())
-            # Another version may be able to read it.
-            if found["version"] == __version__:
+            if found["reader"] == _reader():
                 return Rejection(case.path, found["reason"])
     return _Job(case, root, cache, settings, key)
+
+
+@functools.cache
+def _reader() -> str:
+    """Digest of the code that reads: once it changes, it may be able to read what it refused before."""
+    sources = sorted(Path(__file__).parent.glob("*.py"))
+    return entry_key(*(zlib.crc32(path.read_bytes()) for path in sources))
 
 
 def _entry(case: Case, path: Path, footer: dict) -> PreparedEntry:
@@ -287,7 +295,7 @@ def _reject(job: _Job, reason: str, sticky: bool) -> Rejection:
         reason = reason.replace(f"{job.root}{os.sep}", "").replace(f"{job.root}:", f"{job.case.path}:")
     if sticky:
         with contextlib.suppress(OSError):
-            text = json.dumps({"version": __version__, "path": job.case.path, "reason": reason})
+            text = json.dumps({"reader": _reader(), "path": job.case.path, "reason": reason})
             write_atomic(job.cache / f"{job.key}{_REJECTED}", text.encode())
     return Rejection(job.case.path, reason)
 
