@@ -109,6 +109,8 @@ class TrainConfig:
     """Largest gradient norm; 0 = no clipping (the published code never reaches its clipping)."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """auto: bf16 on a GPU that has it, else fp32. Cosines and logarithms are in fp32 always."""
+    threads: int = 0
+    """CPU threads per process when training without a GPU; 0 = the cores shared among the processes of this machine."""
     save_every: int = 500
     """Steps between checkpoints."""
     keep: int = 2
@@ -184,6 +186,7 @@ FREE_ON_RESUME = (
     "data.timeout",
     "data.max_rejected",
     "train.resume",
+    "train.threads",
     "train.save_every",
     "train.keep",
     "train.milestones",

@@ -42,10 +42,15 @@ def run(config: dict) -> int:
     resume = resolve_resume(train.resume, out)
     if resume is not None:
         _check_same_settings(resume, config)
+        if _is_finished(out, resume, train.steps):
+            say(f"{out} is already finished ({train.steps} steps); its encoder is in {out / 'encoder'}")
+            return 0
     encoder = _build_encoder(config)
+    encoder.input_spec = _as_fed(encoder.input_spec, config)
     cohort = _prepare_data(config, encoder.input_spec, rank, world, say)
     if main_process and not config["plan"]:
         _write_inputs(out, config, cohort)
+    cohort.check(config["data"].max_rejected)
 
     trackers = [] if config["plan"] else config["log"].with_
     accelerator = build_accelerator(
@@ -53,6 +58,7 @@ def run(config: dict) -> int:
         out=out,
         trackers=trackers,
         find_unused=config["method"].options.embedding != "pyramid",
+        threads=train.threads,
     )
     method = _build_method(config, encoder).to(accelerator.device)
     if config["plan"]:
@@ -69,7 +75,7 @@ def run(config: dict) -> int:
                 state = LoopState.from_dict(checkpoints.load(resume, method, optimizer))
                 say(f"resumed {resume.name} of {resume.parent.parent}")
             log.rewind(state.step)
-            start_trackers(accelerator, flatten(to_dict(config)), resumed_at=state.step)
+            start_trackers(accelerator, flatten(to_dict(config)), names=trackers, resumed_at=state.step)
             record.update(**_facts(config, cohort, encoder, accelerator))
             record.session(first_step=state.step, **describe_device(accelerator))
             if monitor is not None and state.step == 0 and resume is None:
@@ -125,6 +131,14 @@ def _check_same_settings(resume: Path, config: dict) -> None:
         )
 
 
+def _is_finished(out: Path, resume: Path, steps: int) -> bool:
+    """Whether the checkpoint is the last one of this very folder and the encoder was exported."""
+    from voco.engine.checkpoint import folder_name
+
+    own = resume.resolve().parent == (out / "checkpoints").resolve()
+    return own and resume.name == folder_name(steps) and (out / "encoder" / "config.json").is_file()
+
+
 def _build_encoder(config: dict, *, like=None):
     """The encoder with the weights asked for, or, given ``like``, a fresh one of the same kind and input."""
     import torch
@@ -141,22 +155,35 @@ def _build_encoder(config: dict, *, like=None):
     return encoder
 
 
+def _as_fed(spec, config: dict):
+    """The encoder's input spec with the geometry that it is trained on, which its export must state."""
+    from dataclasses import replace
+
+    from voco.data.resample import parse_spacing
+
+    settings, spacing = config["method"], config["data"].spacing
+    if settings.region == "whole":
+        numbers = None  # volumes are resized, whatever they measure
+    else:
+        numbers = parse_spacing(spacing) if spacing else spec.spacing_mm
+        numbers = None if numbers is None or None in numbers else tuple(numbers)
+    return replace(spec, spacing_mm=numbers, size=settings.geometry.network_shape)
+
+
 def _prepare_data(config: dict, spec, rank: int, world: int, say):
     from voco.data.cohort import load_cohort
     from voco.data.prepare import PrepareSettings
 
     data = config["data"]
-    spacing = data.spacing or spec.spacing_mm or ["native"]
     return load_cohort(
         data.root,
         Path(data.cache) if data.cache else Path(config["out"]).parent / "cache",
-        PrepareSettings(spacing_mm=spacing, crop_body=data.crop_body),
+        PrepareSettings(spacing_mm=data.spacing or spec.spacing_mm or ["native"], crop_body=data.crop_body),
         select=data.select,
         exclude=data.exclude,
         patient_regex=data.patient_regex,
         heldout=data.heldout,
         seed=config["seed"],
-        max_rejected=data.max_rejected,
         workers=data.workers,
         rank=rank,
         world=world,
@@ -242,7 +269,6 @@ def _start_monitor(config: dict, cohort, spec, accelerator):
         max_scans=scope.scans,
         seed=config["seed"],
         warmup=config["train"].warmup,
-        batch_volumes=max(2, config["train"].batch_size // config["train"].accumulate // accelerator.num_processes),
     )
     monitor.measure_lines(lambda: _build_method(config, _build_encoder(config, like=spec)), accelerator.device)
     return monitor
@@ -357,6 +383,8 @@ _CITATION = (
 
 def _finish(config, cohort, accelerator, method, log, record, state, monitor, finished: bool, signal_name) -> None:
     """Export, draw and say where to look; only the main process has anything to do."""
+    from voco.rng import generator
+
     if not accelerator.is_main_process:
         return
     out = Path(config["out"])
@@ -365,10 +393,15 @@ def _finish(config, cohort, accelerator, method, log, record, state, monitor, fi
         log.say(f"stopped by {signal_name} after step {state.step}; the same command continues from there")
         return
     folder = _export(config, cohort, method, out / "encoder", state.step, monitor)
+    if monitor is not None:
+        draws = method.sampler(generator(config["seed"], "figure"))
+        monitor.draw(method, log.rows(), draws, accelerator.device, _autocast_dtype(accelerator))
     record.close("finished", last_step=state.step, skipped_steps=state.skipped)
     lines = ["", f"finished {state.step} steps; wrote"]
     lines += [f"  {folder}   load with: voco.load_encoder({str(folder)!r})"]
-    lines += [f"  {out / name}" for name in ("metrics.jsonl", "run.json", "rejected.csv") if (out / name).exists()]
+    files = ("figures", "metrics.jsonl", "run.json", "rejected.csv")
+    lines += [f"  {out / name}" for name in files if (out / name).exists()]
+    lines += [f"  curves: tensorboard --logdir {out}"] if "tensorboard" in config["log"].with_ else []
     if monitor is not None:
         lines += ["did it learn?", *(f"  {sentence}" for sentence in monitor.verdict)]
     for line in lines:

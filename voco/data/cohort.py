@@ -35,6 +35,16 @@ class Cohort:
     fingerprint: str
     counts: dict[str, int]
 
+    def check(self, max_rejected: float) -> None:
+        """Stop before training on too little of what was given.
+
+        Raises:
+            InputError: more than ``max_rejected`` of the scans unusable, or nothing to train on.
+        """
+        check_rejected(self.counts["scans"], self.rejected, max_rejected)
+        if not self.train:
+            raise InputError(f"no scan is left to train on: {self.counts}; see rejected.csv and --data.exclude")
+
 
 def load_cohort(
     root: str,
@@ -46,7 +56,6 @@ def load_cohort(
     patient_regex: str | None,
     heldout: float,
     seed: int,
-    max_rejected: float,
     workers: int,
     rank: int = 0,
     world: int = 1,
@@ -57,8 +66,7 @@ def load_cohort(
     With several processes only the first one prepares; the others wait for its result on disk, before any process
     group exists, because preparation may take hours and collective time-outs are minutes.
 
-    Raises:
-        InputError: nothing to train on, or more than ``max_rejected`` of the scans unusable.
+    Scans that cannot be used are listed, not judged: see ``Cohort.check``.
     """
     manifest = build_manifest(root, select=select, exclude=exclude, patient_regex=patient_regex, progress=rank == 0)
     say(f"found {len(manifest.cases)} scans of {len({c.patient for c in manifest.cases})} patients in {root}")
@@ -73,11 +81,8 @@ def load_cohort(
     else:
         entries, rejected = _await(done, manifest)
     rejected = [*manifest.rejected, *rejected]
-    check_rejected(len(manifest.cases) + len(manifest.rejected), rejected, max_rejected)
     by_case = {e.case.id: e for e in entries}
     train, held = split_patients([e.case for e in entries], heldout, seed)
-    if not train:
-        raise InputError(f"no scan in {root} is left to train on ({len(rejected)} rejected); see rejected.csv")
     return Cohort(
         train=_by_patient(train, by_case),
         heldout=_by_patient(held, by_case),
@@ -85,6 +90,7 @@ def load_cohort(
         series=manifest.series,
         fingerprint=_fingerprint(train, held, by_case),
         counts={
+            "scans": len(manifest.cases) + len(manifest.rejected),
             "train_scans": len(train),
             "train_patients": len({c.patient for c in train}),
             "heldout_scans": len(held),

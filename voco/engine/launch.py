@@ -16,8 +16,19 @@ def launched_rank() -> tuple[int, int]:
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def _cores() -> int:
+    """Cores this process may use; a cluster often grants fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def build_accelerator(
-    *, precision: str, out: Path, trackers: list[str], find_unused: bool = False, timeout_hours: float = 2.0
+    *,
+    precision: str,
+    out: Path,
+    trackers: list[str],
+    find_unused: bool = False,
+    threads: int = 0,
+    timeout_hours: float = 2.0,
 ):
     """Create the Accelerator for one run.
 
@@ -25,6 +36,8 @@ def build_accelerator(
         precision: ``auto`` is bf16 on a GPU that has it, else fp32.
         out: run folder; TensorBoard writes its events there.
         trackers: names accelerate knows (``tensorboard``, ``wandb``, ``mlflow`` …).
+        threads: of a process that computes on the CPU; 0 shares the cores among the processes of this machine
+            (launchers set one thread, which leaves a laptop idle).
         find_unused: some trainable parameters get no gradient (an embedding that uses part of the network).
         timeout_hours: collective time-out; the other processes wait this long while one evaluates.
 
@@ -40,9 +53,13 @@ def build_accelerator(
     on_gpu = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in ("1", "true", "yes")
     if precision == "auto":
         precision = "bf16" if on_gpu and torch.cuda.is_bf16_supported() else "fp32"
+    if not on_gpu:
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        torch.set_num_threads(threads or max(1, _cores() // here))
     if precision == "fp16" and not on_gpu:
         raise InputError("--train.precision fp16 needs a GPU; use bf16 or fp32 on a CPU")
     accelerator = Accelerator(
+        cpu=not on_gpu and not torch.backends.mps.is_available(),  # else several CPU processes would not see each other
         mixed_precision={"fp32": "no"}.get(precision, precision),
         log_with=trackers or None,
         project_dir=str(out),
@@ -62,8 +79,12 @@ def build_accelerator(
     return accelerator
 
 
-def start_trackers(accelerator, config: dict[str, object], *, resumed_at: int) -> None:
-    """Open the trackers with flat settings; TensorBoard hides what a resumed run will write again."""
+def start_trackers(accelerator, config: dict[str, object], *, names: list[str], resumed_at: int) -> None:
+    """Open the trackers; TensorBoard hides what a resumed run will write again and gets no settings.
+
+    Settings as hyper-parameters would make it scatter sub-folders over the run folder, which has ``config.yaml``.
+    """
     flat = {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in config.items()}
     purge = {"purge_step": resumed_at + 1} if resumed_at else {}
-    accelerator.init_trackers("", config=flat, init_kwargs={"tensorboard": purge})
+    others = [name for name in names if name != "tensorboard"]
+    accelerator.init_trackers("", config=flat if others else None, init_kwargs={"tensorboard": purge})

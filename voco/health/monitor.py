@@ -10,10 +10,14 @@ from pathlib import Path
 import torch
 
 from voco.health.evaluate import calibrate_batchnorm, evaluate, evaluate_histogram, outer_window
+from voco.health.examples import similarity_examples
 from voco.health.report import HealthReport, verdict
 from voco.health.windows import EvalWindow, build_eval_windows
 
 _LINES = "health_lines.json"
+# A projector without running statistics normalises over the crops that pass together: with one number for all runs,
+# scores of runs with other batch sizes or numbers of processes can be compared.
+_BATCH_VOLUMES = 4
 
 
 class HealthMonitor:
@@ -28,7 +32,6 @@ class HealthMonitor:
         per_scan, queries, max_scans: how much is looked at.
         seed: of the run.
         warmup: steps after which the loss is judged.
-        batch_volumes: windows per forward pass.
     """
 
     def __init__(
@@ -46,11 +49,10 @@ class HealthMonitor:
         max_scans: int,
         seed: int,
         warmup: int,
-        batch_volumes: int,
     ):
         self.out, self.geometry, self.hu_windows = Path(out), geometry, hu_windows
         self.references = asdict(references) if is_dataclass(references) else dict(references)
-        self.queries, self.seed, self.warmup, self.batch_volumes = queries, seed, warmup, batch_volumes
+        self.queries, self.seed, self.warmup = queries, seed, warmup
         self.windows: list[EvalWindow] = build_eval_windows(
             volumes, geometry, per_scan=per_scan, seed=seed, region=region, names=names, max_scans=max_scans
         )
@@ -65,7 +67,7 @@ class HealthMonitor:
             self.lines = {k: HealthReport.from_dict(v) for k, v in json.loads(path.read_text()).items()}
             return
         untrained = build_untrained().to(device)
-        calibrate_batchnorm(untrained, self.windows, batch_volumes=self.batch_volumes, device=device)
+        calibrate_batchnorm(untrained, self.windows, batch_volumes=_BATCH_VOLUMES, device=device)
         self.lines = {
             "untrained": self._evaluate(untrained, device, "untrained"),
             "histogram": evaluate_histogram(
@@ -82,13 +84,46 @@ class HealthMonitor:
         _write_json(self.out / "health.json", record)
         return self.latest.metrics("heldout")
 
+    def draw(
+        self, method: torch.nn.Module, rows: Sequence[dict], draws: dict, device, autocast_dtype=None
+    ) -> list[Path]:
+        """Write every picture of ``figures/``.
+
+        Args:
+            method: the ``nn.Module`` as it is now.
+            rows: of ``metrics.jsonl``.
+            draws: one sample of the method's randomness, for the picture of the crops.
+        """
+        from voco import figures
+
+        folder, outer = self.out / "figures", outer_window(self.hu_windows)
+        folder.mkdir(exist_ok=True)
+        made = [figures.loss_curves(rows, self.references, folder / "loss.png")]
+        made.append(figures.position_scores(rows, self.lines, self.references, folder / "positions.png"))
+        if self.latest is not None:
+            made.append(figures.heldout_summary(self.latest, self.lines, self.references, folder / "summary.png"))
+        for slabs, name in ((False, "similarity.png"), (True, "similarity_disjoint.png")):
+            cases = similarity_examples(
+                method,
+                self.windows,
+                seed=self.seed,
+                batch_volumes=_BATCH_VOLUMES,
+                device=device,
+                autocast_dtype=autocast_dtype,
+                slabs=slabs,
+            )
+            if cases:
+                made.append(figures.similarity_map(cases, self.geometry, outer, folder / name))
+        made.append(figures.crops_of_case(self.windows[0].hu, self.geometry, draws, outer, folder / "crops.png"))
+        return made
+
     def _evaluate(self, method, device, name: str, autocast_dtype=None) -> HealthReport:
         return evaluate(
             method,
             self.windows,
             queries=self.queries,
             seed=self.seed,
-            batch_volumes=self.batch_volumes,
+            batch_volumes=_BATCH_VOLUMES,
             device=device,
             name=name,
             autocast_dtype=autocast_dtype,
