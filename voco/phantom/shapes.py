@@ -175,7 +175,7 @@ def grow_tree(
             offset = points - middle
             # Splitting across the direction of travel keeps the two children on either side of the parent.
             across = offset - 0.7 * np.outer(offset @ heading, heading)
-            normal = np.linalg.svd(across, full_matrices=False)[2][0]
+            normal = np.linalg.eigh(across.T @ across)[1][:, -1]
             normal *= np.sign(normal[np.argmax(np.abs(normal))])
             order = np.argsort(across @ normal, kind="stable")
             cut = int(np.clip(round(count * rng.uniform(0.35, 0.65)), 1, count - 1))
