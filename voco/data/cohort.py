@@ -70,6 +70,8 @@ def load_cohort(
     """
     manifest = build_manifest(root, select=select, exclude=exclude, patient_regex=patient_regex, progress=rank == 0)
     say(f"found {len(manifest.cases)} scans of {len({c.patient for c in manifest.cases})} patients in {root}")
+    for note in manifest.notes:
+        say(note)
     cache = Path(cache)
     done = cache / "cohorts" / f"{_key(manifest, settings)}.json"
     if rank == 0:

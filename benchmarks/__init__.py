@@ -1,0 +1,1 @@
+"""Comparisons: what works, by how much, at what cost."""
