@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -141,8 +142,8 @@ class Canvas:
     def paint_field(self, field: np.ndarray, value, label: str | None) -> None:
         """Paint a coarse signed distance field; ``value`` is a number or a function of the index box."""
         box = self.field_box(field)
-        if box is not None:
-            self.paint(box, self.fine(field, box), value(box) if callable(value) else value, label)
+        for part in _slabs(box):
+            self.paint(part, self.fine(field, part), value(part) if callable(value) else value, label)
 
     def paint_sheet(self, surface: np.ndarray, half_mm: float, within: np.ndarray, value, label: str | None) -> None:
         """Paint a thin layer around the zero level of a coarse field, where ``within`` is negative.
@@ -150,10 +151,9 @@ class Canvas:
         The layer is thinner than the coarse grid: only the smooth fields are interpolated, the layer is cut after that.
         """
         box = self.field_box(np.maximum(np.abs(surface) - half_mm - max(self._coarse_step), within))
-        if box is None:
-            return
-        layer = np.maximum(np.abs(self.fine(surface, box)) - np.float32(half_mm), self.fine(within, box))
-        self.paint(box, layer, value, label, strength=min(1.0, 2 * half_mm / self.edge_mm))
+        for part in _slabs(box):
+            layer = np.maximum(np.abs(self.fine(surface, part)) - np.float32(half_mm), self.fine(within, part))
+            self.paint(part, layer, value, label, strength=min(1.0, 2 * half_mm / self.edge_mm))
 
     def paint_branches(
         self, branches: list[Branch], value, label: str | None, grow_mm: float = 0.0, stretch=(1.0, 1.0, 1.0)
@@ -175,6 +175,13 @@ class Canvas:
             if box is not None:
                 here = value[number] if isinstance(value, (list, np.ndarray)) else value
                 self.paint(box, segment(self.points(box), branch, stretch), here, label, strength=strength)
+
+
+def _slabs(box: tuple[slice, ...] | None) -> Iterator[tuple[slice, ...]]:
+    """A box in pieces of a few slices: temporary arrays stay small, whatever the size of the scan."""
+    if box is not None:
+        for first in range(box[0].start, box[0].stop, 16):
+            yield (slice(first, min(first + 16, box[0].stop)), *box[1:])
 
 
 def smooth_noise(

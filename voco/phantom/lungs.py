@@ -91,7 +91,7 @@ def lung_trees(anatomy: Anatomy) -> dict[str, list[tuple[Branch, int, str]]]:
         if len(candidates) < 20:
             continue
         volume = len(candidates) / count
-        twigs = int(np.clip(volume * 3400, 60, 400))
+        twigs = min(int(np.clip(volume * 3400, 60, 400)), len(candidates) // 2)
         bronchus, artery, vein = (np.array(v, float) for v in _HILUM[name])
         chosen = candidates[: 2 * twigs]
         q = anatomy.pulmonary_scale

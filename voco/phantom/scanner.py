@@ -177,7 +177,7 @@ def acquire(hu: np.ndarray, grid: Grid, scanner: Scanner, anatomy: Anatomy, slic
     """Turn the ideal image into a scan: average over the slice thickness, blur, correlated noise, field of view.
 
     Args:
-        hu: (D * slices, H, W) ideal HU.
+        hu: (D * slices, H, W) ideal HU; its memory is used up.
         grid: the scan's grid, (D, H, W).
         scanner: kernel, dose, padding.
         anatomy: shoulders and width decide where noise is strongest.
@@ -194,7 +194,7 @@ def acquire(hu: np.ndarray, grid: Grid, scanner: Scanner, anatomy: Anatomy, slic
         hu = hu.reshape(depth, slices, height, width).mean(axis=1, dtype=np.float32)
     sigma = [scanner.blur_mm / grid.spacing_mm[1], scanner.blur_mm / grid.spacing_mm[2]]
     along = 0.25 / grid.spacing_mm[0]
-    hu = gaussian_filter(hu, (along if along > 0.15 else 0, *sigma), truncate=2.5)
+    gaussian_filter(hu, (along if along > 0.15 else 0, *sigma), truncate=2.5, output=hu)
     hu += _noise(rng, grid, scanner, anatomy)
     np.clip(np.rint(hu, out=hu), -1024, 3071, out=hu)
     scan = hu.astype(np.int16)
@@ -212,11 +212,13 @@ def _noise(rng: np.random.Generator, grid: Grid, scanner: Scanner, anatomy: Anat
 
     shape = grid.size
     dz, dy, dx = grid.spacing_mm
-    noise = rng.standard_normal(shape, dtype=np.float32)
+    coarse = rng.standard_normal(shape, dtype=np.float32)
     grain = (min(0.5 / dz, 0.5), scanner.grain_mm / dy, scanner.grain_mm / dx)
-    coarse = gaussian_filter(noise, [g if g > 0.2 else 0 for g in grain], truncate=2.5)
+    gaussian_filter(coarse, [g if g > 0.2 else 0 for g in grain], truncate=2.5, output=coarse)
     if scanner.kernel == "sharp":  # an edge-enhancing kernel has little noise at low frequencies
-        coarse -= 0.7 * gaussian_filter(coarse, (0, 1.3 * grain[1] + 0.5, 1.3 * grain[2] + 0.5), truncate=2.5)
+        wide = (1.3 * grain[1] + 0.5, 1.3 * grain[2] + 0.5)
+        for image in coarse:
+            image -= np.float32(0.7) * gaussian_filter(image, wide, truncate=2.5)
     # Larger voxels average more photons; doses are set so that thick slices gain about this much.
     level = scanner.noise_hu * (1.0 / max(dz, 1.0)) ** 0.35 * min(1.0, (0.75 / dx) ** 0.5)
     probe = coarse[: max(1, min(16, shape[0]))]
@@ -225,7 +227,9 @@ def _noise(rng: np.random.Generator, grid: Grid, scanner: Scanner, anatomy: Anat
     inner = 0.7 + 0.5 * np.exp(-(y[:, None] ** 2 + x[None, :] ** 2) / (2 * 95.0**2))
     z = z / anatomy.scale_zyx[0]
     shoulders = np.exp(-(((z - 88) / 28) ** 2))
-    coarse *= (inner[None] * (1 + 0.6 * shoulders)[:, None, None]).astype(np.float32)
+    inner = inner.astype(np.float32)
+    for image, share in zip(coarse, shoulders):
+        image *= inner * np.float32(1 + 0.6 * share)
     rows = np.flatnonzero(shoulders > 0.05)
     if len(rows):
         streaks = rng.standard_normal((len(rows), *shape[1:]), dtype=np.float32)
