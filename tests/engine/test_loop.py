@@ -249,6 +249,22 @@ def test_a_worker_is_told_when_its_launcher_dies(tmp_path):
     _wait_for(lambda: flag.read_text() == "SIGTERM")
 
 
+def test_a_process_stuck_in_a_call_ends_after_the_grace_time():
+    code = (
+        "import ctypes\nfrom voco.engine.signals import StopRequest\n"
+        "with StopRequest(grace_seconds=0.5):\n"
+        "    print('ready', flush=True)\n"
+        "    lock = ctypes.CDLL(None)\n"
+        "    sem = ctypes.create_string_buffer(64)\n"
+        "    lock.sem_init(sem, 0, 0)\n"
+        "    while True: lock.sem_wait(sem)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"ready\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == 1
+
+
 def _wait_for(condition, seconds=30):
     end = time.time() + seconds
     while not condition():

@@ -6,7 +6,9 @@ import contextlib
 import ctypes
 import os
 import signal
+import socket
 import sys
+import threading
 from types import FrameType
 
 _PR_SET_PDEATHSIG = 1
@@ -24,12 +26,20 @@ def die_with_parent() -> None:
 
 
 class StopRequest:
-    """Remembers that SIGTERM or SIGUSR1 arrived; the loop asks at the end of each step. A context manager."""
+    """Remembers that SIGTERM or SIGUSR1 arrived; the loop asks at the end of each step. A context manager.
+
+    A process that waits for others in a collective cannot run a Python signal handler: when its launcher and the
+    others are gone it would wait for hours and hold its GPU. A thread that the signal itself wakes ends it in time.
+
+    Args:
+        grace_seconds: time from the signal to the end of the process, for the step in progress and its checkpoint.
+    """
 
     signals = (signal.SIGTERM, signal.SIGUSR1)
 
-    def __init__(self):
+    def __init__(self, grace_seconds: float = 900.0):
         self.received: str | None = None
+        self.grace_seconds = grace_seconds
         self._previous: dict = {}
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
@@ -38,11 +48,28 @@ class StopRequest:
     def __enter__(self) -> StopRequest:
         parent = os.getppid()
         self._previous = {s: signal.signal(s, self._handle) for s in self.signals}
+        self._over = threading.Event()
+        self._read, self._write = socket.socketpair()
+        self._write.setblocking(False)
+        self._previous_fd = signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
+        threading.Thread(target=self._watch, args=(self._read, self._over), daemon=True).start()
         die_with_parent()
         if os.getppid() != parent:  # the launcher went away between the two lines above
             self.received = "SIGTERM"
         return self
 
+    def _watch(self, wakeup: socket.socket, over: threading.Event) -> None:
+        numbers = {int(s) for s in self.signals}
+        while not over.is_set():
+            received = wakeup.recv(64)
+            if not received:
+                return
+            if numbers & set(received) and not over.wait(self.grace_seconds):
+                os._exit(1)
+
     def __exit__(self, *_exc) -> None:
+        self._over.set()
+        signal.set_wakeup_fd(self._previous_fd)
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        self._write.close()
