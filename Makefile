@@ -28,7 +28,7 @@ $(READY): setup.cfg pyproject.toml
 
 demo: $(READY)
 ifeq ($(strip $(CT)),)
-	@test -d $(OUT)-data || $(BIN)/voco phantom $(OUT)-data --layout folder --cases 32 --seed 0 --preset small
+	@test -d $(OUT)-data || $(BIN)/voco phantom $(OUT)-data --layout folder --cases 32 --seed 0 --spacing 3 3 3
 	@$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 		pretrain/run.py --config demo --data.root $(OUT)-data --out $(OUT)
 else

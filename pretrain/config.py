@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from voco.config import Schema
-from voco.crops import Augmentation, Geometry
+from voco.geometry import Augmentation, Geometry
 from voco.methods.options import PRESETS, VoCoOptions
 
 

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from voco.crops import Augmentation, Geometry, augment, cut, overlap_labels, shift_intensity
+from voco.crops import augment, cut, overlap_labels, shift_intensity
 from voco.encoders.spec import InputSpec
 from voco.errors import InputError
+from voco.geometry import Augmentation, Geometry
 from voco.rng import generator
 
 GEOMETRIES = [

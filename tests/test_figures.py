@@ -11,9 +11,9 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from voco.crops import Augmentation, Geometry
 from voco.figures import SimilarityCase, crops_of_case, heldout_summary, loss_curves, position_scores, similarity_map
 from voco.figures.style import label_right, new_figure, smooth, spread
+from voco.geometry import Augmentation, Geometry
 from voco.health.report import HealthReport
 from voco.health.scores import Tally
 

@@ -12,8 +12,9 @@ import torch
 from scipy.stats import spearmanr
 from sklearn.metrics import balanced_accuracy_score
 
-from voco.crops import Geometry, cut, overlap_labels
+from voco.crops import cut, overlap_labels
 from voco.errors import InputError
+from voco.geometry import Geometry
 from voco.health import (
     HealthReport,
     build_eval_windows,
@@ -441,8 +442,8 @@ def test_differences_are_paired_and_against_the_constant_of_the_score():
 
 
 def test_loss_terms_of_the_method_are_those_of_its_forward_pass():
-    from voco.crops import Augmentation
     from voco.encoders import create_encoder
+    from voco.geometry import Augmentation
     from voco.health.windows import draw_queries
     from voco.methods.voco3d import VoCo3D
 

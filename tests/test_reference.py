@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from voco.crops import Geometry, overlap_labels
+from voco.crops import overlap_labels
+from voco.geometry import Geometry
 from voco.losses import voco_cross_entropy
 from voco.methods.options import resolve
 from voco.reference import overlap_shares, reference_lines

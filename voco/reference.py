@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from voco.crops import Geometry
+from voco.geometry import Geometry
 
 COLLAPSE_COSINE = 0.99
 EPSILON = 1e-6  # as in voco.losses, which would load torch

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from voco.crops import Augmentation, Geometry
 from voco.errors import InputError
+from voco.geometry import Augmentation, Geometry
 from voco.methods import method_class
 from voco.methods.options import PRESETS, VoCoOptions, resolve
 

@@ -10,11 +10,12 @@ import torch
 from torch import nn
 from torch.nn.functional import interpolate
 
-from voco.crops import Augmentation, Geometry, overlap_labels
+from voco.crops import overlap_labels
 from voco.encoders.base import Encoder
 from voco.encoders.cnn3d import CNN3D, SPEC
 from voco.encoders.spec import InputSpec
 from voco.errors import InputError
+from voco.geometry import Augmentation, Geometry
 from voco.methods.options import VoCoOptions
 from voco.methods.voco3d import VoCo3D, VoCoDraws
 from voco.reference import reference_lines

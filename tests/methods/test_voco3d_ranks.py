@@ -14,10 +14,10 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from voco.crops import Augmentation, Geometry
 from voco.encoders.base import Encoder
 from voco.encoders.cnn3d import CNN3D, SPEC
 from voco.encoders.spec import InputSpec
+from voco.geometry import Augmentation, Geometry
 from voco.methods.options import VoCoOptions
 from voco.methods.voco3d import VoCo3D
 from voco.rng import generator

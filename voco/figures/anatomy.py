@@ -20,7 +20,7 @@ from voco.figures.style import INK, MUTED, ORANGE, SKY, VERMILLION, YELLOW
 if TYPE_CHECKING:
     import torch
 
-    from voco.crops import Geometry
+    from voco.geometry import Geometry
 
 _CROP_COLOURS = (ORANGE, SKY, YELLOW, VERMILLION)
 _TURNS = ("", "90°", "180°", "270°")

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from voco.crops import Geometry, cut
+from voco.crops import cut
+from voco.geometry import Geometry
 from voco.health.report import HealthReport
 from voco.health.scores import (
     Tally,

@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from voco.crops import Geometry, overlap_labels
+from voco.crops import overlap_labels
 from voco.data.windows import ReadableVolume, read_window
 from voco.errors import InputError
+from voco.geometry import Geometry
 from voco.rng import generator
 
 DISJOINT_DEPTH = 1.5

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args, get_type_hints
 
-from voco.crops import Augmentation, Geometry
 from voco.errors import InputError
+from voco.geometry import Augmentation, Geometry
 
 
 @dataclass(frozen=True)

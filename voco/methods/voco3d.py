@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from voco.crops import Augmentation, Geometry, augment, cut, overlap_labels, shift_intensity
+from voco.crops import augment, cut, overlap_labels, shift_intensity
 from voco.distributed import convert_batchnorm, gather, gather_with_gradient, rank
 from voco.errors import InputError
+from voco.geometry import Augmentation, Geometry
 from voco.heads import Projector
 from voco.losses import base_regulariser, cosine, mean_pairwise_cosine, relu_cosine, voco_cross_entropy
 from voco.methods.options import VoCoOptions
