@@ -261,7 +261,7 @@ def describe_encoders(pattern: str) -> Iterator[str]:
 
     rows = []
     for name in ENCODERS:
-        aliases = [alias for alias, target in ENCODERS._aliases.items() if target == name]
+        aliases = ENCODERS.aliases(name)
         tags = [tag.partition(".")[2] for tag in list_weights(f"{name}.*")]
         names = [name, *aliases, *(f"{n}.{tag}" for n in (name, *aliases) for tag in tags)]
         if any(fnmatch.fnmatch(item, pattern) for item in names):

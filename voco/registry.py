@@ -50,6 +50,15 @@ class Registry(Generic[T]):
             raise InputError(f"unknown {self.kind} {name!r}{hint} Known: {', '.join(sorted(self._items))}")
         return name
 
+    def aliases(self, name: str) -> list[str]:
+        """Other names of a registered one, in the order they were given; any of its names may be asked for.
+
+        Raises:
+            InputError: unknown name.
+        """
+        name = self.canonical(name)
+        return [alias for alias, target in self._aliases.items() if target == name]
+
     def __getitem__(self, name: str) -> T:
         return self._items[self.canonical(name)]
 

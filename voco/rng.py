@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 def derive_seed(*key: int | str) -> int:
@@ -19,4 +21,7 @@ def generator(*key: int | str) -> torch.Generator:
     Args:
         key: for example ``(seed, epoch, index)``; strings separate streams (``generator(seed, "split")``).
     """
+    # Late: processes that only need seeds (phantoms) start a second and a half sooner.
+    import torch
+
     return torch.Generator().manual_seed(derive_seed(*key))
