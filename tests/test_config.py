@@ -168,7 +168,7 @@ def test_help_of_the_pretraining_stage_is_quick_and_complete():
     assert "NO-TORCH" in done.stdout
     for option in ("--data.root", "--train.resume", "--method.geometry.crop", "--log.with", "--encoder.weights"):
         assert option in done.stdout
-    silent = re.findall(r"^  (--\S+) [^\n]*?(?:\n *|  +)\(type:", done.stdout, flags=re.MULTILINE)
+    silent = re.findall(r"^  (--\S+) [^\n ]*(?:, \S+ \S+)?(?:\n *|  +)\(type:", done.stdout, flags=re.MULTILINE)
     assert not silent, f"options without help: {silent}"
 
 
