@@ -93,10 +93,16 @@ def similarity_map(
         if row == 0:
             for panel, words in zip(panels, heads):
                 style.panel_title(panel, words)
-        figure.text(30 / style.WIDTH, panels[0].get_position().y0 + panels[0].get_position().height / 2, case.name,
+        middle = panels[0].get_position().y0 + panels[0].get_position().height / 2
+        figure.text(30 / style.WIDTH, middle, _short(case.name),
             rotation=90, fontsize=9.5, color=MUTED, ha="center", va="center")  # fmt: skip
     _colour_bar(figure, top + rows * (edge + gap) + 6)
     return style.save(figure, path)
+
+
+def _short(name: str, longest: int = 32) -> str:
+    """A name that fits beside its row, start and end kept."""
+    return name if len(name) <= longest else f"{name[: longest - 9]}…{name[-8:]}"
 
 
 def _is_right(case: SimilarityCase) -> bool:

@@ -102,7 +102,9 @@ class HealthMonitor:
         made.append(figures.position_scores(rows, self.lines, self.references, folder / "positions.png"))
         if self.latest is not None:
             made.append(figures.heldout_summary(self.latest, self.lines, self.references, folder / "summary.png"))
-        for slabs, name in ((False, "similarity.png"), (True, "similarity_disjoint.png")):
+        for slabs, name in ((False, "similarity"), (True, "similarity_disjoint")):
+            score = self.latest and self.latest.score(f"clean_{'disjoint' if slabs else 'position'}_accuracy")
+            note = "" if score is None else f" Over all held-out crops {score:.0%} are placed right."
             cases = similarity_examples(
                 method,
                 self.windows,
@@ -113,7 +115,8 @@ class HealthMonitor:
                 slabs=slabs,
             )
             if cases:
-                made.append(figures.similarity_map(cases, self.geometry, outer, folder / name))
+                note = f"Shown: of each scan the first crop that lies mostly in one cell.{note}"
+                made.append(figures.similarity_map(cases, self.geometry, outer, folder / f"{name}.png", note=note))
         made.append(figures.crops_of_case(self.windows[0].hu, self.geometry, draws, outer, folder / "crops.png"))
         return made
 
