@@ -19,6 +19,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit status: 0, 2 where the input cannot be used (one message on stderr), 130 after Ctrl-C.
     """
     args = build_parser().parse_args(argv)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text
     try:
         return args.run(args)
     except InputError as error:
@@ -27,6 +29,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `voco inspect … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        where = f" {error.filename}" if error.filename else ""
+        print(f"error: {error.strerror or error}:{where}".rstrip(":"), file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("stopped; what is written is whole, and the same command goes on from there", file=sys.stderr)
         return 130

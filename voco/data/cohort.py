@@ -113,7 +113,11 @@ def _fingerprint(train, held, by_case) -> str:
     digest = hashlib.sha256()
     for name, cases in (("train", train), ("heldout", held)):
         for case in sorted(cases, key=lambda c: c.id):
-            digest.update(f"{name}\t{case.id}\t{case.patient}\t{Path(by_case[case.id].path).name}\n".encode())
+            digest.update(
+                f"{name}\t{case.id}\t{case.patient}\t{Path(by_case[case.id].path).name}\n".encode(
+                    errors="surrogateescape"
+                )
+            )
     return digest.hexdigest()[:16]
 
 
@@ -125,7 +129,7 @@ def _key(manifest: Manifest, settings: PrepareSettings) -> str:
             key = case_key(case, manifest.root, settings)
         except ScanError as error:
             key = str(error)
-        digest.update(f"{case.id}\t{key}\n".encode())
+        digest.update(f"{case.id}\t{key}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()[:32]
 
 

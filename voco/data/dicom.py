@@ -102,10 +102,10 @@ _Found = tuple[list[SliceHeader] | list[Unreadable], Stack | None, int, str | No
 def _stacks(files: Iterable[Path], **scan) -> Iterable[_Found]:
     """Yield (slices, arranged stack or None, part, problem) for every volume and every rejected part."""
     by_series: dict[tuple, list[SliceHeader]] = {}
-    torn: dict[str, list[Unreadable]] = {}
+    torn: dict[tuple[str, str], list[Unreadable]] = {}
     for header in scan_headers(files, **scan):
         if isinstance(header, Unreadable):
-            torn.setdefault(os.path.dirname(header.file), []).append(header)
+            torn.setdefault((os.path.dirname(header.file), header.reason), []).append(header)
         else:
             by_series.setdefault((header.study, header.series, header.modality), []).append(header)
     for headers in by_series.values():
@@ -113,8 +113,8 @@ def _stacks(files: Iterable[Path], **scan) -> Iterable[_Found]:
         clusters = cluster(headers) if headers[0].modality == "CT" else [headers]
         for rank, headers_of_one_grid in enumerate(clusters):
             yield from _parts(headers_of_one_grid, rank, len(headers))
-    for unreadable in torn.values():
-        yield unreadable, None, 0, f"{len(unreadable)} files: {unreadable[0].reason}"
+    for (_, reason), unreadable in torn.items():
+        yield unreadable, None, 0, f"{len(unreadable)} file{'s' if len(unreadable) > 1 else ''}: {reason}"
 
 
 def _parts(headers: list[SliceHeader], rank: int, total: int) -> Iterable[_Found]:

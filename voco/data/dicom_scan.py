@@ -6,12 +6,15 @@ import contextlib
 import functools
 import math
 import os
+import stat
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 from voco.data.privacy import hash_patient_id
+from voco.errors import InputError
 
 # Never DICOM: not even opened. Anything else is judged by its first bytes, because scanners often write no extension.
 _KINDS = """
@@ -19,7 +22,13 @@ _KINDS = """
     zip tar tgz 7z npy npz pt pth md py yaml yml log h5 b2nd mp4 avi mkv safetensors exe dll ini inf css js
 """
 OTHER_KINDS = frozenset(_KINDS.split())
+CT_CLASSES = {
+    "1.2.840.10008.5.1.4.1.1.2": "CT",
+    "1.2.840.10008.5.1.4.1.1.2.1": "enhanced CT",
+    "1.2.840.10008.5.1.4.1.1.2.2": "enhanced CT",
+}
 DICOMDIR = "1.2.840.10008.1.3.10"
+MAX_FRAMES = 100_000
 # Where one series holds several volumes of the same place, one of these tells them apart; tried in this order.
 SPLIT_KEYS = (
     "AcquisitionNumber",
@@ -82,8 +91,8 @@ def find_files(root: Path) -> list[Path]:
             folders.clear()
             continue
         seen.add(real)
-        folders.sort()
-        found += [Path(folder, name) for name in sorted(names) if not _other(name)]
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [Path(folder, name) for name in sorted(names) if not _other(name) and not name.startswith(".")]
     return found
 
 
@@ -114,11 +123,17 @@ def scan_headers(
             results = pool.map(_read_batch, batches)
         else:
             results = map(_read_batch, batches)
-        for batch, headers in zip(batches, results):
-            yield from headers
-            done += len(batch)
-            if progress is not None:
-                progress(done, len(files))
+        try:
+            for batch, headers in zip(batches, results):
+                yield from headers
+                done += len(batch)
+                if progress is not None:
+                    progress(done, len(files))
+        except BrokenExecutor:
+            raise InputError(
+                "a process that reads DICOM headers died; if your own script called this, put its main part under"
+                " `if __name__ == '__main__':`, or use one worker (--workers 1)"
+            ) from None
 
 
 def _other(name: str) -> bool:
@@ -157,24 +172,38 @@ def _begins_like_dicom(head: bytes) -> bool:
     return len(head) > 12 and head[:2] in (b"\x08\x00", b"\x02\x00") and head[3] == 0 and head[2:4] != b"\x00\x10"
 
 
+def _named(file: str) -> bool:
+    return file.lower().endswith((".dcm", ".dicom", ".ima"))
+
+
+def _open_now(file: str, flags: int) -> int:
+    return os.open(file, flags | getattr(os, "O_NONBLOCK", 0))
+
+
 def read_header(file: str | Path) -> list[SliceHeader | Unreadable]:
     """Read one file: a header per slice or frame, nothing if it is not DICOM."""
     import pydicom
 
     file = str(file)
     try:
-        # One open per file: on a network drive that is most of the time.
-        with open(file, "rb") as stream:
-            if not _begins_like_dicom(stream.read(132)):
+        # One open per file: on a network drive that is most of the time. Not blocking: a pipe would wait for ever.
+        with open(file, "rb", opener=_open_now) as stream:
+            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
                 return []
+            head = stream.read(132)
+            if not _begins_like_dicom(head):
+                return [Unreadable(file, "named like DICOM, but empty or of another content")] if _named(file) else []
             stream.seek(0)
             ds = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=_tags(), force=True)
         meta = getattr(ds, "file_meta", {})
         if _text(meta.get("MediaStorageSOPClassUID")) == DICOMDIR:
             return []
         if not _text(ds.get("SeriesInstanceUID")):
-            return [Unreadable(file, "a DICOM file without SeriesInstanceUID")] if _text(ds.get("SOPClassUID")) else []
+            sure = head[128:] == b"DICM" or _text(ds.get("SOPClassUID"))
+            return [Unreadable(file, "a DICOM file without SeriesInstanceUID, or cut off before it")] if sure else []
         return _headers(ds, file, _text(meta.get("TransferSyntaxUID")))
+    except OSError as error:
+        return [Unreadable(file, f"cannot be opened ({error.strerror or type(error).__name__})")]
     except Exception as error:
         # pydicom raises whatever a damaged header provokes; its text may quote values, so only the kind is told.
         return [Unreadable(file, f"the header is damaged or incomplete ({type(error).__name__})")]
@@ -187,18 +216,18 @@ def _tags() -> list[int]:
     return [tag_for_keyword(name) for name in TAGS]
 
 
-def _headers(ds, file: str, syntax: str) -> list[SliceHeader]:
-    patient = _text(ds.get("PatientID"))
+def _headers(ds, file: str, syntax: str) -> list[SliceHeader | Unreadable]:
+    patient, sop_class = _text(ds.get("PatientID")), _text(ds.get("SOPClassUID"))
     first = SliceHeader(
         file=file,
         frame=-1,
         sop_uid=_text(ds.get("SOPInstanceUID")),
-        sop_class=_text(ds.get("SOPClassUID")),
+        sop_class=sop_class,
         syntax=syntax,
         series=_text(ds.get("SeriesInstanceUID")),
         study=_text(ds.get("StudyInstanceUID")) or None,
         patient=hash_patient_id(patient) if patient else None,
-        modality=_text(ds.get("Modality")).upper(),
+        modality=_text(ds.get("Modality")).upper() or ("CT" if sop_class in CT_CLASSES else ""),
         image_type=_texts(ds.get("ImageType")),
         kernel="/".join(_texts(ds.get("ConvolutionKernel"))),
         rows=int(ds.get("Rows") or 0),
@@ -215,8 +244,11 @@ def _headers(ds, file: str, syntax: str) -> list[SliceHeader]:
     first = first._replace(keys=_keys(ds, first))
     if "PerFrameFunctionalGroupsSequence" in ds:
         return _frames(ds, first)
-    if int(ds.get("NumberOfFrames") or 1) > 1:
-        return [first._replace(frame=i, position=None) for i in range(int(ds.NumberOfFrames))]
+    frames = int(ds.get("NumberOfFrames") or 1)
+    if frames > MAX_FRAMES:
+        return [Unreadable(file, f"the header claims {frames} frames")]
+    if frames > 1:
+        return [first._replace(frame=i, position=None) for i in range(frames)]
     return [first]
 
 

@@ -8,15 +8,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from voco.data.dicom_scan import SliceHeader
+from voco.data.dicom_scan import CT_CLASSES, SliceHeader
 from voco.errors import InputError
 
 SELECT_RULES = ("thinnest_axial", "largest", "all")
-CT_CLASSES = {
-    "1.2.840.10008.5.1.4.1.1.2": "CT",
-    "1.2.840.10008.5.1.4.1.1.2.1": "enhanced CT",
-    "1.2.840.10008.5.1.4.1.1.2.2": "enhanced CT",
-}
 # Whole values or words of ImageType (value 3 and later) as the vendors write them.
 _WORDS = {
     "localizer": "LOCALIZER SCOUT TOPOGRAM SURVIEW SCANOGRAM",

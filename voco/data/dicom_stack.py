@@ -142,7 +142,7 @@ def arrange(headers: Sequence[SliceHeader], same: Callable[[SliceHeader, SliceHe
     for what, missing in (
         ("ImageOrientationPatient", [h for h in headers if h.orientation is None]),
         ("ImagePositionPatient", [h for h in headers if h.position is None]),
-        ("PixelSpacing", [h for h in headers if h.pixel_mm is None]),
+        ("PixelSpacing", [h for h in headers if h.pixel_mm is None or min(h.pixel_mm) <= 0]),
     ):
         if missing:
             raise ScanError(

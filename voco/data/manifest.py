@@ -7,28 +7,16 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from voco.data.manifest_formats import HELDOUT, TEST, TRAIN, Listing, Row, read_list
 from voco.data.manifest_patients import assign_patients, exclude_patients
 from voco.data.progress import Progress
+from voco.data.walk import is_foreign, looks_like_labels, stem, walk_files
 from voco.errors import InputError
 
-# A file that is named like this is a segmentation that lies beside a scan.
-_LABEL_NAME = re.compile(r"(^|[_\-. ])(seg|segs|segmentation|labels?|masks?|roi|gt)([_\-. ]?\d+)?$", re.IGNORECASE)
-_LABEL_FOLDERS = {
-    "labelstr",
-    "labelsts",
-    "labelsva",
-    "labels",
-    "label",
-    "masks",
-    "mask",
-    "segmentations",
-    "segmentation",
-}
 _LISTED_REASONS = 5
 
 
@@ -132,9 +120,11 @@ class _Scan:
     def folder(self) -> None:
         from voco.data.volume import is_volume_file
 
-        labels, other = [], []
+        labels, other, foreign = [], [], []
         for name in walk_files(self.root, self._unreadable):
-            if not is_volume_file(name):
+            if is_foreign(name):
+                foreign.append(name)
+            elif not is_volume_file(name):
                 other.append(name)
             elif looks_like_labels(name):
                 labels.append(name)
@@ -144,6 +134,11 @@ class _Scan:
             self.notes.append(
                 f"{len(labels)} files are named like segmentations (first: {labels[0]}) and were left out; "
                 "list them in a CSV if they are scans"
+            )
+        if foreign:
+            self.notes.append(
+                f"{len(foreign)} files of kinds that are not read were left out (first: {foreign[0]}): unpack "
+                "archives, convert other formats to NIfTI, NRRD or MetaImage"
             )
         self.dicom(other)
 
@@ -166,7 +161,8 @@ class _Scan:
         records = select_series(found, self.select)
         if wanted is not None:
             records = [record for record in records if record.series == wanted]
-        studies = {record.study for record in records if record.decision == "kept"}
+        # As select_series parts them: one study UID under two patients is two studies.
+        studies = {(record.patient, record.study) for record in records if record.decision == "kept"}
         taken = 0
         for record in records:
             keep = record.decision == "kept" or (wanted is not None and record.problem is None)
@@ -185,7 +181,9 @@ class _Scan:
         """Scouts, reports and other modalities were never scans; a broken series counts if its study has no other."""
         if not record.series:
             return True
-        return record.kind not in ("other", "localizer") and (self.select == "all" or record.study not in studies)
+        return record.kind not in ("other", "localizer") and (
+            self.select == "all" or not record.study or (record.patient, record.study) not in studies
+        )
 
     def listing(self, listing: Listing, test: bool) -> None:
         from voco.data.volume import is_volume_file
@@ -199,7 +197,7 @@ class _Scan:
         for row in rows:
             relative = Path(os.path.relpath(row.path, self.root)).as_posix()
             if not row.path.exists():
-                self.rejected.append(Rejection(row.name, "no such file or folder"))
+                self.rejected.append(Rejection(relative, "no such file or folder"))
             elif row.path.is_file() and is_volume_file(row.path):
                 self.cases.append(Case(row.case or "", relative, row.patient or "", row.series, (), row.split))
             else:
@@ -219,33 +217,7 @@ class _Scan:
             self.cases[before:] = [case for case in self.cases[before:] if relative in case.files]
         if len(self.cases) == before and len(self.rejected) == rejected:
             what = f"series {row.series}" if row.series else "usable CT series"
-            self.rejected.append(Rejection(row.name, f"no {what} here"))
-
-
-def walk_files(root: Path, onerror: Callable[[OSError], None] | None = None) -> Iterator[str]:
-    """Relative posix paths of all files that are not hidden, sorted; links are followed, each folder once."""
-    seen = set()
-    for folder, folders, names in os.walk(root, followlinks=True, onerror=onerror):
-        stat = os.stat(folder)
-        if (stat.st_dev, stat.st_ino) in seen:
-            folders.clear()
-            continue
-        seen.add((stat.st_dev, stat.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            if not name.startswith(".") and name.upper() != "DICOMDIR":
-                yield Path(os.path.relpath(os.path.join(folder, name), root)).as_posix()
-
-
-def looks_like_labels(name: str) -> bool:
-    """Whether a file is a segmentation, judged by its own name and the folders that hold it."""
-    *folders, file = name.split("/")
-    return bool(_LABEL_NAME.search(stem(file))) or any(folder.lower() in _LABEL_FOLDERS for folder in folders)
-
-
-def stem(name: str) -> str:
-    """File name without the suffix of a volume file."""
-    return re.sub(r"\.(nii\.gz|nii|mha|mhd|nrrd|nhdr)$", "", name, flags=re.IGNORECASE)
+            self.rejected.append(Rejection(relative, f"no {what} here"))
 
 
 def _refuse_duplicates(manifest: Manifest) -> None:
@@ -331,9 +303,14 @@ def split_patients(cases: Sequence[Case], heldout: float, seed: int) -> tuple[li
             )
     elif heldout > 0 and len(patients) > 1:
         count = min(max(1, round(heldout * len(patients))), len(patients) - 1)
-        ranked = sorted(patients, key=lambda patient: hashlib.sha256(f"{seed}\n{patient}".encode()).digest())
+        ranked = sorted(patients, key=lambda patient: _rank(seed, patient))
         chosen = set(ranked[:count])
     return [c for c in cases if c.patient not in chosen], [c for c in cases if c.patient in chosen]
+
+
+def _rank(seed: int, patient: str) -> bytes:
+    # A patient may be named by a folder, whose name need not be UTF-8.
+    return hashlib.sha256(f"{seed}\n{patient}".encode(errors="surrogateescape")).digest()
 
 
 def check_rejected(total: int, rejected: Sequence[Rejection], share: float) -> None:
@@ -371,7 +348,8 @@ def write_series(path: str | Path, rows: Sequence[dict]) -> None:
 def _write_rows(path: str | Path, columns: list[str], rows: Sequence[dict]) -> None:
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "w", newline="", encoding="utf-8") as file:
+    # File names need not be UTF-8: bytes that are not are written as \\udcXX.
+    with open(temporary, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)

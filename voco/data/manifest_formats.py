@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+import io
 import json
 import os
 import re
@@ -59,14 +60,17 @@ def read_list(path: Path) -> Listing:
         InputError: another kind of file, or one that does not have the fields of its kind.
     """
     if path.suffix.lower() in (".csv", ".tsv"):
-        return read_csv(path)
+        try:
+            return read_csv(path)
+        except csv.Error as error:
+            raise InputError(f"{path} is no valid CSV: {error}") from None
     if path.suffix.lower() != ".json":
         raise InputError(
             f"{path} is not a data root: give a folder, a CSV with a path column, a Decathlon dataset.json or an nnssl "
             "pretrain_data.json"
         )
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is no valid JSON: {error}") from None
     if isinstance(data, dict) and ("datasets" in data or "subjects" in data):
@@ -94,7 +98,7 @@ def read_csv(path: Path) -> Listing:
             raise InputError(f"{path} is not UTF-8 text; save it as CSV UTF-8") from None
     first = text.split("\n", 1)[0]
     delimiter = max(",;\t", key=first.count)
-    reader = csv.DictReader(text.splitlines(), delimiter=delimiter, skipinitialspace=True)
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
     names = [(name or "").strip() for name in reader.fieldnames or []]
     reader.fieldnames = names
     _check_columns(path, names, listing)
@@ -106,7 +110,7 @@ def read_csv(path: Path) -> Listing:
                 listing.rejected.append((f"line {number}", f"line {number} of {path.name} has no path"))
             continue
         split = _split(values["split"], f"{path}, line {number}")
-        where = path.parent / Path(name).expanduser()
+        where = _beside(path, name)
         listing.rows.append(Row(name, where, values["patient"], values["series"], values["case"], split))
     return listing
 
@@ -138,6 +142,14 @@ def _split(value: str | None, where: str) -> str | None:
     return _SPLITS[value.lower()]
 
 
+def _beside(list_file: Path, name: str) -> Path:
+    """A path of a list: absolute, below the home of a user (``~``), or relative to the folder of the list."""
+    try:
+        return list_file.parent / Path(name).expanduser()
+    except RuntimeError:  # ~nobody: no such user
+        return list_file.parent / name
+
+
 def read_decathlon(path: Path, data: dict) -> Listing:
     """Read ``training``, ``validation``, ``test``: lists of ``{"image": file}`` or file names, relative to the JSON."""
     listing = Listing()
@@ -155,7 +167,7 @@ def read_decathlon(path: Path, data: dict) -> Listing:
                 continue
             given = item if isinstance(item, dict) else {}
             patient = next((str(given[k]) for k in ("patient", "patient_id", "subject") if given.get(k)), None)
-            listing.rows.append(Row(image, path.parent / Path(image).expanduser(), patient, split=split))
+            listing.rows.append(Row(image, _beside(path, image), patient, split=split))
     return listing
 
 
@@ -204,7 +216,7 @@ def _nnssl_images(data: dict) -> Iterator[tuple[str, dict]]:
 
 def _resolve(name: str, folder: Path) -> tuple[Path, str | None]:
     if not name.startswith("$"):
-        return folder / name, None
+        return _beside(folder / "list", name), None
     variable, _, rest = name[1:].partition("/")
     if variable in os.environ:
         return Path(os.environ[variable]) / rest, None

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import math
 import warnings
 import zlib
 from pathlib import Path
 
 import numpy as np
 
-from voco.data.volume import MIN_SPACING_MM, check_geometry, check_kind, last_line
+from voco.data.volume import MIN_SPACING_MM, check_bytes, check_geometry, check_kind, last_line
 from voco.errors import ScanError
 
 
@@ -24,10 +25,11 @@ def read_nifti(path: Path):
 
     try:
         with _quiet_nibabel():
-            image, header = _load(path)
+            image, header, size = _load(path)
             if image.header.get_data_dtype().fields:
                 raise ScanError(f"{path}: colour voxels; expected one Hounsfield unit per voxel")
             check_kind(image.shape, 1, str(path))
+            _check_size(image, size, str(path))
             affine = _nifti_affine(header, str(path))
             values = _nifti_values(image)
     except ScanError:
@@ -45,7 +47,7 @@ def read_nifti(path: Path):
 
 
 def _load(path: Path):
-    """Return the image and its header as it stands in the file.
+    """Return the image, its header as it stands in the file, and the bytes of the file once unpacked.
 
     The stream is read to its end, because only there gzip says whether the bytes are the ones that were written. The
     header is read again because nibabel silently turns a voxel size of 0 into 1 and drops its sign.
@@ -59,7 +61,14 @@ def _load(path: Path):
         raw = gzip.decompress(raw)
     second = (540).to_bytes(4, "little"), (540).to_bytes(4, "big")
     kind = nibabel.Nifti2Image if raw[:4] in second else nibabel.Nifti1Image
-    return kind.from_bytes(raw), kind.header_class.from_fileobj(io.BytesIO(raw), check=False)
+    return kind.from_bytes(raw), kind.header_class.from_fileobj(io.BytesIO(raw), check=False), len(raw)
+
+
+def _check_size(image, size: int, name: str) -> None:
+    if min(image.shape) < 1:
+        raise ScanError(f"{name}: the header gives a size of {' x '.join(map(str, image.shape))} voxels")
+    voxels = math.prod(image.shape) * image.header.get_data_dtype().itemsize
+    check_bytes(voxels, max(0, size - int(image.dataobj.offset)), name)
 
 
 @contextlib.contextmanager

@@ -26,6 +26,7 @@ from voco.data.manifest import Case, Rejection
 from voco.data.pool import Crashed, run_isolated
 from voco.data.progress import Progress
 from voco.data.resample import body_box, parse_spacing, resample, rescale_affine
+from voco.data.volume import last_line
 from voco.errors import InputError, ScanError
 
 _REJECTED = ".rejected.json"
@@ -151,25 +152,14 @@ def _cache_folder(cache_dir: str | Path) -> Path:
 
 def source_files(root: Path, case: Case) -> list[Path]:
     """All files that a case is read from, also the voxels that an MHD or NHDR header points to."""
+    from voco.data.itk import detached_files
+
     if case.files:
         return [root / name for name in case.files]
     path = root / case.path
     if path.is_dir():
         return sorted(item for item in path.rglob("*") if item.is_file())
-    return [path, *_detached(path)]
-
-
-def _detached(path: Path) -> list[Path]:
-    wanted = {".mhd": (b"elementdatafile", b"="), ".nhdr": (b"data file", b":")}.get(path.suffix.lower())
-    if wanted is None:
-        return []
-    with contextlib.suppress(OSError), open(path, "rb") as file:
-        for line in file.read(65536).splitlines():
-            name, _, value = line.partition(wanted[1])
-            if name.strip().lower() == wanted[0]:
-                data = path.parent / os.fsdecode(value.strip())
-                return [data] if data.is_file() else []
-    return []
+    return [path, *detached_files(path)]
 
 
 def case_key(case: Case, root: Path, settings: PrepareSettings) -> str:
@@ -192,7 +182,7 @@ def _lookup(case: Case, root: Path, cache: Path, settings: PrepareSettings, retr
     try:
         key = case_key(case, root, settings)
     except ScanError as error:
-        return Rejection(case.path, str(error))
+        return Rejection(case.path, str(error).removeprefix(f"{case.path}: "))
     path = entry_path(cache, key)
     footer = read_footer(path)
     if footer is not None:
@@ -276,7 +266,7 @@ def prepare_case(job: _Job) -> PreparedEntry | Rejection | OSError:
     except ScanError as error:
         return _reject(job, str(error), sticky=True)
     except Exception as error:
-        return _reject(job, f"{type(error).__name__}: {error}", sticky=False)
+        return _reject(job, _unforeseen(job, error), sticky=False)
     meta["case"] = {"id": job.case.id, "path": job.case.path, "patient": job.case.patient, "series": job.case.series}
     meta["key"], meta["version"] = job.key, __version__
     path = entry_path(job.cache, job.key)
@@ -285,14 +275,23 @@ def prepare_case(job: _Job) -> PreparedEntry | Rejection | OSError:
     except OSError as error:
         return OSError(error.errno, error.strerror or str(error))
     except Exception as error:
-        return _reject(job, f"{type(error).__name__}: {error}", sticky=False)
+        return _reject(job, _unforeseen(job, error), sticky=False)
     return PreparedEntry(job.case, path, array.shape, spacing, size)
+
+
+def _unforeseen(job: _Job, error: Exception) -> str:
+    if isinstance(error, MemoryError):
+        return "not enough memory to read and resample it: use fewer workers or a machine with more"
+    # What a library says about a DICOM file may quote values of its header: only the kind is told.
+    told = "" if job.case.files else f": {last_line(error)}"
+    return f"cannot be prepared ({type(error).__name__}{told})"
 
 
 def _reject(job: _Job, reason: str, sticky: bool) -> Rejection:
     # Reasons are stored and shown: the folder that the user keeps the scans in is nobody's business.
     if job.root != Path("."):
         reason = reason.replace(f"{job.root}{os.sep}", "").replace(f"{job.root}:", f"{job.case.path}:")
+    reason = reason.removeprefix(f"{job.case.path}: ")
     if sticky:
         with contextlib.suppress(OSError):
             text = json.dumps({"reader": _reader(), "path": job.case.path, "reason": reason})

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import math
+import os
+import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +20,9 @@ VOLUME_SUFFIXES = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".nhdr")
 MIN_RANGE_HU = 100
 MAX_SHARE_ABOVE_INT16 = 1e-3
 MAX_SPACING_MM = 50.0
-_META_BYTES = {"MET_SHORT": 2, "MET_USHORT": 2, "MET_INT": 4, "MET_UINT": 4, "MET_FLOAT": 4, "MET_DOUBLE": 8}
 MIN_SPACING_MM = 0.01
+# No deflate stream grows by more when it is unpacked.
+MAX_DEFLATE = 1032
 
 
 @dataclass(frozen=True)
@@ -104,12 +106,22 @@ def read_volume(path: str | Path, *, series: str | None = None, files: Iterable[
         from voco.data.dicom import read_files
 
         return read_files([Path(f) for f in files], path=str(path), series=series)
-    if not path.exists():
-        raise ScanError(f"{path}: no such file or folder")
-    if path.is_dir():
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        raise ScanError(f"{path}: no such file or folder") from None
+    except (OSError, ValueError) as error:
+        raise ScanError(f"{path}: cannot be opened ({getattr(error, 'strerror', None) or error})") from None
+    if stat.S_ISDIR(status.st_mode):
         from voco.data.dicom import read_folder
 
         return read_folder(path, series=series)
+    if not stat.S_ISREG(status.st_mode):
+        raise ScanError(f"{path}: neither a file nor a folder (a pipe or device)")
+    if not os.access(path, os.R_OK):
+        raise ScanError(f"{path}: cannot be opened (permission denied)")
+    if status.st_size == 0:
+        raise ScanError(f"{path}: the file is empty")
     if is_volume_file(path):
         return canonical_volume(_read_file(path), Source(str(path)))
     from voco.data.dicom import read_series_of_file
@@ -210,7 +222,9 @@ def _read_file(path: Path):
         from voco.data.nifti import read_nifti
 
         return read_nifti(path)
-    return _read_itk(path)
+    from voco.data.itk import read_itk
+
+    return read_itk(path)
 
 
 @contextlib.contextmanager
@@ -232,34 +246,6 @@ def last_line(error: Exception) -> str:
     return lines[-1].removeprefix("ITK ERROR: ") if lines else type(error).__name__
 
 
-def _read_itk(path: Path):
-    import SimpleITK as sitk
-
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    try:
-        with quiet_itk():
-            if path.name.lower().endswith((".mha", ".mhd")):
-                _check_meta(path)
-            reader.ReadImageInformation()
-            check_kind(reader.GetSize(), reader.GetNumberOfComponents(), str(path))
-            if path.name.lower().endswith((".nrrd", ".nhdr")) and not _nrrd_space(reader):
-                raise ScanError(
-                    f"{path}: the NRRD header has no 'space', so left and right, head and feet are not known; write it"
-                    " again with its orientation"
-                )
-            image = reader.Execute()
-    except ScanError:
-        raise
-    except (RuntimeError, ValueError, OSError, MemoryError) as error:
-        raise ScanError(f"{path}: cannot be read, the file is damaged or incomplete ({last_line(error)})") from None
-    return image[..., 0] if image.GetDimension() == 4 else image
-
-
-def _nrrd_space(reader) -> bool:
-    return reader.HasMetaDataKey("NRRD_space") and bool(reader.GetMetaData("NRRD_space").strip())
-
-
 def check_kind(size, components: int, name: str) -> None:
     """Refuse colour, 2-D and true 4-D data."""
     if components != 1:
@@ -273,30 +259,19 @@ def check_kind(size, components: int, name: str) -> None:
         )
 
 
-def _check_meta(path: Path) -> None:
-    """Check a MetaImage by hand: ITK fills the missing end of a short file, and prints when a header is damaged."""
-    head = {}
-    with path.open("rb") as file:
-        for line in file:
-            key, _, value = line.decode("latin-1").partition("=")
-            head[key.strip()] = value.strip()
-            if key.strip() == "ElementDataFile" or file.tell() > 1 << 20:
-                break
-        at = file.tell()
-    missing = [key for key in ("NDims", "DimSize", "ElementType", "ElementDataFile") if not head.get(key)]
-    if missing:
-        raise ScanError(f"{path}: cannot be read, the header has no {', '.join(missing)}; it is damaged or incomplete")
-    name = head["ElementDataFile"]
-    if name.upper().startswith("LIST") or "%" in name:
+def check_bytes(need: int, have: int, name: str, compressed: bool = False) -> None:
+    """Refuse a header that claims more voxels than its bytes can hold, before memory is asked for.
+
+    Args:
+        need: bytes of voxels by the header.
+        have: bytes there are.
+        name: how to call the scan in an error.
+        compressed: whether they are, or may be, compressed.
+    """
+    if need <= have * (MAX_DEFLATE if compressed else 1):
         return
-    data = path if name.upper() == "LOCAL" else path.parent / name
-    if not data.is_file():
-        raise ScanError(f"{path}: incomplete, its voxels should lie in {name}, which is not there")
-    if head.get("CompressedData", "False").lower() == "true":
-        need = int(head.get("CompressedDataSize", 0))
-    else:
-        voxel = _META_BYTES.get(head["ElementType"].upper(), 0) * int(head.get("ElementNumberOfChannels", 1))
-        need = voxel * math.prod(int(n) for n in head["DimSize"].split())
-    have = data.stat().st_size - (at if data == path else max(0, int(head.get("HeaderSize", 0))))
-    if have < need:
-        raise ScanError(f"{path}: incomplete, {have} of {need} bytes of voxels are there; copy it again")
+    if compressed:
+        raise ScanError(
+            f"{name}: damaged, the header claims {need} bytes of voxels and {have} compressed ones are there"
+        )
+    raise ScanError(f"{name}: incomplete, {have} of {need} bytes of voxels are there; copy it again")
