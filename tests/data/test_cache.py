@@ -1,3 +1,4 @@
+import itertools
 import json
 import os
 import pickle
@@ -10,6 +11,7 @@ import zlib
 import numpy as np
 import pytest
 
+from voco.data import cache as cache_module
 from voco.data.cache import EntryError, PreparedVolume, entry_key, read_footer, write_atomic, write_entry
 from voco.errors import ScanError
 
@@ -196,3 +198,41 @@ def test_key_depends_on_each_part():
     keys = {entry_key(*parts) for parts in [(), ("a",), ("a", 1), ("a", "1"), (["a", 1],), ("a", 1.5), ("a", None)]}
     assert len(keys) == 7
     assert entry_key({"b": 1, "a": 2}) == entry_key({"a": 2, "b": 1})
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_every_byte_is_under_a_checksum_wherever_chunks_lie(tmp_path, monkeypatch, hidden):
+    """Also if blosc2 put bytes between its chunks, or did not keep them as they are: then all is checked on opening."""
+    array = np.random.default_rng(1).integers(-9, 9, (70, 66, 20)).astype(np.int16)
+    array[:64, 64:] = 0  # a chunk of zeros takes no room
+    path = tmp_path / "k.b2nd"
+    write_entry(path, array, (1, 1, 1), {})
+    frame = path.read_bytes()[: read_footer(path)["frame_bytes"]]
+    chunks = [bytes(c) for c in _chunks_of(path)]
+    assert min(map(len, chunks)) <= 32 < max(map(len, chunks))
+    spread = frame
+    for chunk in chunks:
+        if len(chunk) > 32:
+            spread = spread.replace(chunk, chunk[::-1] if hidden else b"between" + chunk)
+    table = cache_module._chunk_table(spread, _View(chunks))
+    edges = [table["first"], *(table["first"] + np.cumsum(table["sizes"])).tolist()]
+    parts = [spread[a:b] for a, b in itertools.pairwise(edges)]
+    assert [zlib.crc32(part) if part else 0 for part in parts] == table["crc32"]
+    assert zlib.crc32(spread[: edges[0]] + spread[edges[-1] :]) == table["around_crc32"]
+    if hidden:
+        assert table["first"] == len(spread) and not any(table["sizes"])
+    else:
+        assert all(part.startswith(chunk) for part, chunk in zip(parts, chunks) if part)
+        assert sum(map(bool, parts)) == sum(len(chunk) > 32 for chunk in chunks)
+
+
+class _View:
+    def __init__(self, chunks):
+        self.schunk, self.nchunks, self.get_chunk = self, len(chunks), chunks.__getitem__
+
+
+def _chunks_of(path):
+    import blosc2
+
+    stored = blosc2.open(str(path), mode="r")
+    return [stored.schunk.get_chunk(number) for number in range(stored.schunk.nchunks)]

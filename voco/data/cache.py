@@ -15,7 +15,7 @@ import secrets
 import struct
 import zlib
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -135,23 +135,32 @@ def _compress(array: np.ndarray, meta: str) -> tuple[bytes, dict]:
 
 
 def _chunk_table(frame: bytes, view) -> dict:
-    """Where the chunks lie in a frame, and checksums of each and of all that is around them.
+    """Part the bytes of a frame into one region per chunk and the rest around them, with a checksum of each.
 
-    A frame is a header, the chunks one after another, their index, and a trailer. Chunks of zeros exist in the index
-    only. The table lets a reader check bytes before blosc2 sees them: damaged ones can crash it.
+    A reader checks the bytes before blosc2 sees them: damaged ones can crash it. Where a chunk lies is found by its
+    bytes. Chunks of zeros are in the index of the frame alone and get no region. Were a chunk with content not there as
+    such, nothing would be parted, and the whole frame be checked on opening.
     """
-    start = int.from_bytes(frame[11:15], "big")
-    sizes, checks, at = [], [], start
-    for number in range(view.schunk.nchunks):
-        chunk = view.schunk.get_chunk(number)
-        stored = len(chunk) > 32
-        if stored and frame[at : at + len(chunk)] != chunk:
-            raise RuntimeError("this version of blosc2 lays out frames in another way; please report it")
-        sizes.append(len(chunk) if stored else 0)
-        checks.append(zlib.crc32(chunk) if stored else 0)
-        at += sizes[-1]
-    around = zlib.crc32(frame[at:], zlib.crc32(frame[:start]))
-    return {"first": start, "sizes": sizes, "crc32": checks, "around_crc32": around}
+    chunks = [view.schunk.get_chunk(number) for number in range(view.schunk.nchunks)]
+    starts, at = {}, 0
+    for number, chunk in enumerate(chunks):
+        if len(chunk) > _blosc2().MAX_OVERHEAD:
+            start = frame.find(chunk, at)
+            if start < 0:
+                starts = {}
+                break
+            starts[number], at = start, start + len(chunk)
+    bounds = [*starts.values(), at] if starts else [len(frame)]
+    sizes = dict(zip(starts, (end - start for start, end in pairwise(bounds))))
+    around = zlib.crc32(frame[bounds[-1] :], zlib.crc32(frame[: bounds[0]]))
+    return {
+        "first": bounds[0],
+        "sizes": [sizes.get(number, 0) for number in range(len(chunks))],
+        "crc32": [
+            zlib.crc32(frame[starts[n] : starts[n] + sizes[n]]) if n in starts else 0 for n in range(len(chunks))
+        ],
+        "around_crc32": around,
+    }
 
 
 def read_footer(path: str | Path) -> dict | None:

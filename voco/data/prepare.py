@@ -126,6 +126,11 @@ def prepare(
     jobs = [item for item in known if isinstance(item, _Job)]
     result = PrepareResult(reused=sum(isinstance(item, PreparedEntry) for item in known))
     if jobs:
+        # A cache that others have filled may be read-only as long as nothing is missing.
+        if not os.access(cache, os.W_OK):
+            raise InputError(
+                f"the cache folder {cache} cannot be written to: choose another, or change its permissions"
+            )
         fresh = _make(jobs, workers, progress, cache)
         result.made = sum(isinstance(item, PreparedEntry) for item in fresh.values())
         known = [fresh[item.key] if isinstance(item, _Job) else item for item in known]
@@ -141,8 +146,6 @@ def _cache_folder(cache_dir: str | Path) -> Path:
         names = [entry.name for entry in os.scandir(cache) if entry.name.startswith(TEMPORARY)]
     except OSError as error:
         raise InputError(f"the cache folder {cache} cannot be used: {error.strerror}") from None
-    if not os.access(cache, os.W_OK):
-        raise InputError(f"the cache folder {cache} cannot be written to: choose another, or change its permissions")
     for name in names:  # left by a process that was killed; young ones may belong to a process that still runs
         with contextlib.suppress(OSError):
             if time.time() - (cache / name).stat().st_mtime > _STALE_SECONDS:
