@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
-from voco.config import Schema
+from voco.config import Schema, changed, to_dict
+from voco.errors import InputError
 from voco.geometry import Augmentation, Geometry
 from voco.methods.options import PRESETS, VoCoOptions
 
@@ -192,3 +194,70 @@ FREE_ON_RESUME = (
     "train.milestones",
     "log.with",
 )
+
+
+def check(config: dict, world: int) -> None:
+    """Everything that can be wrong with the settings alone, before any work."""
+    from voco.data.dataset import StepSampler
+
+    data, train = config["data"], config["train"]
+    if not data.root:
+        raise InputError("no scans given: --data.root FOLDER, CSV or JSON")
+    if not Path(data.root).exists():
+        raise InputError(f"--data.root {data.root} does not exist")
+    if not 0 <= data.heldout < 1:
+        raise InputError(f"--data.heldout is a share of the patients, at least 0 and less than 1; found {data.heldout}")
+    if train.steps < 1:
+        raise InputError(f"--train.steps must be positive, found {train.steps}")
+    for name in ("accumulate", "keep", "max_skipped"):
+        if getattr(train, name) < 1:
+            raise InputError(f"--train.{name} must be at least 1, found {getattr(train, name)}")
+    for name in ("scans", "windows", "queries"):
+        if getattr(config["eval"], name) < 1:
+            raise InputError(f"--eval.{name} must be at least 1, found {getattr(config['eval'], name)}")
+    if data.workers < 0:
+        raise InputError(f"--data.workers must be 0 or more, found {data.workers}")
+    if late := [step for step in train.milestones if not 0 < step <= train.steps]:
+        raise InputError(f"--train.milestones {late} are never reached: steps count from 1 to {train.steps}")
+    StepSampler(0, 0, train.batch_size, train.accumulate, 0, world)
+
+
+def check_same_settings(resume: Path, config: dict) -> None:
+    """A continued run must be the same run: differing settings are listed, not guessed at."""
+    import yaml
+
+    saved = resume.parent.parent / "config.yaml"
+    if not saved.is_file():
+        return
+    lines = changed(yaml.safe_load(saved.read_text()), to_dict(config), FREE_ON_RESUME)
+    if lines:
+        raise InputError(
+            f"{saved.parent} was started with other settings:\n  "
+            + "\n  ".join(lines)
+            + "\nRepeat them, or use another "
+            "--out (with --encoder.weights to start from its encoder)"
+        )
+
+
+def check_same_scans(resume: Path, cohort) -> None:
+    """With other scans, positions in the data mean something else: the curve would go on, the run would be another."""
+    record = resume.parent.parent / "run.json"
+    saved = json.loads(record.read_text()) if record.is_file() else {}
+    if saved.get("data_fingerprint", cohort.fingerprint) != cohort.fingerprint:
+        raise InputError(
+            f"{record.parent} was started with other scans: {saved.get('data')} then, {cohort.counts} now. Bring them "
+            "back, or use another --out (with --encoder.weights to start from its encoder)"
+        )
+
+
+def notes(config: dict, world: int, counts: dict[str, int]) -> list[str]:
+    """What a user may not expect of settings that are not wrong."""
+    train, options, found = config["train"], config["method"].options, []
+    processes = world if options.inter_scope == "local" else 1
+    together = train.batch_size // (train.accumulate * processes)
+    if options.inter_weight > 0 and (together == 1 or counts["train_patients"] == 1):
+        why = "one volume at a time" if together == 1 else "one patient"
+        found.append(f"with {why} there are no pairs of volumes: the inter-volume loss is 0")
+    if counts["heldout_scans"] == 0:
+        found.append("no held-out scans (--data.heldout): nothing will tell whether the run learns")
+    return found

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pretrain.config import FREE_ON_RESUME, SCHEMA
-from voco.config import changed, flatten, parse, save_yaml, to_dict
+from pretrain.config import SCHEMA, check, check_same_scans, check_same_settings, notes
+from voco.config import flatten, parse, save_yaml, to_dict
 from voco.errors import InputError
 
 _TIMED_STEPS = 20
@@ -23,14 +24,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(config: dict) -> int:
-    """One run from settings to encoder. Reads top to bottom: check, prepare data, build, train, export."""
-    from voco.engine.launch import build_accelerator, launched_rank, start_trackers
+    """One run from settings to encoder, alone in its folder."""
+    from voco.engine.launch import check_precision, check_trackers, launched_rank
+    from voco.engine.lock import FolderLock
+    from voco.engine.signals import die_with_parent
+
+    rank, world = launched_rank()
+    check(config, world)
+    check_precision(config["train"].precision)
+    check_trackers([] if config["plan"] else config["log"].with_)
+    die_with_parent()
+    alone = rank == 0 and not config["plan"]
+    with FolderLock(Path(config["out"])) if alone else contextlib.nullcontext():
+        return _run(config, rank, world)
+
+
+def _run(config: dict, rank: int, world: int) -> int:
+    """Reads top to bottom: prepare data, build, train, export."""
+    from voco.engine.launch import build_accelerator, start_trackers
     from voco.engine.log import MetricLog
     from voco.engine.loop import LoopState, explain_out_of_memory, resolve_resume
     from voco.engine.record import RunRecord, describe_device
     from voco.engine.signals import StopRequest
 
-    rank, world = launched_rank()
     main_process = rank == 0
 
     def say(text: str) -> None:
@@ -38,19 +54,23 @@ def run(config: dict) -> int:
             print(text, file=sys.stderr, flush=True)
 
     out, train = Path(config["out"]), config["train"]
-    _check(config, world)
-    resume = resolve_resume(train.resume, out)
+    resume = None if config["plan"] else resolve_resume(train.resume, out)
     if resume is not None:
-        _check_same_settings(resume, config)
+        check_same_settings(resume, config)
         if _is_finished(out, resume, train.steps):
             say(f"{out} is already finished ({train.steps} steps); its encoder is in {out / 'encoder'}")
             return 0
     encoder = _build_encoder(config)
-    encoder.input_spec = _as_fed(encoder.input_spec, config)
+    method = _build_method(config, encoder)  # refuses crops that do not fit, before hours of preparing
     cohort = _prepare_data(config, encoder.input_spec, rank, world, say)
+    encoder.input_spec = _as_fed(encoder.input_spec, config)
+    if resume is not None:
+        check_same_scans(resume, cohort)
     if main_process and not config["plan"]:
         _write_inputs(out, config, cohort)
     cohort.check(config["data"].max_rejected)
+    for note in notes(config, world, cohort.counts):
+        say(f"note: {note}")
 
     trackers = [] if config["plan"] else config["log"].with_
     accelerator = build_accelerator(
@@ -60,22 +80,24 @@ def run(config: dict) -> int:
         find_unused=config["method"].options.embedding != "pyramid",
         threads=train.threads,
     )
-    method = _build_method(config, encoder).to(accelerator.device)
-    if config["plan"]:
-        with explain_out_of_memory(_MEMORY_SETTINGS):
+    _check_agreement(accelerator, cohort.fingerprint)
+    with explain_out_of_memory(_MEMORY_SETTINGS):
+        method.to(accelerator.device)
+        if config["plan"]:
             return _plan(config, cohort, accelerator, method, say)
     record = RunRecord(out, active=main_process)
     log = MetricLog(out, accelerator)
     state = LoopState()
     try:
         with StopRequest() as stop, explain_out_of_memory(_MEMORY_SETTINGS):
-            monitor = _start_monitor(config, cohort, encoder.input_spec, accelerator) if main_process else None
+            goes_on = resume is not None and _is_own(resume, out)
+            monitor = _start_monitor(config, cohort, encoder.input_spec, accelerator, goes_on) if main_process else None
             model, optimizer, checkpoints = _ready_to_train(config, accelerator, method, out)
             if resume is not None:
                 state = LoopState.from_dict(checkpoints.load(resume, method, optimizer))
                 say(f"resumed {resume.name} of {resume.parent.parent}")
-            log.rewind(state.step)
-            start_trackers(accelerator, flatten(to_dict(config)), names=trackers, resumed_at=state.step)
+            log.rewind(state.step if goes_on else None)
+            start_trackers(accelerator, flatten(to_dict(config)), names=trackers, out=out, resumed_at=state.step)
             record.update(**_facts(config, cohort, encoder, accelerator))
             record.session(first_step=state.step, **describe_device(accelerator))
             if monitor is not None and state.step == 0 and resume is None:
@@ -98,45 +120,28 @@ _MEMORY_SETTINGS = (
 )
 
 
-def _check(config: dict, world: int) -> None:
-    """Everything that can be wrong with the settings alone, before any work."""
-    from voco.data.dataset import StepSampler
+def _check_agreement(accelerator, fingerprint: str) -> None:
+    """Every process must have the same scans in the same order, or they would train on a mixture in silence."""
+    from accelerate.utils import gather_object
 
-    data, train = config["data"], config["train"]
-    if not data.root:
-        raise InputError("no scans given: --data.root FOLDER, CSV or JSON")
-    if not Path(data.root).exists():
-        raise InputError(f"--data.root {data.root} does not exist")
-    if not 0 <= data.heldout < 1:
-        raise InputError(f"--data.heldout is a share of the patients, at least 0 and less than 1; found {data.heldout}")
-    if train.steps < 1:
-        raise InputError(f"--train.steps must be positive, found {train.steps}")
-    StepSampler(0, 0, train.batch_size, train.accumulate, 0, world)
+    if len(found := set(gather_object([fingerprint]))) > 1:
+        raise InputError(f"processes found different scans ({sorted(found)}), did files change just now? Start again")
 
 
-def _check_same_settings(resume: Path, config: dict) -> None:
-    """A continued run must be the same run: differing settings are listed, not guessed at."""
-    import yaml
-
-    saved = resume.parent.parent / "config.yaml"
-    if not saved.is_file():
-        return
-    lines = changed(yaml.safe_load(saved.read_text()), to_dict(config), FREE_ON_RESUME)
-    if lines:
-        raise InputError(
-            f"{saved.parent} was started with other settings:\n  "
-            + "\n  ".join(lines)
-            + "\nRepeat them, or use another "
-            "--out (with --encoder.weights to start from its encoder)"
-        )
+def _is_own(resume: Path, out: Path) -> bool:
+    return resume.resolve().parent == (out / "checkpoints").resolve()
 
 
 def _is_finished(out: Path, resume: Path, steps: int) -> bool:
-    """Whether the checkpoint is the last one of this very folder and the encoder was exported."""
+    """Whether the checkpoint is the last one of this very folder, and the run went on to its end after it."""
+    import json
+
     from voco.engine.checkpoint import folder_name
 
-    own = resume.resolve().parent == (out / "checkpoints").resolve()
-    return own and resume.name == folder_name(steps) and (out / "encoder" / "config.json").is_file()
+    if not (_is_own(resume, out) and resume.name == folder_name(steps) and (out / "run.json").is_file()):
+        return False
+    ended = json.loads((out / "run.json").read_text()).get("state") == "finished"
+    return ended and (out / "encoder" / "config.json").is_file()
 
 
 def _build_encoder(config: dict, *, like=None):
@@ -161,13 +166,18 @@ def _as_fed(spec, config: dict):
 
     from voco.data.resample import parse_spacing
 
-    settings, spacing = config["method"], config["data"].spacing
-    if settings.region == "whole":
-        numbers = None  # volumes are resized, whatever they measure
-    else:
-        numbers = parse_spacing(spacing) if spacing else spec.spacing_mm
-        numbers = None if numbers is None or None in numbers else tuple(numbers)
-    return replace(spec, spacing_mm=numbers, size=settings.geometry.network_shape)
+    settings, numbers = config["method"], None
+    geometry, prepared = settings.geometry, parse_spacing(_spacing(config, spec))
+    if settings.region != "whole" and None not in prepared:  # whole volumes are resized, whatever they measure
+        shrunk = zip(prepared, geometry.size, geometry.network_shape)
+        numbers = tuple(mm * cut / fed for mm, cut, fed in shrunk)
+    return replace(spec, spacing_mm=numbers, size=geometry.network_shape)
+
+
+def _spacing(config: dict, spec) -> list:
+    """Spacing of the prepared volumes: the user's, else what the encoder asks for where a voxel has a fixed size."""
+    native = config["method"].region == "whole" or spec.spacing_mm is None
+    return config["data"].spacing or (["native"] if native else list(spec.spacing_mm))
 
 
 def _prepare_data(config: dict, spec, rank: int, world: int, say):
@@ -178,7 +188,7 @@ def _prepare_data(config: dict, spec, rank: int, world: int, say):
     return load_cohort(
         data.root,
         Path(data.cache) if data.cache else Path(config["out"]).parent / "cache",
-        PrepareSettings(spacing_mm=data.spacing or spec.spacing_mm or ["native"], crop_body=data.crop_body),
+        PrepareSettings(spacing_mm=_spacing(config, spec), crop_body=data.crop_body),
         select=data.select,
         exclude=data.exclude,
         patient_regex=data.patient_regex,
@@ -243,8 +253,8 @@ def _ready_to_train(config: dict, accelerator, method, out: Path):
     return model, optimizer, Checkpoints(out / "checkpoints", keep=train.keep, accelerator=accelerator)
 
 
-def _start_monitor(config: dict, cohort, spec, accelerator):
-    """The health report on held-out scans, its lines measured; None without held-out scans."""
+def _start_monitor(config: dict, cohort, spec, accelerator, goes_on: bool):
+    """The health report on held-out scans, its lines measured (once a run); None without held-out scans."""
     from voco.health.monitor import HealthMonitor
     from voco.reference import reference_lines
 
@@ -270,7 +280,8 @@ def _start_monitor(config: dict, cohort, spec, accelerator):
         seed=config["seed"],
         warmup=config["train"].warmup,
     )
-    monitor.measure_lines(lambda: _build_method(config, _build_encoder(config, like=spec)), accelerator.device)
+    build = lambda: _build_method(config, _build_encoder(config, like=spec))  # noqa: E731
+    monitor.measure_lines(build, accelerator.device, reuse=goes_on)
     return monitor
 
 
@@ -294,8 +305,7 @@ def _train(config: dict, cohort, accelerator, model, optimizer, state, checkpoin
         return monitor.report(method, step, accelerator.device, dtype) if monitor is not None else {}
 
     def milestone(step: int) -> None:
-        folder = Path(config["out"]) / "milestones" / f"step-{step:08d}" / "encoder"
-        _export(config, cohort, method, folder, step)
+        _export(config, cohort, method, Path(config["out"]) / "milestones" / f"step-{step:08d}" / "encoder", step)
 
     return fit(
         accelerator,
@@ -320,14 +330,7 @@ def _train(config: dict, cohort, accelerator, model, optimizer, state, checkpoin
         log=log,
         stop=stop,
         evaluate=evaluate if cohort.heldout else None,
-        on_milestone=lambda step: _export(
-            config,
-            cohort,
-            accelerator,
-            method,
-            Path(config["out"]) / "milestones" / f"step-{step:08d}" / "encoder",
-            step,
-        ),
+        on_milestone=milestone,
     )
 
 
@@ -392,6 +395,8 @@ def _finish(config, cohort, accelerator, method, log, record, state, monitor, fi
         record.close("stopped", signal=signal_name, last_step=state.step)
         log.say(f"stopped by {signal_name} after step {state.step}; the same command continues from there")
         return
+    if monitor is not None and monitor.latest is None:  # killed after the last checkpoint: its row is written already
+        monitor.report(method, state.step, accelerator.device, _autocast_dtype(accelerator))
     folder = _export(config, cohort, method, out / "encoder", state.step, monitor)
     if monitor is not None:
         draws = method.sampler(generator(config["seed"], "figure"))

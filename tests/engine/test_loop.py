@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from torch import nn
 from voco.data.dataset import StepSampler, make_loader
 from voco.engine.checkpoint import Checkpoints, damage, find_checkpoint, list_checkpoints
 from voco.engine.log import MetricLog, duration
-from voco.engine.loop import LoopSettings, LoopState, explain_out_of_memory, fit, resolve_resume
+from voco.engine.loop import LoopSettings, LoopState, _step, explain_out_of_memory, fit, resolve_resume
 from voco.engine.optim import learning_rate, make_optimizer
 from voco.engine.signals import StopRequest
 from voco.errors import InputError
@@ -159,6 +160,17 @@ def test_too_many_non_finite_steps_stop_the_run_and_keep_the_good_checkpoint(tmp
     assert find_checkpoint(tmp_path / "checkpoints").name == "step-00000005"
 
 
+def test_endless_overflows_of_the_scaler_count_towards_the_stop():
+    state, optimizer = LoopState(), SimpleNamespace(step=lambda: None, zero_grad=lambda set_to_none: None)
+    values = {"loss": 1.0, "grad_norm": math.inf}
+    for _ in range(3):
+        _step(SimpleNamespace(scaler=object()), optimizer, SimpleNamespace(), values, state, [])
+    assert (state.overflows, state.skipped, state.skipped_in_a_row) == (3, 0, 3)
+    good = SimpleNamespace(after_step=lambda: None)
+    _step(SimpleNamespace(scaler=object()), optimizer, good, {"loss": 1.0, "grad_norm": 2.0}, state, [])
+    assert (state.overflows, state.skipped_in_a_row) == (3, 0)
+
+
 def test_accumulation_equals_one_large_batch_where_nothing_spans_the_batch(tmp_path):
     weights = []
     for accumulate in (1, 2):
@@ -208,6 +220,36 @@ def test_resolve_resume(whole, tmp_path):
         resolve_resume(str(tmp_path), tmp_path)
 
 
+def test_another_runs_checkpoint_is_only_where_a_run_starts(whole, tmp_path):
+    own = Trainer(tmp_path, stop_at=6)
+    own.run()
+    assert resolve_resume(str(whole.out), tmp_path).parent.parent == tmp_path, (
+        "the same command must go on after a stop"
+    )
+    first = whole.out / "checkpoints" / "step-00000015"
+    with pytest.raises(InputError, match=r"later than step-00000015 \(step-00000020\)"):
+        resolve_resume(str(first), whole.out)
+    assert resolve_resume(str(whole.out / "checkpoints" / "last"), whole.out).name == "step-00000020"
+
+
+def test_torn_checkpoints_of_a_killed_process_are_cleared_away(tmp_path):
+    torn = tmp_path / "checkpoints" / ".part-step-00000003"
+    torn.mkdir(parents=True)
+    (torn / "model.safetensors").write_bytes(b"half")
+    assert find_checkpoint(tmp_path / "checkpoints") is None
+    Trainer(tmp_path, steps=5).run()
+    assert not torn.exists() and find_checkpoint(tmp_path / "checkpoints").name == "step-00000005"
+
+
+def test_a_new_start_forgets_all_rows(whole, tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "x": 1}\n{"step": 3, "x": 1}\n')
+    log = MetricLog(tmp_path, whole.accelerator)
+    log.rewind(0)
+    assert [row["step"] for row in log.rows()] == [0]
+    log.rewind(None)
+    assert log.rows() == []
+
+
 def test_learning_rate_warms_up_and_ends_at_the_floor():
     rates = [learning_rate(s, steps=100, lr=2.0, warmup=10, floor=0.1) for s in range(101)]
     assert rates[0] == pytest.approx(0.2) and rates[9] == 2.0 and rates[10] == 2.0
@@ -227,6 +269,17 @@ def test_out_of_memory_names_the_settings():
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
 
+def test_allocators_that_raise_a_plain_error_are_understood_and_others_pass():
+    for text in (
+        "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried",
+        "CUDNN_STATUS_ALLOC_FAILED",
+    ):
+        with pytest.raises(InputError, match="Lower x"), explain_out_of_memory("x"):
+            raise RuntimeError(text)
+    with pytest.raises(RuntimeError, match="shapes"), explain_out_of_memory("x"):
+        raise RuntimeError("shapes differ")
+
+
 def test_durations():
     assert [duration(s) for s in (5, 65, 3700, math.nan)] == ["5 s", "1 min 05 s", "1 h 01 min", "?"]
 
@@ -242,7 +295,7 @@ def test_a_worker_is_told_when_its_launcher_dies(tmp_path):
         f"    Path({str(flag)!r}).write_text(str(stop.received))\n"
     )
     launcher = f"import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', {worker!r}]).wait()"
-    process = subprocess.Popen([sys.executable, "-c", launcher])
+    process = subprocess.Popen([sys.executable, "-c", launcher], env={**os.environ, "ACCELERATE_MIXED_PRECISION": "no"})
     _wait_for(lambda: flag.exists() and flag.read_text() == "ready")
     process.send_signal(signal.SIGUSR1)  # the default action ends the launcher without a word to the worker
     process.wait(timeout=30)

@@ -78,7 +78,8 @@ class Checkpoints:
         final, part = self.root / folder_name(step), self.root / f".part-{folder_name(step)}"
         main = self.accelerator.is_main_process
         if main:
-            shutil.rmtree(part, ignore_errors=True)
+            for torn in self.root.glob(f".part-{_PREFIX}*"):  # left by a process that was killed while it saved
+                shutil.rmtree(torn, ignore_errors=True)
             part.mkdir(parents=True)
         self.accelerator.wait_for_everyone()
         torch.save(_rng_state(), part / f"rng-{self.accelerator.process_index}.pt")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -21,11 +22,27 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def check_precision(precision: str) -> bool:
+    """Whether the run will compute on a GPU, which fp16 needs.
+
+    Raises:
+        InputError: unknown precision, or fp16 without a GPU.
+    """
+    import torch
+
+    if precision not in PRECISIONS:
+        raise InputError(f"--train.precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
+    on_gpu = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in ("1", "true", "yes")
+    if precision == "fp16" and not on_gpu:
+        raise InputError("--train.precision fp16 needs a GPU; use bf16 or fp32 on a CPU")
+    return on_gpu
+
+
 def build_accelerator(
     *,
     precision: str,
     out: Path,
-    trackers: list[str],
+    trackers: Sequence[str],
     find_unused: bool = False,
     threads: int = 0,
     timeout_hours: float = 2.0,
@@ -34,8 +51,8 @@ def build_accelerator(
 
     Args:
         precision: ``auto`` is bf16 on a GPU that has it, else fp32.
-        out: run folder; TensorBoard writes its events there.
-        trackers: names accelerate knows (``tensorboard``, ``wandb``, ``mlflow`` …).
+        out: run folder; trackers may write there.
+        trackers: names accelerate knows (``tensorboard``, ``wandb``, ``mlflow`` …); opened by ``start_trackers``.
         threads: of a process that computes on the CPU; 0 shares the cores among the processes of this machine
             (launchers set one thread, which leaves a laptop idle).
         find_unused: some trainable parameters get no gradient (an embedding that uses part of the network).
@@ -48,20 +65,16 @@ def build_accelerator(
     from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
     from accelerate.utils import DistributedType
 
-    if precision not in PRECISIONS:
-        raise InputError(f"--train.precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
-    on_gpu = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in ("1", "true", "yes")
+    on_gpu = check_precision(precision)
     if precision == "auto":
         precision = "bf16" if on_gpu and torch.cuda.is_bf16_supported() else "fp32"
     if not on_gpu:
         here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         torch.set_num_threads(threads or max(1, _cores() // here))
-    if precision == "fp16" and not on_gpu:
-        raise InputError("--train.precision fp16 needs a GPU; use bf16 or fp32 on a CPU")
     accelerator = Accelerator(
         cpu=not on_gpu and not torch.backends.mps.is_available(),  # else several CPU processes would not see each other
         mixed_precision={"fp32": "no"}.get(precision, precision),
-        log_with=trackers or None,
+        log_with=[name for name in trackers if name != "tensorboard"] or None,
         project_dir=str(out),
         kwargs_handlers=[
             DistributedDataParallelKwargs(
@@ -79,12 +92,41 @@ def build_accelerator(
     return accelerator
 
 
-def start_trackers(accelerator, config: dict[str, object], *, names: list[str], resumed_at: int) -> None:
-    """Open the trackers; TensorBoard hides what a resumed run will write again and gets no settings.
+def check_trackers(names: Sequence[str]) -> None:
+    """Stop before any work when a tracker cannot be used: accelerate leaves one that is not installed out in silence.
 
-    Settings as hyper-parameters would make it scatter sub-folders over the run folder, which has ``config.yaml``.
+    Raises:
+        InputError: unknown, or its package is not installed.
     """
+    if not names:
+        return
+    from accelerate.tracking import LoggerType, get_available_trackers
+
+    known = [name for name in LoggerType.list() if name != "all"]
+    installed = {str(name) for name in get_available_trackers()}
+    for name in names:
+        if name not in known:
+            raise InputError(f"--log.with {name}: no such tracker; known: {', '.join(known)}")
+        if name not in installed:
+            raise InputError(f"--log.with {name}: not installed here; `pip install {name}`, or leave it out")
+
+
+def start_trackers(accelerator, config: dict[str, object], *, names: Sequence[str], out: Path, resumed_at: int) -> None:
+    """Open the trackers: TensorBoard in the run folder, others with the project ``voco`` and the folder's name.
+
+    TensorBoard hides what a resumed run will write again, and gets no settings: as hyper-parameters they would make it
+    scatter sub-folders over the run folder, which has ``config.yaml``.
+    """
+    from accelerate.tracking import TensorBoardTracker
+
+    run = Path(out).resolve().name
+    options = {"wandb": {"name": run, "dir": str(out)}, "mlflow": {"run_name": run}}
     flat = {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in config.items()}
-    purge = {"purge_step": resumed_at + 1} if resumed_at else {}
     others = [name for name in names if name != "tensorboard"]
-    accelerator.init_trackers("", config=flat if others else None, init_kwargs={"tensorboard": purge})
+    if others:
+        accelerator.init_trackers("voco", config=flat, init_kwargs={k: v for k, v in options.items() if k in others})
+    if "tensorboard" in names:
+        purge = {"purge_step": resumed_at + 1} if resumed_at else {}
+        board = TensorBoardTracker("", logging_dir=str(out), **purge)
+        board.start()
+        accelerator.trackers.append(board)

@@ -27,14 +27,15 @@ class MetricLog:
         self._started = time.monotonic()
         self._first_step: int | None = None
 
-    def rewind(self, step: int) -> None:
-        """Forget rows after ``step``: what a checkpoint does not know must be computed again."""
+    def rewind(self, step: int | None) -> None:
+        """Forget rows after ``step``: what a checkpoint does not know must be computed again. None forgets all."""
         if not self.accelerator.is_main_process:
             return
         for name in ("metrics.jsonl", "timings.jsonl"):
             path = self.out / name
             if path.is_file():
-                kept = [line for line in path.read_text().splitlines(keepends=True) if _row_step(line) <= step]
+                lines = [] if step is None else path.read_text().splitlines(keepends=True)
+                kept = [line for line in lines if _row_step(line) <= step]
                 part = path.with_suffix(".part")
                 part.write_text("".join(kept))
                 os.replace(part, path)

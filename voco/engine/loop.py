@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from voco.engine.checkpoint import Checkpoints
+from voco.engine.checkpoint import Checkpoints, damage, find_checkpoint, list_checkpoints
 from voco.engine.log import MetricLog
 from voco.engine.signals import StopRequest
 from voco.errors import InputError
@@ -24,8 +24,9 @@ class LoopState:
 
     Attributes:
         step: finished optimizer steps.
-        skipped: steps left out because of a non-finite loss or gradient; ``skipped_in_a_row`` since the last good one.
-        overflows: steps that the fp16 loss scaler left out, which is its normal way of working.
+        skipped: steps left out because of a non-finite loss or gradient.
+        overflows: steps that the fp16 loss scaler left out, which now and then is its normal way of working.
+        skipped_in_a_row: steps left out since the last good one, for either reason.
         sums, count: running sums of the terms since the last logged row.
     """
 
@@ -106,7 +107,7 @@ def fit(
         _step(accelerator, optimizer, method, values, state, list(zip(buffers, before)))
         state.step += 1
         clock.stepped(volumes * accelerator.num_processes)
-        if state.skipped_in_a_row == 0 and math.isfinite(values["grad_norm"]):
+        if state.skipped_in_a_row == 0:
             for key, value in values.items():
                 state.sums[key] = state.sums.get(key, 0.0) + value
             state.count += 1
@@ -181,7 +182,7 @@ def _step(accelerator, optimizer, method, values: dict[str, float], state: LoopS
             state.overflows += 1
         else:
             state.skipped += 1
-            state.skipped_in_a_row += 1
+        state.skipped_in_a_row += 1
     optimizer.zero_grad(set_to_none=True)
 
 
@@ -248,7 +249,11 @@ def explain_out_of_memory(settings: str):
     """Turn an out-of-memory error of the device into a sentence that names the settings to lower."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
+    except (RuntimeError, MemoryError) as error:
+        # the allocator of the CPU and some CUDA libraries raise a plain RuntimeError
+        words = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
+        if not isinstance(error, MemoryError) and not any(word in str(error) for word in words):
+            raise
         detail = str(error).split("\n")[0][:200]
         raise InputError(f"out of memory ({detail}). Lower {settings}; --plan prints the largest batch") from error
 
@@ -257,13 +262,13 @@ def resolve_resume(resume: str, out: Path) -> Path | None:
     """Which checkpoint to continue from.
 
     Args:
-        resume: ``auto`` (the newest in ``out``, if any), ``never``, or a checkpoint or run folder.
+        resume: ``auto`` (the newest in ``out``, if any), ``never``, or a checkpoint or run folder. That of another run
+            is where ``out`` starts from; once ``out`` has checkpoints they win, so that the same command goes on.
 
     Raises:
-        InputError: ``never`` with a folder that already holds checkpoints, or a folder without any.
+        InputError: ``never`` with a folder that already holds checkpoints, a folder without any, or one of several
+            checkpoints of ``out`` that is not the newest.
     """
-    from voco.engine.checkpoint import find_checkpoint, list_checkpoints
-
     root = Path(out) / "checkpoints"
     if resume == "never":
         if list_checkpoints(root):
@@ -274,8 +279,15 @@ def resolve_resume(resume: str, out: Path) -> Path | None:
         if found is None and list_checkpoints(root):
             raise InputError(f"every checkpoint in {root} is damaged; choose another --out or remove them")
         return found
-    folder = Path(resume)
+    folder = Path(resume).resolve()
     found = folder if (folder / "state.json").is_file() else find_checkpoint(folder / "checkpoints")
     if found is None:
         raise InputError(f"--train.resume {resume}: no whole checkpoint there; give a run folder or a step-… folder")
+    if found.parent != root.resolve():
+        return find_checkpoint(root) or found
+    if later := [p.name for p in list_checkpoints(root) if p.name > found.name and damage(p) is None]:
+        raise InputError(
+            f"{root} holds checkpoints later than {found.name} ({', '.join(later)}), which the next start would "
+            "continue instead; choose another --out, or remove them"
+        )
     return found

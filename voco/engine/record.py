@@ -32,6 +32,7 @@ class RunRecord:
                 self.values = json.loads(self.path.read_text())
             except ValueError:
                 self.values = {}
+        self.values["state"] = "running"
         sessions = self.values.setdefault("sessions", [])
         sessions.append({"started": _now(), "state": "running", "versions": versions(), "git_commit": git_commit()})
         self._session = sessions[-1]

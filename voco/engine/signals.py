@@ -12,15 +12,18 @@ import threading
 from types import FrameType
 
 _PR_SET_PDEATHSIG = 1
+# accelerate launch sets the first, whatever it starts; torchrun the second
+_SET_BY_LAUNCHERS = ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID")
 
 
 def die_with_parent() -> None:
     """Have the kernel send SIGTERM to this process when its launcher dies (Linux; elsewhere nothing happens).
 
     ``accelerate launch`` does not forward SIGTERM or SIGUSR1 and ``torchrun`` not SIGUSR1: without this a cancelled
-    job would leave its workers running.
+    job would leave its workers running. Without a launcher nothing is done: the parent may be a shell, and logging out
+    must not stop what ``nohup`` keeps alive.
     """
-    if sys.platform.startswith("linux"):
+    if sys.platform.startswith("linux") and any(name in os.environ for name in _SET_BY_LAUNCHERS):
         with contextlib.suppress(OSError):
             ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
@@ -73,3 +76,4 @@ class StopRequest:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._write.close()
+        self._read.close()
