@@ -169,7 +169,9 @@ def calibrate_batchnorm(
     for layer, statistics in seen.items():
         if statistics:
             layer.running_mean.copy_(torch.stack([mean for mean, _ in statistics]).mean(0))
-            layer.running_var.copy_(torch.stack([var for _, var in statistics]).mean(0))
+            # of all crops together: the mean variance within batches and the variance between them
+            between = torch.stack([mean for mean, _ in statistics]).var(0, correction=0)
+            layer.running_var.copy_(torch.stack([var for _, var in statistics]).mean(0) + between)
     return sum(bool(statistics) for statistics in seen.values())
 
 

@@ -60,10 +60,15 @@ class HealthMonitor:
         self.latest: HealthReport | None = None
         self.verdict: list[str] = []
 
-    def measure_lines(self, build_untrained: Callable[[], torch.nn.Module], device) -> None:
-        """Score what has learned nothing: the HU histogram, and the same encoder untrained. Once per run folder."""
+    def measure_lines(self, build_untrained: Callable[[], torch.nn.Module], device, *, reuse: bool) -> None:
+        """Score what has learned nothing: the HU histogram, and the same encoder untrained.
+
+        Args:
+            build_untrained: makes the method with fresh weights.
+            reuse: take what an earlier session of this very run measured, with the same settings and scans.
+        """
         path = self.out / _LINES
-        if path.is_file():
+        if reuse and path.is_file():
             self.lines = {k: HealthReport.from_dict(v) for k, v in json.loads(path.read_text()).items()}
             return
         untrained = build_untrained().to(device)

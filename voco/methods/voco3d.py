@@ -21,6 +21,9 @@ from voco.heads import Projector
 from voco.losses import base_regulariser, cosine, mean_pairwise_cosine, relu_cosine, voco_cross_entropy
 from voco.methods.options import VoCoOptions
 
+# 8 crops of 64^3, fewer than one volume brings to a training step
+_INSPECTED_VOXELS = 8 * 64**3
+
 
 @dataclass(frozen=True)
 class VoCoDraws:
@@ -170,9 +173,15 @@ class VoCo3D(nn.Module):
         x = self._prepare(hu, starts)
         if shift is not None:
             x = shift_intensity(x, shift.flatten(0, 1), self.encoder.input_spec.std)
-        features = self._embed(self.encoder, x)
+        # Many more crops than a training volume has come together here; in parts they need less memory than training.
+        parts = [x] if self.encoder.training else x.split(max(1, _INSPECTED_VOXELS // x[0, 0].numel()))
+        features = torch.cat([self._embed(self.encoder, part) for part in parts])
+        teacher_features = None
+        if self.options.teacher != "none":
+            pieces = zip(parts, features.split([len(part) for part in parts]))
+            teacher_features = torch.cat([self._teacher_features(part, own) for part, own in pieces])
         student = self.student(features).unflatten(0, starts.shape[:2])
-        teacher = self._project_teacher(self._teacher_features(x, features), crops=starts.shape[1])
+        teacher = self._project_teacher(teacher_features, crops=starts.shape[1])
         base, query = student.split([bases.shape[1], query_starts.shape[1]], dim=1)
         against = base if teacher is None else teacher[:, : bases.shape[1]]
         return Inspection(
