@@ -204,3 +204,10 @@ def test_phantom_then_prepare(tmp_path, capsys):
     assert "wrote 1 synthetic patients" in capsys.readouterr().out
     assert main(["prepare", str(out), str(tmp_path / "cache"), "--spacing", "native", "--workers", "1"]) == 0
     assert "rejected 0" in capsys.readouterr().out
+
+
+def test_inspect_says_why_scans_are_rejected(scans, tmp_path, capsys):
+    (tmp_path / "list.csv").write_text(f"path\n{scans}/s0.nii.gz\n{scans}/gone.nii.gz\n")
+    assert main(["inspect", str(tmp_path / "list.csv")]) == 0
+    out = capsys.readouterr().out
+    assert "gone.nii.gz: no such file or folder" in out and "1 nii.gz" in out

@@ -145,7 +145,7 @@ def _cohort(path: Path) -> Iterator[str]:
 
 
 def _listing(manifest) -> Iterator[str]:
-    kinds = Counter("DICOM" if c.series and c.files else Path(c.path).name.partition(".")[2] for c in manifest.cases)
+    kinds = Counter("DICOM" if c.files else _format(c.path) for c in manifest.cases)
     yield from _table(
         {
             "kind": "cohort",
@@ -157,6 +157,10 @@ def _listing(manifest) -> Iterator[str]:
     )
     for note in manifest.notes:
         yield f"note: {note}"
+    for item in manifest.rejected[:10]:
+        yield f"rejected: {item.path}: {item.reason}"
+    if len(manifest.rejected) > 10:
+        yield f"and {len(manifest.rejected) - 10} more; voco prepare writes them all to rejected.csv"
     if manifest.series:
         yield ""
         yield f"{'series':<12} {'plane':<10} {'slices':>6}  {'spacing mm':<24} {'kernel':<10} decision: reason"
@@ -167,6 +171,12 @@ def _listing(manifest) -> Iterator[str]:
         )
     if len(manifest.series) > 50:
         yield f"and {len(manifest.series) - 50} more; voco prepare writes them all to series.csv"
+
+
+def _format(name: str) -> str:
+    from voco.data.volume import VOLUME_SUFFIXES
+
+    return next((suffix[1:] for suffix in reversed(VOLUME_SUFFIXES) if name.lower().endswith(suffix)), "other")
 
 
 def _encoder(path: Path) -> Iterator[str]:
