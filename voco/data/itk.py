@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import math
 import re
+import zlib
 from pathlib import Path
 
 from voco.data.volume import check_bytes, check_kind, last_line, quiet_itk
 from voco.errors import ScanError
 
 _META_BYTES = {"MET_SHORT": 2, "MET_USHORT": 2, "MET_INT": 4, "MET_UINT": 4, "MET_FLOAT": 4, "MET_DOUBLE": 8}
+_PER_AXIS = ("DimSize", "ElementSpacing", "ElementSize", "Offset", "Position", "Origin", "CenterOfRotation")
+_MATRIX = ("TransformMatrix", "Rotation", "Orientation")
 # In a detached header: the line that names the files with the voxels.
 _DATA_LINE = {".mhd": rb"(?im)^\s*ElementDataFile\s*=(.*)$", ".nhdr": rb"(?im)^\s*data ?file:(.*)$"}
 
@@ -75,8 +78,37 @@ def _check_nrrd(path: Path, reader) -> None:
         )
     voxel = {sitk.sitkInt8: 1, sitk.sitkUInt8: 1, sitk.sitkInt16: 2, sitk.sitkUInt16: 2}.get(reader.GetPixelID(), 4)
     have = sum(file.stat().st_size for file in [path, *detached_files(path)])
-    # Whether it is compressed is not told here; a raw file that is a little short is found by ITK.
+    # Whether it is compressed is not told by ITK, which finds a raw file that is a little short.
     check_bytes(voxel * math.prod(reader.GetSize()), have, str(path), compressed=True)
+    with path.open("rb") as file:
+        head = file.read(1 << 20)
+    end = re.search(rb"\r?\n\r?\n", head)
+    if re.search(rb"(?im)^encoding: *gz", head[: end.start()] if end else head):
+        beside = detached_files(path)
+        for data, start in [(file, 0) for file in beside] if beside else [(path, end.end() if end else 0)]:
+            with data.open("rb") as file:
+                file.seek(start)
+                zipped = file.read(2) == b"\x1f\x8b"  # not after "line skip" or "byte skip"
+            if zipped:
+                _check_stream(path, data, start)
+
+
+def _check_stream(path: Path, data: Path, start: int) -> None:
+    """Unpack a deflate stream for its checksum: ITK takes voxels from a damaged one without a word.
+
+    Raises:
+        ScanError: damaged, or cut off.
+    """
+    stream = zlib.decompressobj(47)  # zlib or gzip
+    try:
+        with data.open("rb") as file:
+            file.seek(start)
+            while not stream.eof and (piece := file.read(1 << 16)):
+                stream.decompress(piece)
+    except zlib.error as error:
+        raise ScanError(f"{path}: damaged, its compressed voxels cannot be unpacked ({error}); copy it again") from None
+    if not stream.eof:
+        raise ScanError(f"{path}: incomplete, its compressed voxels end too early; copy it again")
 
 
 def _check_meta(path: Path) -> None:
@@ -95,6 +127,12 @@ def _check_meta(path: Path) -> None:
     size = [int(n) for n in head["DimSize"].split()]
     if not size or min(size) < 1:
         raise ScanError(f"{path}: cannot be read, the header gives a size of {head['DimSize']} voxels")
+    # ITK takes lists of another length at their word, and memory with them.
+    axes = int(head["NDims"])
+    for key, value in head.items():
+        wanted = axes if key in _PER_AXIS else axes**2 if key in _MATRIX else None
+        if wanted is not None and len(value.split()) != wanted:
+            raise ScanError(f"{path}: damaged, the header has NDims = {axes} and {key} = {value}")
     spacing = head.get("ElementSpacing", head.get("ElementSize", "1"))
     if not all(float(mm) > 0 for mm in spacing.split()):
         raise ScanError(f"{path}: voxel size {spacing} in the header; expected positive millimetres")
@@ -102,7 +140,7 @@ def _check_meta(path: Path) -> None:
     voxel = _META_BYTES.get(head["ElementType"].upper(), 1) * int(head.get("ElementNumberOfChannels", 1))
     compressed = head.get("CompressedData", "False").lower() == "true"
     if name.upper().startswith("LIST") or "%" in name:
-        have = sum(file.stat().st_size for file in detached_files(path))
+        data, have = None, sum(file.stat().st_size for file in detached_files(path))
     else:
         data = path if name.upper() == "LOCAL" else path.parent / name
         if not data.is_file():
@@ -111,3 +149,5 @@ def _check_meta(path: Path) -> None:
     if compressed:
         check_bytes(int(head.get("CompressedDataSize", 0)), have, str(path))
     check_bytes(voxel * math.prod(size), have, str(path), compressed)
+    if compressed and data is not None:
+        _check_stream(path, data, data.stat().st_size - have)
