@@ -329,10 +329,10 @@ def check_rejected(total: int, rejected: Sequence[Rejection], share: float) -> N
     lines = [f"  {item.path}: {item.reason}" for item in rejected[:_LISTED_REASONS]]
     if len(rejected) > _LISTED_REASONS:
         lines.append(f"  and {len(rejected) - _LISTED_REASONS} more")
-    raise InputError(
-        f"{len(rejected)} of {total} scans cannot be used, more than the tolerated share of {share:.0%}; mend or "
-        "remove them, or raise max_rejected:\n" + "\n".join(lines)
-    )
+    what = f"more than the tolerated share of {share:.0%}; mend or remove them, or raise max_rejected"
+    if len(rejected) >= total:
+        what = "so nothing is left"
+    raise InputError(f"{len(rejected)} of {total} scans cannot be used, {what}:\n" + "\n".join(lines))
 
 
 def write_rejected(path: str | Path, rejected: Sequence[Rejection]) -> None:
