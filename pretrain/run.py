@@ -102,6 +102,7 @@ def _run(config: dict, rank: int, world: int) -> int:
             record.session(first_step=state.step, **describe_device(accelerator))
             if monitor is not None and state.step == 0 and resume is None:
                 log.metrics(0, monitor.report(method, 0, accelerator.device, _autocast_dtype(accelerator)))
+                accelerator.log(monitor.constants(), step=0)
             accelerator.wait_for_everyone()
             state = _train(config, cohort, accelerator, model, optimizer, state, checkpoints, log, stop, monitor)
             finished = state.step >= train.steps
@@ -291,6 +292,20 @@ def _autocast_dtype(accelerator):
     return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
 
 
+def _report(config: dict, accelerator, method, log, monitor, step: int) -> dict[str, float]:
+    """Score the method now, draw every picture, and say at once what should not wait for the end."""
+    from voco.rng import generator
+
+    dtype = _autocast_dtype(accelerator)
+    row = monitor.report(method, step, accelerator.device, dtype)
+    accelerator.log(monitor.constants(), step=step)
+    for sentence in monitor.warnings():
+        log.say(f"step {step}: {sentence}")
+    draws = method.sampler(generator(config["seed"], "figure"))
+    monitor.draw(method, [*log.rows(), {"step": step, **row}], draws, accelerator.device, dtype)
+    return row
+
+
 def _train(config: dict, cohort, accelerator, model, optimizer, state, checkpoints, log, stop, monitor):
     from functools import partial
 
@@ -299,10 +314,9 @@ def _train(config: dict, cohort, accelerator, model, optimizer, state, checkpoin
 
     train = config["train"]
     method = accelerator.unwrap_model(model)
-    dtype = _autocast_dtype(accelerator)
 
     def evaluate(step: int) -> dict[str, float]:
-        return monitor.report(method, step, accelerator.device, dtype) if monitor is not None else {}
+        return _report(config, accelerator, method, log, monitor, step) if monitor is not None else {}
 
     def milestone(step: int) -> None:
         _export(config, cohort, method, Path(config["out"]) / "milestones" / f"step-{step:08d}" / "encoder", step)
@@ -385,9 +399,7 @@ _CITATION = (
 
 
 def _finish(config, cohort, accelerator, method, log, record, state, monitor, finished: bool, signal_name) -> None:
-    """Export, draw and say where to look; only the main process has anything to do."""
-    from voco.rng import generator
-
+    """Export and say where to look; only the main process has anything to do."""
     if not accelerator.is_main_process:
         return
     out = Path(config["out"])
@@ -396,11 +408,8 @@ def _finish(config, cohort, accelerator, method, log, record, state, monitor, fi
         log.say(f"stopped by {signal_name} after step {state.step}; the same command continues from there")
         return
     if monitor is not None and monitor.latest is None:  # killed after the last checkpoint: its row is written already
-        monitor.report(method, state.step, accelerator.device, _autocast_dtype(accelerator))
+        _report(config, accelerator, method, log, monitor, state.step)
     folder = _export(config, cohort, method, out / "encoder", state.step, monitor)
-    if monitor is not None:
-        draws = method.sampler(generator(config["seed"], "figure"))
-        monitor.draw(method, log.rows(), draws, accelerator.device, _autocast_dtype(accelerator))
     record.close("finished", last_step=state.step, skipped_steps=state.skipped)
     lines = ["", f"finished {state.step} steps; wrote"]
     lines += [f"  {folder}   load with: voco.load_encoder({str(folder)!r})"]
@@ -429,6 +438,8 @@ def _plan(config: dict, cohort, accelerator, method, say) -> int:
         keep=train.keep,
     )
     say(plan.text())
+    prepared = sum(entry.bytes for patients in (cohort.train, cohort.heldout) for scans in patients for entry in scans)
+    say(f"  disk: {prepared / 1e9:.2f} GB of prepared scans (already there)")
     return 0
 
 

@@ -100,7 +100,7 @@ def similarity_map(
     return style.save(figure, path)
 
 
-def _short(name: str, longest: int = 32) -> str:
+def _short(name: str, longest: int = 26) -> str:
     """A name that fits beside its row, start and end kept."""
     return name if len(name) <= longest else f"{name[: longest - 9]}…{name[-8:]}"
 

@@ -11,7 +11,7 @@ import torch
 
 from voco.health.evaluate import calibrate_batchnorm, evaluate, evaluate_histogram, outer_window
 from voco.health.examples import similarity_examples
-from voco.health.report import HealthReport, verdict
+from voco.health.report import POSITION_SCORES, HealthReport, verdict
 from voco.health.windows import EvalWindow, build_eval_windows
 
 _LINES = "health_lines.json"
@@ -88,6 +88,19 @@ class HealthMonitor:
         record = {"step": step, "verdict": self.verdict, "references": self.references, "report": self.latest.to_dict()}
         _write_json(self.out / "health.json", record)
         return self.latest.metrics("heldout")
+
+    def constants(self) -> dict[str, float]:
+        """Reference losses and the lines, for trackers that draw them beside the curves."""
+        found = {f"lines/{name}": float(value) for name, value in self.references.items()}
+        for name, line in self.lines.items():
+            for score in (f"{s}{suffix}" for s in POSITION_SCORES for suffix in ("", "_balanced")):
+                if line.score(score) is not None:
+                    found[f"lines/{name}_{score}"] = line.score(score)
+        return found
+
+    def warnings(self) -> list[str]:
+        """Sentences of the verdict that a person should not learn of only at the end."""
+        return [s for s in self.verdict if s.startswith(("nothing learned", "collapsed", "broken"))]
 
     def draw(
         self, method: torch.nn.Module, rows: Sequence[dict], draws: dict, device, autocast_dtype=None
