@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -234,6 +235,16 @@ def _weights(path: Path) -> Iterator[str]:
     )
 
 
+_RUN_METRICS = (
+    "step",
+    "loss",
+    "heldout/intra",
+    "heldout/position_accuracy_balanced",
+    "heldout/disjoint_accuracy_balanced",
+    "heldout/mean_cosine",
+)
+
+
 def _run(path: Path) -> Iterator[str]:
     try:
         record = json.loads((path / "run.json").read_text())
@@ -243,10 +254,16 @@ def _run(path: Path) -> Iterator[str]:
     rows = {key: _short(value) for key, value in record.items() if key not in skip}
     metrics = path / "metrics.jsonl"
     if metrics.is_file() and (lines := metrics.read_text().splitlines()):
-        rows["last row"] = _short(json.loads(lines[-1]))
+        rows["last row"] = _short({k: v for k, v in json.loads(lines[-1]).items() if k in _RUN_METRICS})
     saved = sorted(item.name for item in (path / "checkpoints").glob("step-*"))
     rows["checkpoints"] = f"{len(saved)}, newest {saved[-1]}" if saved else "none"
     yield from _table({"kind": "run", **rows})
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        yield from (
+            "",
+            "did it learn?",
+            *(f"  {line}" for line in json.loads((path / "health.json").read_text())["verdict"]),
+        )
     if (path / "encoder" / "config.json").is_file():
         yield ""
         yield from _encoder(path / "encoder")

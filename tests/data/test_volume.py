@@ -347,3 +347,17 @@ def test_real_scans_voxel_for_voxel_as_simpleitk(name):
         z = [s.z_mm for s in volume.slices]
         assert len(z) == len(volume.array) and all(s.kept for s in volume.slices)
         np.testing.assert_allclose(z, image.GetOrigin()[2] + np.arange(len(z)) * image.GetSpacing()[2], atol=1e-4)
+
+
+def test_resample_changes_the_grid_and_not_the_place(tmp_path):
+    array = np.random.default_rng(0).integers(-900, 900, (6, 8, 10)).astype(np.int16)
+    image = sitk.GetImageFromArray(array)
+    image.SetSpacing((1.0, 2.0, 3.0))
+    image.SetOrigin((10.0, 20.0, 30.0))
+    sitk.WriteImage(image, str(tmp_path / "a.nii.gz"))
+    volume = read_volume(tmp_path / "a.nii.gz")
+    finer = volume.resample((1.5, None, 0.5))
+    assert finer.spacing_mm == (1.5, 2.0, 0.5) and finer.array.shape == (11, 8, 19)
+    np.testing.assert_array_equal(finer.array[::2, :, ::2], volume.array)
+    np.testing.assert_allclose(finer.affine @ [2, 3, 4, 1], volume.affine @ [1, 3, 2, 1])
+    np.testing.assert_array_equal(volume.resample(None).array, volume.array)

@@ -6,7 +6,7 @@ import contextlib
 import os
 import stat
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +67,23 @@ class Volume:
     affine: np.ndarray
     source: Source
     slices: tuple[SliceInfo, ...] | None = None
+
+    def resample(self, spacing_mm) -> Volume:
+        """The same anatomy at another spacing, linear, as data are prepared for training.
+
+        Args:
+            spacing_mm: one number, (D, H, W) in mm with None for an axis that stays, or None for no change; an
+                encoder's wish is ``encoder.input_spec.spacing_mm``.
+
+        Raises:
+            InputError: not one or three positive numbers.
+        """
+        from voco.data.resample import parse_spacing, resample, rescale_affine
+
+        array, spacing = resample(self.array, self.spacing_mm, parse_spacing(spacing_mm))
+        scale = [new / old for new, old in zip(spacing, self.spacing_mm)]
+        affine = rescale_affine(self.affine, (0, 0, 0), scale)
+        return replace(self, array=array, spacing_mm=spacing, affine=affine)
 
     def to_sitk(self):
         """Return the same voxels at the same place as a SimpleITK image."""

@@ -42,9 +42,10 @@ def _usage(config: dict) -> str:
     return (
         "## Use\n\n```python\nimport torch, voco\n\n"
         'encoder = voco.load_encoder("PATH_OR_HUB_ID")\n'
-        'hu = torch.from_numpy(voco.read_volume("scan.nii.gz").array)[None, None]  # (1, 1, D, H, W) int16\n'
+        'volume = voco.read_volume("scan.nii.gz").resample(encoder.input_spec.spacing_mm)  # DICOM folders too\n'
+        "hu = torch.from_numpy(volume.array)[None, None]  # (1, 1, D, H, W) int16\n"
         f"features = encoder(hu)  # (1, {config['num_features']})\n```\n\n"
-        "The encoder applies window, scaling, axis order and padding itself; resample the volume to the spacing below."
+        "The encoder applies window, scaling, axis order and padding itself; only the spacing below is the caller's."
     )
 
 
