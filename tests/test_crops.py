@@ -122,7 +122,7 @@ def test_augment_needs_square_crops():
 
 
 def test_draws_follow_their_probabilities():
-    draws = Augmentation().draw(20000, generator(5))
+    draws = Augmentation(0.2, 0.2, 0.5, 0.1).draw(20000, generator(5))
     np.testing.assert_allclose(draws["flips"].float().mean(0), [0.2] * 3, atol=0.01)
     shares = draws["turns"].bincount(minlength=4) / 20000
     np.testing.assert_allclose(shares, [0.8, 0.2 / 3, 0.2 / 3, 0.2 / 3], atol=0.01)
@@ -134,7 +134,7 @@ def test_draws_follow_their_probabilities():
 
 
 def test_one_probability_leaves_the_other_draws_alone():
-    first, second = (Augmentation(flip_prob=p).draw(50, generator(1)) for p in (0.2, 0.9))
+    first, second = (Augmentation(flip_prob=p, turn_prob=0.2).draw(50, generator(1)) for p in (0.2, 0.9))
     assert torch.equal(first["turns"], second["turns"]) and torch.equal(first["shift"], second["shift"])
 
 

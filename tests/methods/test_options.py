@@ -20,7 +20,8 @@ def test_presets():
     assert (v1.options.teacher, v1.options.intra, v1.options.inter_weight) == ("model", "symmetric", 0)
     assert (v1.options.projector_dim, v1.options.negative, v1.augmentation.shift_prob) == (2048, "square", 0.1)
     assert (v2.options.norm_scope, v2.options.inter_scope, v2.options.feature_dropout) == ("local", "local", "crop")
-    assert v2.geometry == Geometry() and v2.augmentation == Augmentation()
+    assert v2.geometry == Geometry() and v2.augmentation == Augmentation(0.2, 0.2, 0.5, 0.1)
+    assert resolve().augmentation == Augmentation(flip_prob=0, turn_prob=0, shift_prob=1, shift_range=0.1)
     assert resolve("v2", crop=32, negative="square").geometry.window == (32, 96, 96)
     assert method_class("voco3d").__name__ == "VoCo3D" and set(PRESETS) == {"default", "v1", "v2"}
     for wrong in ({"preset": "v3"}, {"colour": 1}):

@@ -24,6 +24,8 @@ from voco.rng import generator
 GEOMETRY = Geometry(crop=16)
 PARTS = {"loss", "intra", "intra_positive", "intra_negative", "inter", "reg", "mean_cosine", "logit_mean"}
 
+PUBLISHED = Augmentation(flip_prob=0.2, turn_prob=0.2, shift_prob=0.5)  # every kind of draw, as in v2
+
 
 class Plain(Encoder):
     """Two convolutions without batch statistics; sees RAS, with mean and std, so that axes and units matter."""
@@ -44,7 +46,7 @@ def build(encoder="cnn", dtype=torch.float64, geometry=GEOMETRY, augmentation=No
     torch.manual_seed(seed)
     encoder = Plain() if encoder == "plain" else CNN3D(SPEC, (8, 12, 16, 24))
     options = VoCoOptions(**{"projector_dim": 32, **options})
-    return VoCo3D(encoder, geometry, augmentation or Augmentation(), options).to(dtype)
+    return VoCo3D(encoder, geometry, augmentation or PUBLISHED, options).to(dtype)
 
 
 def make_batch(method, volumes=4, seed=0, case=None):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
@@ -40,7 +41,8 @@ class Plain(Encoder):
 def build(encoder="cnn", dtype=torch.float64, kind=VoCo3D, **options):
     torch.manual_seed(0)
     encoder = Plain() if encoder == "plain" else CNN3D(SPEC, (4, 6, 8, 12))
-    return kind(encoder, Geometry(crop=16), Augmentation(), VoCoOptions(projector_dim=32, **options)).to(dtype)
+    augmentation = Augmentation(flip_prob=0.2, turn_prob=0.2, shift_prob=0.5)
+    return kind(encoder, Geometry(crop=16), augmentation, VoCoOptions(projector_dim=32, **options)).to(dtype)
 
 
 def make_batch(method, seed=0, case=(0, 1, 2, 3), own=None):
@@ -70,7 +72,19 @@ PARITY = {
 }
 
 
-@torch.backends.mkldnn.flags(enabled=False)
+def without_onednn(function):
+    @functools.wraps(function)
+    def wrapped(*args):
+        before, torch.backends.mkldnn.enabled = torch.backends.mkldnn.enabled, False
+        try:
+            return function(*args)
+        finally:
+            torch.backends.mkldnn.enabled = before
+
+    return wrapped
+
+
+@without_onednn
 def train(name, own, wrap):
     """First gradients, losses per step, and the final state of one process's run of ``PARITY[name]``.
 

@@ -91,6 +91,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "grid": (4, 4),
         "crop": 96,
         "network_size": 64,
+        "flip_prob": 0.2,
+        "turn_prob": 0.2,
         "shift_prob": 0.1,
         "projector_dim": 2048,
         "teacher": "model",
@@ -100,6 +102,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "inter_weight": 0.0,
     },
     "v2": {
+        "flip_prob": 0.2,
+        "turn_prob": 0.2,
+        "shift_prob": 0.5,
         "norm_scope": "local",
         "ema_timing": "before_step",
         "inter_scope": "local",
