@@ -309,6 +309,7 @@ def _report(config: dict, accelerator, method, log, monitor, step: int) -> dict[
 def _train(config: dict, cohort, accelerator, model, optimizer, state, checkpoints, log, stop, monitor):
     from functools import partial
 
+    from voco.data.dataset import batches_of
     from voco.engine.loop import LoopSettings, fit
     from voco.engine.optim import learning_rate
 
@@ -321,31 +322,32 @@ def _train(config: dict, cohort, accelerator, model, optimizer, state, checkpoin
     def milestone(step: int) -> None:
         _export(config, cohort, method, Path(config["out"]) / "milestones" / f"step-{step:08d}" / "encoder", step)
 
-    return fit(
-        accelerator,
-        model,
-        optimizer,
-        iter(_loader(config, cohort, method, accelerator, state.step, train.steps)),
-        settings=LoopSettings(
-            steps=train.steps,
-            learning_rate=partial(
-                learning_rate, steps=train.steps, lr=train.lr, warmup=train.warmup, floor=train.lr_floor
+    with batches_of(_loader(config, cohort, method, accelerator, state.step, train.steps)) as batches:
+        return fit(
+            accelerator,
+            model,
+            optimizer,
+            batches,
+            settings=LoopSettings(
+                steps=train.steps,
+                learning_rate=partial(
+                    learning_rate, steps=train.steps, lr=train.lr, warmup=train.warmup, floor=train.lr_floor
+                ),
+                accumulate=train.accumulate,
+                clip=train.clip,
+                log_every=config["log"].every,
+                save_every=train.save_every,
+                eval_every=config["eval"].every,
+                milestones=train.milestones,
+                max_skipped=train.max_skipped,
             ),
-            accumulate=train.accumulate,
-            clip=train.clip,
-            log_every=config["log"].every,
-            save_every=train.save_every,
-            eval_every=config["eval"].every,
-            milestones=train.milestones,
-            max_skipped=train.max_skipped,
-        ),
-        state=state,
-        checkpoints=checkpoints,
-        log=log,
-        stop=stop,
-        evaluate=evaluate if cohort.heldout else None,
-        on_milestone=milestone,
-    )
+            state=state,
+            checkpoints=checkpoints,
+            log=log,
+            stop=stop,
+            evaluate=evaluate if cohort.heldout else None,
+            on_milestone=milestone,
+        )
 
 
 def _facts(config: dict, cohort, encoder, accelerator) -> dict:
@@ -423,20 +425,22 @@ def _finish(config, cohort, accelerator, method, log, record, state, monitor, fi
 
 
 def _plan(config: dict, cohort, accelerator, method, say) -> int:
+    from voco.data.dataset import batches_of
     from voco.engine.plan import make_plan
 
     train = config["train"]
     model, optimizer, _ = _ready_to_train(config, accelerator, method, Path(config["out"]))
-    plan = make_plan(
-        accelerator,
-        model,
-        optimizer,
-        iter(_loader(config, cohort, method, accelerator, 0, _TIMED_STEPS + 3)),
-        timed=_TIMED_STEPS,
-        batch_size=train.batch_size,
-        steps=train.steps,
-        keep=train.keep,
-    )
+    with batches_of(_loader(config, cohort, method, accelerator, 0, _TIMED_STEPS + 3)) as batches:
+        plan = make_plan(
+            accelerator,
+            model,
+            optimizer,
+            batches,
+            timed=_TIMED_STEPS,
+            batch_size=train.batch_size,
+            steps=train.steps,
+            keep=train.keep,
+        )
     say(plan.text())
     prepared = sum(entry.bytes for patients in (cohort.train, cohort.heldout) for scans in patients for entry in scans)
     say(f"  disk: {prepared / 1e9:.2f} GB of prepared scans (already there)")

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 from collections import Counter
 
 import numpy as np
@@ -134,3 +136,19 @@ def test_loader_gives_the_same_batches_for_any_number_of_workers(workers):
         for row, p in enumerate(positions):
             for key, value in dataset([[0], [1], [2]])[p].items():
                 assert torch.equal(batch[key][row], value)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_failed_run_ends_and_takes_its_workers_along(workers):
+    code = (
+        "import torch\nfrom voco.data.dataset import StepSampler, batches_of, make_loader\n"
+        "class Data(torch.utils.data.Dataset):\n"
+        "    seed = 0\n"
+        "    def __getitem__(self, position): return {'x': torch.tensor(position)}\n"
+        f"loader = make_loader(Data(), StepSampler(0, 100, 2), workers={workers}, timeout=60, pin=False)\n"
+        "with batches_of(loader) as batches:\n"
+        "    print(next(batches)['x'].tolist(), flush=True)\n"
+        "    raise RuntimeError('as it happens')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and done.stdout == "[0, 1]\n" and "as it happens" in done.stderr

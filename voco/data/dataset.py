@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -147,6 +148,21 @@ def _worker_init(_worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     torch.set_num_threads(1)
+
+
+@contextlib.contextmanager
+def batches_of(loader: DataLoader) -> Iterator[Iterator[dict[str, torch.Tensor]]]:
+    """The batches of a loader, whose processes end with the block.
+
+    After an error the traceback keeps the iterator alive, and with it the workers: they do not listen to the SIGTERM by
+    which Python would end them, and the failed run would hang instead of handing its GPU back.
+    """
+    iterator = iter(loader)
+    try:
+        yield iterator
+    finally:
+        if loader.num_workers:
+            iterator._shutdown_workers()
 
 
 def make_loader(dataset: Dataset, sampler: StepSampler, *, workers: int, timeout: float, pin: bool) -> DataLoader:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -71,6 +72,10 @@ def build_accelerator(
     if not on_gpu:
         here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         torch.set_num_threads(threads or max(1, _cores() // here))
+    # torch warns of gradients in another memory layout than DDP's buckets, as 3D convolutions make them: a small copy
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+    # torch renames the option, accelerate passes the old name on
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
     accelerator = Accelerator(
         cpu=not on_gpu and not torch.backends.mps.is_available(),  # else several CPU processes would not see each other
         mixed_precision={"fp32": "no"}.get(precision, precision),
