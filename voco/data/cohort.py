@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ from voco.data.prepare import PreparedEntry, PrepareSettings, case_key, prepare
 from voco.errors import InputError, ScanError
 
 _WAIT_SECONDS = 2.0
+_PATIENCE = 150  # waits between two messages
 
 
 @dataclass(frozen=True)
@@ -113,11 +116,10 @@ def _fingerprint(train, held, by_case) -> str:
     digest = hashlib.sha256()
     for name, cases in (("train", train), ("heldout", held)):
         for case in sorted(cases, key=lambda c: c.id):
-            digest.update(
-                f"{name}\t{case.id}\t{case.patient}\t{Path(by_case[case.id].path).name}\n".encode(
-                    errors="surrogateescape"
-                )
-            )
+            # not the cache file's name, which holds file times: a copy of the data must count as the same data
+            entry = by_case[case.id]
+            row = f"{name}\t{case.id}\t{case.patient}\t{tuple(entry.shape)}\t{tuple(entry.spacing_mm)}\n"
+            digest.update(row.encode(errors="surrogateescape"))
     return digest.hexdigest()[:16]
 
 
@@ -147,7 +149,16 @@ def _publish(done: Path, entries: Sequence[PreparedEntry], rejected: Sequence[Re
 def _await(done: Path, manifest: Manifest) -> tuple[list[PreparedEntry], list[Rejection]]:
     """Wait for the first process. It cannot be missed: when that process fails, the launcher ends this one too."""
     cases = {c.id: c for c in manifest.cases}
+    waited = 0
     while True:
+        waited += 1
+        if waited % _PATIENCE == 0 and int(os.environ.get("LOCAL_RANK", "0")) == 0:
+            print(
+                f"waiting for the first process to prepare the scans into {done.parent.parent}. If this machine does "
+                "not share that folder, stop, run `voco prepare` there and give a shared folder as --data.cache",
+                file=sys.stderr,
+                flush=True,
+            )
         if done.is_file():
             record = json.loads(done.read_text())
             entries = [
