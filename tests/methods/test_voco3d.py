@@ -381,3 +381,23 @@ def test_accumulation_equals_one_batch_where_the_method_allows_it():
         grads = [torch.autograd.grad(method(half)["loss"], trained) for half in halves]
         gap = max((w - (a + b) / 2).abs().max() for w, a, b in zip(whole, *grads))
         assert (gap < 1e-12) == same
+
+
+@pytest.mark.parametrize("teacher", ["projector", "model"])
+def test_inspection_in_parts_changes_nothing_and_needs_fewer_crops_at_once(teacher, monkeypatch):
+    method = build("cnn", teacher=teacher).eval()
+    hu = torch.randint(-900, 500, (2, *method.geometry.window), dtype=torch.int16, generator=generator(0))
+    bases = method.geometry.base_starts()
+    queries = torch.stack([method.geometry.draw_starts(generator(i)) for i in range(2)])
+    sizes = []
+    embed = method._embed
+    monkeypatch.setattr(method, "_embed", lambda encoder, x: sizes.append(len(x)) or embed(encoder, x))
+    with torch.no_grad():
+        whole = method.inspect(hu, bases, queries)
+        assert set(sizes) == {2 * (len(bases) + queries.shape[1])}
+        sizes.clear()
+        monkeypatch.setattr("voco.methods.voco3d._INSPECTED_VOXELS", 3 * 16**3)
+        parts = method.inspect(hu, bases, queries)
+    assert max(sizes) == 3
+    for name in ("cosine", "base_cosine", "features", "embeddings", "teacher_embeddings"):
+        torch.testing.assert_close(getattr(parts, name), getattr(whole, name), rtol=1e-6, atol=1e-6)
