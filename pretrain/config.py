@@ -32,7 +32,7 @@ class EncoderConfig:
     name: str = "swinunetr_b"
     """Registered name, see `voco encoders`."""
     weights: str | None = None
-    """Weights to continue from: a file, an encoder or run folder, or a tag of `voco encoders`."""
+    """Weights to continue from: a file, or the folder of an encoder or a run."""
     window: list[float] = field(default_factory=list)
     """Hounsfield window, low and high; empty = the one the encoder asks for."""
     activation_checkpointing: bool = False

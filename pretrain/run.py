@@ -15,12 +15,15 @@ _TIMED_STEPS = 20
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line entry; returns the exit status (0 also after a clean stop by a signal, 2 for bad input)."""
+    """Command line entry; returns the exit status: 0 (also after a clean stop), 2 for bad input, 130 interrupted."""
     try:
         return run(parse(SCHEMA, argv))
     except (InputError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from what is prepared and the last checkpoint", file=sys.stderr)
+        return 130
 
 
 def run(config: dict) -> int:

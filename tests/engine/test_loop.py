@@ -302,6 +302,15 @@ def test_a_worker_is_told_when_its_launcher_dies(tmp_path):
     _wait_for(lambda: flag.read_text() == "SIGTERM")
 
 
+def test_ctrl_c_asks_first_and_interrupts_the_second_time():
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.received == "SIGINT"
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 def test_a_process_stuck_in_a_call_ends_after_the_grace_time():
     code = (
         "import ctypes\nfrom voco.engine.signals import StopRequest\n"

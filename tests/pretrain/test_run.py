@@ -146,19 +146,18 @@ def test_killed_then_stopped_then_restarted_gives_the_same_file(finished, work, 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_two_processes_give_the_curve_of_one(work, scans, accumulate):
     # a low rate, because Adam turns rounding in gradients near zero into steps of full size
-    options = ["--train.accumulate", str(accumulate), "--train.steps", "3", "--train.lr", "1e-4", "--eval.every", "0"]
+    options = ["--train.accumulate", str(accumulate), "--train.batch_size", str(4 * accumulate), "--train.lr", "1e-4"]
+    options += ["--train.steps", "3", "--eval.every", "0"]
     run(command(work, scans, f"one{accumulate}", *options))
     launcher = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(29611 + accumulate))
     run(command(work, scans, f"two{accumulate}", *options), launcher=(*launcher, "-m", "pretrain.run"))
     one, two = metrics(work / f"one{accumulate}"), metrics(work / f"two{accumulate}")
     assert [r["step"] for r in one] == [r["step"] for r in two]
-    # The tests of the method compare exactly, in float64. Here batch norm over the 11 crops of one volume, single
-    # voxels at the deepest stage, magnifies rounding; statistics of one process alone would differ by far more.
-    loose = accumulate**2
+    # exact equality, in float64, is tested with the method; here float32 rounding of whole runs
     for a, b in zip(one, two):
-        for key, tolerance in {"loss": 1e-4, "intra": 1e-4, "inter": 1e-4, "reg": 1e-4, "grad_norm": 2e-3}.items():
+        for key in ("loss", "intra", "inter", "reg"):
             if key in a:
-                assert b[key] == pytest.approx(a[key], rel=loose * tolerance, abs=loose * 1e-4), (a["step"], key)
+                assert b[key] == pytest.approx(a[key], rel=1e-4, abs=1e-4), (a["step"], key)
 
 
 def test_changed_settings_are_listed_instead_of_resumed(finished, work, scans):

@@ -144,9 +144,9 @@ class StepSampler(Sampler):
 
 
 def _worker_init(_worker: int) -> None:
-    # A cluster signals the whole process group: the main process must stay able to finish its step and save.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    # Clusters and Ctrl-C signal the whole process group: the main process must stay able to finish its step and save.
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
 
 

@@ -29,16 +29,17 @@ def die_with_parent() -> None:
 
 
 class StopRequest:
-    """Remembers that SIGTERM or SIGUSR1 arrived; the loop asks at the end of each step. A context manager.
+    """Remembers that SIGTERM, SIGUSR1 or Ctrl-C arrived; the loop asks at the end of each step. A context manager.
 
-    A process that waits for others in a collective cannot run a Python signal handler: when its launcher and the
-    others are gone it would wait for hours and hold its GPU. A thread that the signal itself wakes ends it in time.
+    A second Ctrl-C interrupts at once. A process that waits for others in a collective cannot run a Python signal
+    handler: when its launcher and the others are gone it would wait for hours and hold its GPU. A thread that the
+    signal itself wakes ends it in time.
 
     Args:
         grace_seconds: time from the signal to the end of the process, for the step in progress and its checkpoint.
     """
 
-    signals = (signal.SIGTERM, signal.SIGUSR1)
+    signals = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
     def __init__(self, grace_seconds: float = 900.0):
         self.received: str | None = None
@@ -46,7 +47,9 @@ class StopRequest:
         self._previous: dict = {}
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
-        self.received = signal.Signals(number).name
+        if number == signal.SIGINT and self.received is not None:
+            raise KeyboardInterrupt
+        self.received = self.received or signal.Signals(number).name
 
     def __enter__(self) -> StopRequest:
         parent = os.getppid()
