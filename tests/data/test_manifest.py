@@ -123,6 +123,15 @@ def test_a_folder_with_few_scans_is_a_patient(tmp_path):
     assert len(set(found.values())) == 1 + 5 + 9 + 1 + 1
 
 
+def test_a_folder_with_scans_and_patients_is_nobodys(tmp_path):
+    touch(tmp_path, "ward/a.nii", "ward/b.nii", "ward/p1/x.nii", "ward/p1/y.nii", "other/p2/z.nii")
+    manifest = build_manifest(tmp_path)
+    found = patients(manifest)
+    assert found["ward/a.nii"] == "ward/a.nii" and found["ward/b.nii"] == "ward/b.nii"
+    assert found["ward/p1/x.nii"] == found["ward/p1/y.nii"] == "ward/p1"
+    assert any("2 scans share a folder" in note for note in manifest.notes)
+
+
 def test_one_folder_with_all_scans_is_no_patient(tmp_path):
     touch(tmp_path, "cohort/a.nii", "cohort/b.nii")
     manifest = build_manifest(tmp_path)

@@ -17,24 +17,10 @@ if TYPE_CHECKING:
 
 MAX_SCANS_OF_A_PATIENT = 8
 # Folders that sort scans by purpose, not by person.
-_NOT_A_PERSON = {
-    *("imagestr", "imagests", "imagesva", "images", "image", "imgs", "volumes", "scans", "data", "raw", "dataset"),
-    *(
-        "train",
-        "training",
-        "test",
-        "testing",
-        "val",
-        "valid",
-        "validation",
-        "ct",
-        "cts",
-        "nifti",
-        "nii",
-        "dicom",
-        "dcm",
-    ),
-}
+_NOT_A_PERSON = set(
+    "imagestr imagests imagesva images image imgs volumes scans data raw dataset train training test testing val valid "
+    "validation ct cts nifti nii dicom dcm export exports site sites center centre".split()
+)
 _HEADINGS = {"patient", "patient_id", "patientid", "case", "case_id", "id", "path", "subject"}
 
 
@@ -43,7 +29,8 @@ def assign_patients(cases: list[Case], patient_regex: str | None) -> tuple[list[
 
     With a pattern, its first group (or the whole match) in the relative path is the patient, also where a DICOM
     header says otherwise. Without, a file that lies directly in the root is a patient of its own; else the top-most
-    folder that holds at most eight scans, but not all of them, is the patient; else the file is.
+    folder that holds at most eight scans, but not all of them, is the patient; else the file is. A folder with scans
+    beside folders with scans, or with scans of two known patients, is nobody's.
 
     Args:
         cases: patient ``""`` where open.
@@ -59,7 +46,17 @@ def assign_patients(cases: list[Case], patient_regex: str | None) -> tuple[list[
     if patient_regex is not None:
         cases, notes = _by_pattern(cases, patient_regex)
     inside: Counter[str] = Counter(folder for case in cases for folder in _folders(case))
+    for folder in _of_several(cases):
+        inside[folder] = MAX_SCANS_OF_A_PATIENT + 1
+    open_ones = [not case.patient for case in cases]
     cases = [case if case.patient else replace(case, patient=_by_folder(case, inside, len(cases))) for case in cases]
+    guessed = Counter(case.patient for case, was_open in zip(cases, open_ones) if was_open)
+    together = sum(n for n in guessed.values() if n > 1)
+    if together:
+        notes.append(
+            f"{together} scans share a folder with others and are kept together as one patient a folder; if they are "
+            "of different people, say so with a pattern (patient_regex) or a CSV with a patient column"
+        )
     patients = {case.patient for case in cases}
     if len(patients) == 1 and len(cases) > 1:
         notes.append(
@@ -95,6 +92,22 @@ def _folders(case: Case) -> list[str]:
     if not case.files:
         parts = parts[:-1]
     return ["/".join(parts[: i + 1]) for i in range(len(parts))]
+
+
+def _of_several(cases: list[Case]) -> set[str]:
+    """Folders that cannot be one patient's: scans beside folders with scans, or scans of several known patients."""
+    direct, deeper = set(), set()
+    known: dict[str, set[str]] = {}
+    for case in cases:
+        folders = _folders(case)
+        above = folders[:-1] if case.files else folders
+        if above and not case.files:
+            direct.add(above[-1])
+            above = above[:-1]
+        deeper.update(above)
+        for folder in folders if case.patient else ():
+            known.setdefault(folder, set()).add(case.patient)
+    return (direct & deeper) | {folder for folder, patients in known.items() if len(patients) > 1}
 
 
 def _by_folder(case: Case, inside: Counter[str], total: int) -> str:
