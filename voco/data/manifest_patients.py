@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
 MAX_SCANS_OF_A_PATIENT = 8
 # Folders that sort scans by purpose, not by person.
-_NOT_A_PERSON = set(
-    "imagestr imagests imagesva images image imgs volumes scans data raw dataset train training test testing val valid "
-    "validation ct cts nifti nii dicom dcm export exports site sites center centre".split()
+_NOT_A_PERSON = frozenset(
+    {"imagestr", "imagests", "imagesva", "images", "image", "imgs", "volumes", "scans", "data", "raw", "dataset"}
+    | {"train", "training", "test", "testing", "val", "valid", "validation", "export", "exports"}
+    | {"ct", "cts", "nifti", "nii", "dicom", "dcm", "site", "sites", "center", "centre"}
 )
 _HEADINGS = {"patient", "patient_id", "patientid", "case", "case_id", "id", "path", "subject"}
 
