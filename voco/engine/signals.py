@@ -67,7 +67,10 @@ class StopRequest:
     def _watch(self, wakeup: socket.socket, over: threading.Event) -> None:
         numbers = {int(s) for s in self.signals}
         while not over.is_set():
-            received = wakeup.recv(64)
+            try:
+                received = wakeup.recv(64)
+            except OSError:  # closed by __exit__ in between
+                return
             if not received:
                 return
             if numbers & set(received) and not over.wait(self.grace_seconds):
