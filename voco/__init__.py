@@ -10,7 +10,7 @@ import importlib
 __version__ = "0.1.0"
 
 _LAZY = {
-    "read_volume": "voco.data.volume",
+    "read_volume": "voco.data.read",
     "Volume": "voco.data.volume",
     "create_encoder": "voco.encoders",
     "load_encoder": "voco.encoders",

@@ -18,7 +18,7 @@ def describe(path: Path) -> Iterator[str]:
         InputError: nothing is there, or it is none of these.
     """
     from voco.data.cache import SUFFIX
-    from voco.data.volume import is_volume_file
+    from voco.data.read import is_volume_file
 
     if not path.exists():
         raise InputError(f"{path} does not exist")
@@ -67,7 +67,7 @@ def _hu(array) -> dict[str, str]:
 
 
 def _scan(path: Path) -> Iterator[str]:
-    from voco.data.volume import read_volume
+    from voco.data.read import read_volume
 
     volume = read_volume(path)
     slices = volume.slices or ()
@@ -175,13 +175,13 @@ def _listing(manifest) -> Iterator[str]:
 
 
 def _format(name: str) -> str:
-    from voco.data.volume import VOLUME_SUFFIXES
+    from voco.data.read import VOLUME_SUFFIXES
 
     return next((suffix[1:] for suffix in reversed(VOLUME_SUFFIXES) if name.lower().endswith(suffix)), "other")
 
 
 def _encoder(path: Path) -> Iterator[str]:
-    from voco.weights.export import find_encoder_folder, read_config
+    from voco.weights.folder import find_encoder_folder, read_config
 
     config = read_config(path)
     weights = find_encoder_folder(path) / "model.safetensors"
@@ -216,7 +216,7 @@ def _parameters(file: Path) -> str:
 
 
 def _weights(path: Path) -> Iterator[str]:
-    from voco.weights.export import find_encoder_folder
+    from voco.weights.folder import find_encoder_folder
     from voco.weights.read import read_tensors
 
     if find_encoder_folder(path) is not None:

@@ -15,7 +15,7 @@ from voco.data.dicom import find_series, read_series, select_series
 from voco.data.dicom_scan import quiet_pydicom, read_header
 from voco.data.dicom_select import classify, kernel_rank
 from voco.data.privacy import hash_patient_id
-from voco.data.volume import read_volume
+from voco.data.read import read_volume
 from voco.errors import InputError, ScanError
 
 _spec = importlib.util.spec_from_file_location("dicom_maker", Path(__file__).with_name("dicom_maker.py"))

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from voco.data.volume import Source, canonical_volume, hounsfield, read_volume
+from voco.data.read import read_volume
+from voco.data.volume import Source, canonical_volume, hounsfield
 from voco.errors import ScanError
 
 _spec = importlib.util.spec_from_file_location("dicom_maker", Path(__file__).with_name("dicom_maker.py"))

@@ -118,7 +118,7 @@ class _Scan:
         self.notes: list[str] = []
 
     def folder(self) -> None:
-        from voco.data.volume import is_volume_file
+        from voco.data.read import is_volume_file
 
         labels, other, foreign = [], [], []
         for name in walk_files(self.root, self._unreadable):
@@ -186,7 +186,7 @@ class _Scan:
         )
 
     def listing(self, listing: Listing, test: bool) -> None:
-        from voco.data.volume import is_volume_file
+        from voco.data.read import is_volume_file
 
         self.notes += listing.notes
         self.rejected += [Rejection(*item) for item in listing.rejected]

@@ -260,7 +260,7 @@ def _disk_message(cache: Path, error: OSError) -> str:
 
 def prepare_case(job: _Job) -> PreparedEntry | Rejection | OSError:
     """Prepare one scan in the process that calls. Returns what came of it and raises nothing, whatever the scan."""
-    from voco.data.volume import read_volume
+    from voco.data.read import read_volume
 
     try:
         files = [job.root / name for name in job.case.files] or None

@@ -1,13 +1,9 @@
-"""Any CT file or DICOM series -> the canonical volume: int16 Hounsfield units, toward Superior, Posterior, Left."""
+"""The canonical volume: int16 Hounsfield units, axes toward Superior, Posterior, Left; and the checks on the way there."""
 
 from __future__ import annotations
 
 import contextlib
-import os
-import stat
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
@@ -15,7 +11,6 @@ from voco.errors import ScanError
 
 AIR_HU = -1024
 MIN_SLICES = 4
-VOLUME_SUFFIXES = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".nhdr")
 # Narrower than this, or without one negative value, no body in air can be in it.
 MIN_RANGE_HU = 100
 MAX_SHARE_ABOVE_INT16 = 1e-3
@@ -96,54 +91,6 @@ class Volume:
         image.SetOrigin([float(v) for v in self.affine[:3, 3]])
         image.SetDirection([float(v) for v in direction.ravel()])
         return image
-
-
-def is_volume_file(path: str | Path) -> bool:
-    """Tell by its name whether a file is NIfTI, MetaImage or NRRD."""
-    return str(path).lower().endswith(VOLUME_SUFFIXES)
-
-
-def read_volume(path: str | Path, *, series: str | None = None, files: Iterable[str | Path] | None = None) -> Volume:
-    """Read one CT scan into the canonical frame.
-
-    Args:
-        path: a NIfTI, MHD/MHA or NRRD file, a DICOM file (its whole series is read), or a folder with DICOM files at
-            any depth. A folder with several series of one study gives its thinnest original axial series.
-        series: SeriesInstanceUID to take instead; it may name a reformat or a derived series.
-        files: the DICOM files of the series where they are already known; the folder is then not searched.
-
-    Returns:
-        The canonical volume.
-
-    Raises:
-        ScanError: the scan is missing, damaged, not a CT volume, or its geometry is not known.
-    """
-    path = Path(path)
-    if files is not None:
-        from voco.data.dicom import read_files
-
-        return read_files([Path(f) for f in files], path=str(path), series=series)
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        raise ScanError(f"{path}: no such file or folder") from None
-    except (OSError, ValueError) as error:
-        raise ScanError(f"{path}: cannot be opened ({getattr(error, 'strerror', None) or error})") from None
-    if stat.S_ISDIR(status.st_mode):
-        from voco.data.dicom import read_folder
-
-        return read_folder(path, series=series)
-    if not stat.S_ISREG(status.st_mode):
-        raise ScanError(f"{path}: neither a file nor a folder (a pipe or device)")
-    if not os.access(path, os.R_OK):
-        raise ScanError(f"{path}: cannot be opened (permission denied)")
-    if status.st_size == 0:
-        raise ScanError(f"{path}: the file is empty")
-    if is_volume_file(path):
-        return canonical_volume(_read_file(path), Source(str(path)))
-    from voco.data.dicom import read_series_of_file
-
-    return read_series_of_file(path, series=series)
 
 
 def canonical_volume(image, source: Source, slices: tuple[SliceInfo, ...] | None = None) -> Volume:
@@ -232,16 +179,6 @@ def check_geometry(spacing, origin, direction, name: str) -> None:
     matrix = np.asarray(direction, dtype=np.float64).reshape(3, 3)
     if not np.all(np.isfinite(matrix)) or not np.all(np.isfinite(origin)) or abs(np.linalg.det(matrix)) < 0.9:
         raise ScanError(f"{name}: its axes {np.round(matrix, 3).tolist()} do not span space; the header is damaged")
-
-
-def _read_file(path: Path):
-    if str(path).lower().endswith((".nii", ".nii.gz")):
-        from voco.data.nifti import read_nifti
-
-        return read_nifti(path)
-    from voco.data.itk import read_itk
-
-    return read_itk(path)
 
 
 @contextlib.contextmanager

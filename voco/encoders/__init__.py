@@ -125,7 +125,7 @@ def _source(arch_name: str, tag: str, checkpoint) -> WeightSource:
 def _default_spec(arch_name: str, source: WeightSource | None, checkpoint) -> tuple[InputSpec, list[dict]]:
     """Input spec and history that come with the weights: of our own folder, else of the tag, else the default."""
     if checkpoint is not None:
-        from voco.weights.export import read_config
+        from voco.weights.folder import read_config
 
         if config := read_config(checkpoint):
             if config["arch"] != arch_name:

@@ -13,7 +13,7 @@ from voco.encoders.base import Encoder
 from voco.errors import InputError
 from voco.weights.adapt import adapt_input_channels
 from voco.weights.convert import converter
-from voco.weights.export import WEIGHTS_FILE, find_encoder_folder, read_config
+from voco.weights.folder import WEIGHTS_FILE, find_encoder_folder, read_config
 from voco.weights.read import NETWORKS, read_tensors
 from voco.weights.report import LoadReport
 
