@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from voco.errors import InputError
+from voco.machine import cores
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -82,7 +83,7 @@ def _add_phantom(commands) -> None:
     command.add_argument(
         "--spacing", nargs=3, type=float, metavar=("D", "H", "W"), help="voxel size in mm; default: drawn per patient"
     )
-    command.add_argument("--workers", type=int, default=_cores(), metavar="N", help="processes")
+    command.add_argument("--workers", type=int, default=cores(), metavar="N", help="processes")
 
 
 def phantom(args: argparse.Namespace) -> int:
@@ -129,7 +130,7 @@ def _add_prepare(commands) -> None:
     )
     command.add_argument("--crop_body", action="store_true", help="keep only the bounding box of the patient")
     command.add_argument("--antialias", action="store_true", help="average where voxels become coarser")
-    command.add_argument("--workers", type=int, default=_cores(), metavar="N", help="processes; each holds one scan")
+    command.add_argument("--workers", type=int, default=cores(), metavar="N", help="processes; each holds one scan")
     command.add_argument(
         "--select",
         default="thinnest_axial",
@@ -240,10 +241,6 @@ def _shard(text: str) -> tuple[int, int]:
     if not (part.isdecimal() and parts.isdecimal() and int(part) < int(parts)):
         raise argparse.ArgumentTypeError(f"{text!r} is not I/N with I from 0 to N-1, such as 0/8")
     return int(part), int(parts)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from voco.data.windows import read_window
 from voco.errors import InputError, ScanError
+from voco.machine import cores
 from voco.rng import generator
 
 _OPEN_FILES = 64
@@ -169,9 +170,11 @@ def make_loader(dataset: Dataset, sampler: StepSampler, *, workers: int, timeout
     """A loader whose batches are the same for any number of workers.
 
     Args:
+        workers: processes; never more than this process has cores, since more would only wait for each other.
         timeout: seconds after which a silent worker is an error instead of a hang.
         pin: page-locked memory, for a GPU.
     """
+    workers = min(workers, cores())
     return DataLoader(
         dataset,
         batch_sampler=sampler,

@@ -1,4 +1,4 @@
-"""The canonical volume: int16 Hounsfield units, axes toward Superior, Posterior, Left; and the checks on the way there."""
+"""The canonical volume: int16 Hounsfield units, axes toward Superior, Posterior, Left; and the checks it must pass."""
 
 from __future__ import annotations
 

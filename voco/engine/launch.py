@@ -9,6 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from voco.errors import InputError
+from voco.machine import cores
 
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 
@@ -16,11 +17,6 @@ PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 def launched_rank() -> tuple[int, int]:
     """(rank, number of processes) from the launcher's environment, before any process group exists."""
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def _cores() -> int:
-    """Cores this process may use; a cluster often grants fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def check_precision(precision: str) -> bool:
@@ -71,7 +67,7 @@ def build_accelerator(
         precision = "bf16" if on_gpu and torch.cuda.is_bf16_supported() else "fp32"
     if not on_gpu:
         here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        torch.set_num_threads(threads or max(1, _cores() // here))
+        torch.set_num_threads(threads or max(1, cores() // here))
     # torch warns of gradients in another memory layout than DDP's buckets, as 3D convolutions make them: a small copy
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     # torch renames the option, accelerate passes the old name on
