@@ -248,7 +248,7 @@ def crops_of_case(
     style.headline(
         figure,
         title or f"One training sample: {len(bases)} base and {len(crops)} random crops, {changed} of them augmented",
-        "Each crop may be flipped (S-I, A-P, L-R), turned in the plane and shifted in intensity on its own.\n"
+        "Under each crop stands what was done to it, on its own: flips (S-I, A-P, L-R), turns, intensity shift.\n"
         "The label of a random crop is its overlap with every base crop.",
     )
     axes = style.pixels(figure, 24, top, whole, whole)
@@ -259,7 +259,7 @@ def crops_of_case(
         _outline(axes, start, geometry, _CROP_COLOURS[k % 4], words=f"r{k + 1}")
     _base_sheet(figure, bases, draws, geometry, left=24 + whole + 24, top=top, size=whole)
     _random_sheet(figure, crops, draws, labels, geometry, left=24 + 2 * (whole + 24) - 8, top=top, height=whole)
-    foot = "Axial slices, anterior up, patient's left on the right (before flips and turns)."
+    foot = "Axial slices, anterior up, patient's left on the right, before any flip or turn."
     figure.text(24 / style.WIDTH, 24 / (top + whole + 66), foot, fontsize=9.5, color=MUTED, va="bottom")
     return style.save(figure, path)
 

@@ -122,7 +122,7 @@ class HealthMonitor:
             made.append(figures.heldout_summary(self.latest, self.lines, self.references, folder / "summary.png"))
         for slabs, name in ((False, "similarity"), (True, "similarity_disjoint")):
             score = self.latest and self.latest.score(f"clean_{'disjoint' if slabs else 'position'}_accuracy")
-            note = "" if score is None else f" Over all held-out crops {score:.0%} are placed right."
+            note = "" if score is None else f" Of all held-out crops {score:.0%} are right."
             cases = similarity_examples(
                 method,
                 self.windows,
@@ -133,7 +133,9 @@ class HealthMonitor:
                 slabs=slabs,
             )
             if cases:
-                note = f"Shown: of each scan the first crop that lies mostly in one cell.{note}"
+                where = "cut from the slab above or below, so that it shares no voxel with the grid" if slabs else ""
+                rule = f"Of each scan the first crop that lies mostly in one cell{', ' if slabs else ''}{where}."
+                note = f"{rule}{note}"
                 made.append(figures.similarity_map(cases, self.geometry, outer, folder / f"{name}.png", note=note))
         made.append(figures.crops_of_case(self.windows[0].hu, self.geometry, draws, outer, folder / "crops.png"))
         return made
