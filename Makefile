@@ -6,8 +6,8 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-OUT    ?= runs/demo
 CT     ?=
+OUT    ?= $(if $(strip $(CT)),runs/demo-ct,runs/demo)
 READY  := $(VENV)/.ready
 
 .PHONY: demo test lint install clean
@@ -28,7 +28,7 @@ $(READY): setup.cfg pyproject.toml
 
 demo: $(READY)
 ifeq ($(strip $(CT)),)
-	@test -d $(OUT)-data || $(BIN)/voco phantom $(OUT)-data --layout folder --cases 32 --seed 0 --spacing 3 3 3
+	@test -f $(OUT)-data/phantoms.jsonl || $(BIN)/voco phantom $(OUT)-data --layout folder --cases 32 --seed 0 --spacing 3 3 3
 	@$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 		pretrain/run.py --config demo --data.root $(OUT)-data --out $(OUT)
 else
