@@ -195,7 +195,7 @@ def _log_row(accelerator, log: MetricLog, state: LoopState, lr: float, steps: in
     if accelerator.device.type == "cuda":
         timing["peak_memory_bytes"] = float(torch.cuda.max_memory_allocated(accelerator.device))
     log.timings(state.step, timing)
-    text = f"loss {row.get('loss', math.nan):.4f}  {timing['volumes_per_second']:.1f} volumes/s"
+    text = f"loss {row.get('loss', math.nan):.4f}  {timing['volumes_per_second']:.3g} volumes/s"
     log.progress(state.step, steps, text + (f"  {state.skipped} skipped" if state.skipped else ""))
 
 
