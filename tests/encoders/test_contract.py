@@ -292,3 +292,12 @@ def test_import_builds_nothing():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_batch_statistics_are_exact_over_many_voxels():
+    encoder = create_encoder("cnn3d_s").train()
+    x = torch.rand(44, 1, 32, 32, 32, generator=torch.Generator().manual_seed(0)) * 0.3 + 0.5
+    with torch.no_grad():
+        single, double = encoder.pyramid(x), copy.deepcopy(encoder).double().pyramid(x.double())
+    for a, b in zip(single, double):
+        assert (a - b).norm() / b.norm() < 5e-6
