@@ -70,7 +70,8 @@ def _run(config: dict, rank: int, world: int) -> int:
     if resume is not None:
         check_same_scans(resume, cohort)
     if main_process and not config["plan"]:
-        _write_inputs(out, config, cohort)
+        cohort.write(out)
+        save_yaml(config, out / "config.yaml")
     cohort.check(config["data"].max_rejected)
     for note in notes(config, world, cohort.counts):
         say(f"note: {note}")
@@ -203,17 +204,6 @@ def _prepare_data(config: dict, spec, rank: int, world: int, say):
         world=world,
         say=say,
     )
-
-
-def _write_inputs(out: Path, config: dict, cohort) -> None:
-    """What the run was given: settings, rejected scans, DICOM series and their fate."""
-    from voco.data.manifest import write_rejected, write_series
-
-    out.mkdir(parents=True, exist_ok=True)
-    save_yaml(config, out / "config.yaml")
-    write_rejected(out / "rejected.csv", cohort.rejected)
-    if cohort.series:
-        write_series(out / "series.csv", cohort.series)
 
 
 def _build_method(config: dict, encoder):

@@ -11,7 +11,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from voco.data.manifest import Case, Manifest, Rejection, build_manifest, check_rejected, split_patients
+from voco.data.manifest import (
+    Case,
+    Manifest,
+    Rejection,
+    build_manifest,
+    check_rejected,
+    split_patients,
+    write_rejected,
+    write_series,
+)
 from voco.data.prepare import PreparedEntry, PrepareSettings, case_key, prepare
 from voco.errors import InputError, ScanError
 
@@ -37,6 +46,13 @@ class Cohort:
     series: list[dict]
     fingerprint: str
     counts: dict[str, int]
+
+    def write(self, out: Path) -> None:
+        """Leave ``rejected.csv`` and, with DICOM, ``series.csv`` in a run folder, which is made if missing."""
+        out.mkdir(parents=True, exist_ok=True)
+        write_rejected(out / "rejected.csv", self.rejected)
+        if self.series:
+            write_series(out / "series.csv", self.series)
 
     def check(self, max_rejected: float) -> None:
         """Stop before training on too little of what was given.
