@@ -133,9 +133,8 @@ class HealthMonitor:
                 slabs=slabs,
             )
             if cases:
-                where = "cut from the slab above or below, so that it shares no voxel with the grid" if slabs else ""
-                rule = f"Of each scan the first crop that lies mostly in one cell{', ' if slabs else ''}{where}."
-                note = f"{rule}{note}"
+                where = ", from the slab above or below: no shared voxel" if slabs else ""
+                note = f"First crop of each scan that lies mostly in one cell{where}.{note}"
                 made.append(figures.similarity_map(cases, self.geometry, outer, folder / f"{name}.png", note=note))
         made.append(figures.crops_of_case(self.windows[0].hu, self.geometry, draws, outer, folder / "crops.png"))
         return made
