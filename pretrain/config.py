@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from voco.config import Schema, changed, to_dict
 from voco.errors import InputError
 from voco.geometry import Augmentation, Geometry
-from voco.methods.options import PRESETS, VoCoOptions
+from voco.methods.options import PRESETS, VoCoOptions, VoCoSettings, resolve
 
 
 @dataclass
@@ -154,12 +154,10 @@ class LogConfig:
 CONFIG_DIR = Path(__file__).parent / "configs"
 
 
-def _by_group(flat: dict) -> dict:
-    """Values of a VoCo preset, filed under the groups of ``VoCo3DConfig``."""
-    nested: dict = {"region": flat["region"]} if "region" in flat else {}
-    for group, kind in (("geometry", Geometry), ("augmentation", Augmentation), ("options", VoCoOptions)):
-        nested |= {group: {f.name: flat[f.name] for f in fields(kind) if f.name in flat}}
-    return nested
+def _as_settings(preset: VoCoSettings) -> dict:
+    """A resolved VoCo preset as values of ``VoCo3DConfig``."""
+    groups = {name: asdict(getattr(preset, name)) for name in ("geometry", "augmentation", "options")}
+    return {"region": preset.region, **groups}
 
 
 SCHEMA = Schema(
@@ -174,7 +172,7 @@ SCHEMA = Schema(
         "eval": EvalConfig,
         "log": LogConfig,
     },
-    presets={"method": {"voco3d": {name: _by_group(values) for name, values in PRESETS.items()}}},
+    presets={"method": {"voco3d": {name: _as_settings(resolve(name)) for name in PRESETS}}},
     config_dir=CONFIG_DIR,
 )
 

@@ -144,7 +144,7 @@ def _accumulate_gradients(accelerator, model, batches, accumulate: int, clock: _
         with clock.waiting():
             batch = next(batches)
         batch = {k: v.to(accelerator.device, non_blocking=True) for k, v in batch.items()}
-        volumes += len(batch["hu"]) if "hu" in batch else len(next(iter(batch.values())))
+        volumes += len(next(iter(batch.values())))
         synchronise = micro == accumulate - 1
         with contextlib.nullcontext() if synchronise else accelerator.no_sync(model):
             terms = model(batch)

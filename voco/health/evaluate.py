@@ -20,7 +20,7 @@ from voco.health.scores import (
     standardised_cosine,
     tally_scans,
 )
-from voco.health.windows import EvalWindow, draw_queries, slab_bases
+from voco.health.windows import EvalWindow, draw_queries, scenes
 from voco.losses import cosine
 
 
@@ -54,25 +54,17 @@ def evaluate(
         shift_range: largest intensity shift as a share of the HU window.
         autocast_dtype: e.g. ``torch.bfloat16`` to evaluate as trained; None is float32.
     """
-    geometry, scan = method.geometry, np.array([w.scan for w in windows])
-    asked = draw_queries(windows, geometry, queries, seed, shift_range, slabs=False)
     settings = {"batch_volumes": batch_volumes, "device": torch.device(device), "autocast_dtype": autocast_dtype}
-    bases = geometry.base_starts()
-    hu = [w.hu for w in windows]
+
+    def compare(hu, bases, starts, shift):
+        return inspect_windows(method, hu, bases, starts, shift, **settings)
+
+    scan = np.array([w.scan for w in windows])
     with evaluating(method):
-        clean = inspect_windows(method, hu, bases, asked.starts, None, **settings)
-        shifted = inspect_windows(method, hu, bases, asked.starts, asked.shift, **settings)
-        tallies = _loss_tallies(method, scan, clean["cosine"], asked.labels) | _inter_tally(method, scan, clean)
+        scores, clean, labels = _position_scores(windows, method.geometry, compare, queries, seed, shift_range)
+        tallies = _loss_tallies(method, scan, clean["cosine"], labels) | _inter_tally(method, scan, clean)
         tallies |= _base_tallies(scan, clean["base_cosine"], getattr(getattr(method, "options", None), "reg_power", 2))
-        tallies |= _order_tallies(scan, clean, asked.labels)
-        tallies |= _position_tallies("position", scan, clean, shifted, asked.labels)
-        deep = [w for w in windows if w.slabs is not None]
-        if deep:
-            asked = draw_queries(deep, geometry, queries, seed, shift_range, slabs=True)
-            slabs, scan, bases = [w.slabs for w in deep], np.array([w.scan for w in deep]), slab_bases(geometry)
-            clean_slabs = inspect_windows(method, slabs, bases, asked.starts, None, **settings)
-            shifted = inspect_windows(method, slabs, bases, asked.starts, asked.shift, **settings)
-            tallies |= _position_tallies("disjoint", scan, clean_slabs, shifted, asked.labels)
+        tallies |= _order_tallies(scan, clean, labels) | scores
     values = {"effective_rank": effective_rank(clean["base_features"].reshape(-1, clean["base_features"].shape[-1]))}
     return _report(name, windows, queries, seed, tallies, values)
 
@@ -93,28 +85,18 @@ def evaluate_histogram(
         windows, geometry, queries, seed, shift_range: as for ``evaluate``; the same crops and shifts are seen.
         hu_window: (low, high) HU, the outermost of the encoder's windows (``outer_window``).
     """
-    scan, tallies = np.array([w.scan for w in windows]), {}
-    asked = draw_queries(windows, geometry, queries, seed, shift_range, slabs=False)
 
-    def compare(hu, bases, asked, shift):
+    def compare(hu, bases, starts, shift):
         found = []
         for i, window in enumerate(hu):
-            starts = torch.cat([bases, asked.starts[i]])[None]
-            crops = cut(torch.from_numpy(window)[None], starts, geometry.size)[0]
+            corners = torch.cat([bases, starts[i]])[None]
+            crops = cut(torch.from_numpy(window)[None], corners, geometry.size)[0]
             shares = hu_histograms(crops, hu_window, None if shift is None else shift[i], margin=shift_range).numpy()
             found.append(standardised_cosine(shares[: len(bases)], shares[len(bases) :]))
         return {"cosine": np.stack(found)}
 
-    hu, bases = [w.hu for w in windows], geometry.base_starts()
-    clean, shifted = compare(hu, bases, asked, None), compare(hu, bases, asked, asked.shift)
-    tallies |= _order_tallies(scan, clean, asked.labels)
-    tallies |= _position_tallies("position", scan, clean, shifted, asked.labels)
-    deep = [w for w in windows if w.slabs is not None]
-    if deep:
-        asked = draw_queries(deep, geometry, queries, seed, shift_range, slabs=True)
-        slabs, scan, bases = [w.slabs for w in deep], np.array([w.scan for w in deep]), slab_bases(geometry)
-        clean, shifted = compare(slabs, bases, asked, None), compare(slabs, bases, asked, asked.shift)
-        tallies |= _position_tallies("disjoint", scan, clean, shifted, asked.labels)
+    scores, clean, labels = _position_scores(windows, geometry, compare, queries, seed, shift_range)
+    tallies = _order_tallies(np.array([w.scan for w in windows]), clean, labels) | scores
     return _report(name, windows, queries, seed, tallies, {})
 
 
@@ -263,6 +245,24 @@ def _base_tallies(scan, base_cosine, reg_power) -> dict[str, Tally]:
         "mean_cosine": tally_scans(scan, pairs.mean(axis=-1)),
         "reg": tally_scans(scan, (np.maximum(pairs, 0.0) ** reg_power).mean(axis=-1)),
     }
+
+
+def _position_scores(windows, geometry: Geometry, compare, queries: int, seed: int, shift_range: float):
+    """Tallies of position and disjoint accuracy; then what ``compare`` found on crops as they are, and their labels.
+
+    Args:
+        compare: ``(arrays, base corners, query corners, shift or None) -> {"cosine": (W, Q, N), ...}``.
+    """
+    tallies, whole = {}, None
+    for kind, slabs in (("position", False), ("disjoint", True)):
+        seen, hu, bases = scenes(windows, geometry, slabs=slabs)
+        if not seen:
+            continue
+        asked = draw_queries(seen, geometry, queries, seed, shift_range, slabs=slabs)
+        clean, shifted = compare(hu, bases, asked.starts, None), compare(hu, bases, asked.starts, asked.shift)
+        tallies |= _position_tallies(kind, np.array([w.scan for w in seen]), clean, shifted, asked.labels)
+        whole = whole or (clean, asked.labels)
+    return tallies, *whole
 
 
 def _position_tallies(kind: str, scan, clean, shifted, labels) -> dict[str, Tally]:

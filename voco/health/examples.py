@@ -9,7 +9,7 @@ import torch
 
 from voco.figures.anatomy import SimilarityCase
 from voco.health.evaluate import evaluating, inspect_windows
-from voco.health.windows import EvalWindow, draw_queries, slab_bases
+from voco.health.windows import EvalWindow, draw_queries, scenes
 
 _MOSTLY = 0.5
 
@@ -34,12 +34,10 @@ def similarity_examples(
             windows without one are left out.
     """
     geometry = method.geometry
-    windows = [w for w in windows if not slabs or w.slabs is not None]
+    windows, hu, bases = scenes(windows, geometry, slabs=slabs)
     if not windows:
         return []
     asked = draw_queries(windows, geometry, 12, seed, 0.0, slabs=slabs)
-    hu = [w.slabs if slabs else w.hu for w in windows]
-    bases = slab_bases(geometry) if slabs else geometry.base_starts()
     # all windows of whole batches, because a projector without running statistics depends on its batch
     many = min(len(windows), -(-count // batch_volumes) * batch_volumes)
     with evaluating(method):

@@ -141,3 +141,18 @@ def slab_bases(geometry: Geometry) -> torch.Tensor:
     bases = geometry.base_starts().clone()
     bases[:, 0] = 0
     return bases
+
+
+def scenes(windows: Sequence[EvalWindow], geometry: Geometry, *, slabs: bool):
+    """What is looked at for one score: the windows that have it, their voxels, and the corners of the base crops.
+
+    Args:
+        slabs: two neighbouring slabs, for the disjoint score; else the windows themselves.
+
+    Returns:
+        (windows, int16 arrays, (N, 3) corners).
+    """
+    if not slabs:
+        return list(windows), [w.hu for w in windows], geometry.base_starts()
+    deep = [w for w in windows if w.slabs is not None]
+    return deep, [w.slabs for w in deep], slab_bases(geometry)
