@@ -7,17 +7,21 @@ what it is built from when one of its encoders is created.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from voco.encoders import cnn3d, swinunetr, video_resnet  # noqa: F401  (they register themselves)
+from voco.encoders import (  # noqa: F401  (they register themselves)
+    cnn3d,
+    swinunetr,
+    video_resnet,
+)
 from voco.encoders.base import ENCODERS, Encoder
 from voco.encoders.spec import InputSpec
 from voco.errors import InputError
 
 if TYPE_CHECKING:
-    from voco.weights.sources import WeightSource
+    from voco.weights.resolve import Weights
 
 __all__ = ["ENCODERS", "Encoder", "InputSpec", "create_encoder", "list_encoders", "load_encoder"]
 
@@ -29,19 +33,21 @@ def create_encoder(
     window: Sequence[float] | Sequence[Sequence[float]] | None = None,
     input_spec: InputSpec | dict | None = None,
     which: str = "auto",
+    inflate: str = "repeat",
     **arguments,
 ) -> Encoder:
     """Build an encoder, with random weights or with those of a file.
 
     Args:
-        name: ``arch`` or ``arch.tag``, e.g. ``"swin_b"`` or ``"swin_b.voco_ssl"``. A tag names published weights: it
-            sets the input that they were trained for and needs ``checkpoint``.
-        checkpoint: weights file, encoder folder or run folder; see ``voco.weights.load.load_weights``. A folder of
-            ours also brings its input spec.
+        name: ``arch`` or ``arch.tag``, e.g. ``"swin3d_t"`` or ``"swin3d_t.kinetics400"``. A tag names published
+            weights: it sets the input that they were trained for and, without ``checkpoint``, downloads them.
+        checkpoint: weights file of any project, encoder folder, run folder, tag, or Hugging Face id; see
+            ``voco.weights.load.load_weights``. A file that is known by its name or its format brings its input.
         window: Hounsfield window ``(low, high)`` in place of the default one, or several for several input channels.
         input_spec: replaces the default as a whole; ``window`` still goes on top.
         which: which network of a checkpoint that holds several: ``auto``, ``student``, ``teacher``, ``ema``.
-        arguments: keywords of the architecture.
+        inflate: how kernels of a 2D network become 3D ones: ``repeat`` or ``centre``.
+        arguments: keywords of the architecture; they win over those that belong to the weights.
 
     Returns:
         The encoder, in training mode as any new module; ``encoder.load_report`` says what was loaded.
@@ -53,24 +59,73 @@ def create_encoder(
     arch_name = ENCODERS.canonical(arch_name)
     arch = ENCODERS[arch_name]
     arch.check_arguments(arch_name, arguments)
-    source = _source(arch_name, tag, checkpoint) if tag else None
-    spec, provenance = _default_spec(arch_name, source, checkpoint)
+    weights = None
+    if tag or checkpoint is not None:
+        from voco.weights.resolve import resolve
+
+        weights = resolve(arch_name, tag, checkpoint)
+    start = _start(arch_name, weights)
+    spec, arguments = start.input_spec, {**start.arguments, **arguments}
     if input_spec is not None:
         spec = InputSpec.from_dict(input_spec) if isinstance(input_spec, dict) else input_spec
     if window is not None:
         spec = with_windows(spec, window)
 
     encoder = arch.build(spec, **arguments)
-    encoder.name, encoder.arguments, encoder.provenance = arch_name, dict(arguments), provenance
-    if checkpoint is not None:
+    encoder.name, encoder.arguments, encoder.provenance = arch_name, dict(arguments), list(start.provenance)
+    if weights is not None:
         from voco.weights.load import load_weights
 
-        load_weights(encoder, checkpoint, which=which)
-        if source is not None and Path(checkpoint).expanduser().is_file():
-            # A file under another hash may well be fine (converted, resaved), but its history should say so.
-            published = source.is_published_file(Path(checkpoint).expanduser())
-            encoder.provenance = [{**provenance[0], "file_is_the_published_one": published}]
+        report = load_weights(encoder, weights.path, which=which, inflate=inflate)
+        if not start.known and input_spec is None:
+            _feed_as_trained(encoder, report.format, window)
     return encoder
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What comes with weights before they are read; ``known`` where the input is theirs and not a default."""
+
+    input_spec: InputSpec
+    arguments: dict
+    provenance: list[dict]
+    known: bool
+
+
+def _start(arch_name: str, weights: Weights | None) -> _Start:
+    """Input, arguments and history: of our own folder, else of the published record, else the default."""
+    if weights is None:
+        return _Start(ENCODERS[arch_name].input_spec, {}, [], False)
+    from voco.weights.folder import read_config
+
+    if config := read_config(weights.path):
+        if config["arch"] != arch_name:
+            raise InputError(
+                f"{weights.path} holds a {config['arch']}, not a {arch_name}; "
+                f"name that architecture, or use voco.load_encoder"
+            )
+        spec = InputSpec.from_dict(config["input_spec"])
+        return _Start(spec, dict(config["arguments"]), list(config["provenance"]), True)
+    source = weights.source
+    if source is None:
+        return _Start(ENCODERS[arch_name].input_spec, {}, [], False)
+    entry = source.to_dict()
+    if weights.path.is_file():
+        # A file under another hash may well be fine (converted, resaved), but its history should say so.
+        entry["file_is_the_published_one"] = source.is_published_file(weights.path)
+    return _Start(source.input_spec, dict(source.arguments), [entry], True)
+
+
+def _feed_as_trained(encoder: Encoder, format_name: str, window) -> None:
+    """A file under a name of its own is still known by its format: projects feed the same network differently."""
+    from voco.weights.sources import source_of_file
+
+    source = source_of_file(encoder.name, "", format_name)
+    if source is None:
+        return
+    spec = source.input_spec if window is None else with_windows(source.input_spec, window)
+    if spec.channels == encoder.input_spec.channels:
+        encoder.input_spec = spec
 
 
 def list_encoders(pattern: str = "*") -> list[str]:
@@ -107,33 +162,9 @@ def with_windows(spec: InputSpec, window: Sequence[float] | Sequence[Sequence[fl
     if not windows:
         raise InputError(f"a window is (low, high) in HU or a list of such pairs, found {window!r}")
     mean, std = spec.mean, spec.std
-    if len(windows) != spec.channels:
+    if len(windows) == 3 and spec.rgb_mean and spec.rgb_std:
+        mean, std = spec.rgb_mean, spec.rgb_std
+    elif len(windows) != spec.channels:
         mean = (sum(mean) / len(mean),) * len(windows)
         std = (sum(std) / len(std),) * len(windows)
     return replace(spec, windows=windows, mean=mean, std=std)
-
-
-def _source(arch_name: str, tag: str, checkpoint) -> WeightSource:
-    from voco.weights.sources import find_source
-
-    source = find_source(arch_name, tag)
-    if checkpoint is None:
-        raise InputError(source.how_to_get())
-    return source
-
-
-def _default_spec(arch_name: str, source: WeightSource | None, checkpoint) -> tuple[InputSpec, list[dict]]:
-    """Input spec and history that come with the weights: of our own folder, else of the tag, else the default."""
-    if checkpoint is not None:
-        from voco.weights.folder import read_config
-
-        if config := read_config(checkpoint):
-            if config["arch"] != arch_name:
-                raise InputError(
-                    f"{checkpoint} holds a {config['arch']}, not a {arch_name}; "
-                    f"name that architecture, or use voco.load_encoder"
-                )
-            return InputSpec.from_dict(config["input_spec"]), list(config["provenance"])
-    if source is not None:
-        return source.input_spec, [source.to_dict()]
-    return ENCODERS[arch_name].input_spec, []

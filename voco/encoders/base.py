@@ -28,11 +28,13 @@ class Arch:
         build: ``build(input_spec, **arguments) -> Encoder``; imports what it needs when it is called.
         input_spec: what the architecture is fed unless weights or the caller say otherwise.
         summary: one line for ``voco encoders``.
+        family: encoders of one family share tensor names; names the conversion in ``voco.weights.families``.
     """
 
     build: Callable[..., Encoder]
     input_spec: InputSpec
     summary: str
+    family: str = ""
 
     def check_arguments(self, name: str, arguments: dict) -> None:
         """Refuse arguments that ``build`` does not take.
@@ -65,16 +67,14 @@ class Encoder(nn.Module):
         name: registered name, set by ``create_encoder``; ``arguments`` are the keywords that rebuild it.
         provenance: one dict per training that the weights went through, oldest first.
         load_report: what the last ``load_weights`` did, or None.
-        family: names the key conversion in ``voco.weights.convert``.
         pooling: ``"deepest"`` or ``"pyramid"``, what ``pool`` averages.
         stem_keys: tensors whose second dimension is the number of input channels.
         minimum_coverage: share of the parameters that a weights file must fill.
     """
 
-    family: str = ""
     pooling: str = "deepest"
     stem_keys: tuple[str, ...] = ()
-    minimum_coverage: float = 0.9
+    minimum_coverage: float = 1.0
 
     def __init__(self, input_spec: InputSpec, feature_info: list[dict]):
         super().__init__()
@@ -85,6 +85,11 @@ class Encoder(nn.Module):
         self.provenance: list[dict] = []
         self.load_report = None
         self.grad_checkpointing = False
+
+    @property
+    def family(self) -> str:
+        """Name of the family in ``voco.weights.families``; empty for an encoder that has no registered name."""
+        return ENCODERS[self.name].family if self.name in ENCODERS else ""
 
     @property
     def pyramid_features(self) -> int:
@@ -214,11 +219,11 @@ class Encoder(nn.Module):
         return f"encoder {self.name}" if self.name else type(self).__name__
 
 
-def register_encoder(name: str, *aliases: str, input_spec: InputSpec, summary: str) -> Callable:
+def register_encoder(name: str, *aliases: str, input_spec: InputSpec, summary: str, family: str = "") -> Callable:
     """Decorator that files ``build(input_spec, **arguments) -> Encoder`` under ``name``."""
 
     def add(build: Callable[..., Encoder]) -> Callable[..., Encoder]:
-        ENCODERS.register(name, *aliases)(Arch(build, input_spec, summary))
+        ENCODERS.register(name, *aliases)(Arch(build, input_spec, summary, family))
         return build
 
     return add

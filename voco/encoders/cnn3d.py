@@ -48,7 +48,6 @@ class CNN3D(Encoder):
         widths: channels of the stages.
     """
 
-    family = "cnn3d"
     stem_keys = ("stem.0.weight",)
 
     def __init__(self, input_spec: InputSpec, widths: tuple[int, ...] = (12, 24, 48, 96)):
@@ -83,6 +82,8 @@ class CNN3D(Encoder):
         return maps
 
 
-@register_encoder("cnn3d_s", input_spec=SPEC, summary="plain residual 3D CNN, 12 to 96 channels, for CPUs")
+@register_encoder(
+    "cnn3d_s", family="cnn3d", input_spec=SPEC, summary="plain residual 3D CNN, 12 to 96 channels, for CPUs"
+)
 def cnn3d_s(input_spec: InputSpec) -> CNN3D:
     return CNN3D(input_spec)

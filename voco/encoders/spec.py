@@ -25,6 +25,8 @@ class InputSpec:
         size: (D, H, W) usual crop in voxels.
         min_size: (D, H, W) smallest crop that the network can take.
         size_multiple: (D, H, W) multiples that ``prepare`` pads to.
+        rgb_mean, rgb_std: statistics of the three colours that the weights saw, where they differ; they replace mean
+            and std when three windows are chosen.
     """
 
     axes: str = CANONICAL_AXES
@@ -35,6 +37,8 @@ class InputSpec:
     size: tuple[int, int, int] = (64, 64, 64)
     min_size: tuple[int, int, int] = (1, 1, 1)
     size_multiple: tuple[int, int, int] = (1, 1, 1)
+    rgb_mean: tuple[float, float, float] | None = None
+    rgb_std: tuple[float, float, float] | None = None
 
     def __post_init__(self):
         if len(self.axes) != 3 or {frozenset((a, _OPPOSITE.get(a, a))) for a in self.axes} != {
@@ -81,6 +85,41 @@ class InputSpec:
         if unknown := sorted(set(values) - known):
             raise InputError(f"unknown input spec keys {unknown}; known: {sorted(known)}")
         return cls(**{k: _tuples(v) for k, v in values.items()})
+
+
+PE_WINDOW = (-100.0, 900.0)  # centre 400, width 1000, the published choice for pulmonary embolism transfer
+
+
+def kinetics_spec(
+    size: tuple[int, int, int],
+    min_size: tuple[int, int, int],
+    rgb_mean: tuple[float, float, float] = (0.45, 0.45, 0.45),
+    rgb_std: tuple[float, float, float] = (0.225, 0.225, 0.225),
+    **more,
+) -> InputSpec:
+    """Input of a network that was trained on colour video: frames are slices, one Hounsfield window stands for gray.
+
+    One channel takes the average of the three means and stds. The stem summed over the colours is then exact for a
+    repeated slice, borders included: zero padding means "mean" only if all channels share their statistics. Where the
+    three differ they are kept for input with three windows.
+
+    Args:
+        size: (frames, height, width) of the clips that the weights saw.
+        min_size: smallest (D, H, W).
+        rgb_mean, rgb_std: statistics of colours in [0, 1].
+        more: further fields of ``InputSpec``.
+    """
+    differ = len(set(rgb_mean)) > 1 or len(set(rgb_std)) > 1
+    return InputSpec(
+        windows=(PE_WINDOW,),
+        mean=(sum(rgb_mean) / 3 if differ else rgb_mean[0],),
+        std=(sum(rgb_std) / 3 if differ else rgb_std[0],),
+        size=size,
+        min_size=min_size,
+        rgb_mean=tuple(rgb_mean) if differ else None,
+        rgb_std=tuple(rgb_std) if differ else None,
+        **more,
+    )
 
 
 def _tuples(value):

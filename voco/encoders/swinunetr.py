@@ -37,7 +37,6 @@ class SwinUNETREncoder(Encoder):
         drop_path_rate: stochastic depth, growing linearly over the blocks.
     """
 
-    family = "swinunetr"
     pooling = "pyramid"
     stem_keys = (
         "swinViT.patch_embed.proj.weight",
@@ -139,7 +138,7 @@ class _HostLinspace(TorchFunctionMode):
 def _register(size: str, feature_size: int) -> None:
     summary = f"SwinUNETR encoder, feature size {feature_size}"
 
-    @register_encoder(f"swinunetr_{size}", f"swin_{size}", input_spec=SPEC, summary=summary)
+    @register_encoder(f"swinunetr_{size}", f"swin_{size}", family="swinunetr", input_spec=SPEC, summary=summary)
     def build(input_spec: InputSpec, drop_path_rate: float = 0.0) -> SwinUNETREncoder:
         return SwinUNETREncoder(input_spec, feature_size, drop_path_rate)
 

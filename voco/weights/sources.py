@@ -1,99 +1,109 @@
-"""Published weights: one record per ``arch.tag`` that says where the file is, what it expects and who made it.
-
-Tested loading is by file: nothing here downloads.
-"""
+"""Published weights: one record per ``arch.tag`` that says where the file is, what it expects and who made it."""
 
 from __future__ import annotations
 
 import difflib
 import fnmatch
+import functools
 import hashlib
-from dataclasses import asdict, dataclass
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 from voco.encoders.base import ENCODERS
 from voco.encoders.spec import InputSpec
-from voco.encoders.swinunetr import SPEC as SWINUNETR_SPEC
 from voco.errors import InputError
 
 
 @dataclass(frozen=True)
 class WeightSource:
-    """One published file.
+    """One published file, or one way of feeding it.
 
     Attributes:
         arch, tag: ``arch.tag`` is its name.
         file: file name as published.
-        url: where the file is.
-        md5: of the published file, 32 hex digits.
+        url: the file itself or, where ``download`` is False, the page where a person gets it.
         input_spec: what the weights were trained on.
         licence: of the weights, as their authors state it.
         citation: the paper to cite.
-        data: what they were trained on.
+        data: public data sets that the weights were trained on, by short fixed names.
+        sha256: full digest or the prefix that is published; empty where none is.
+        md5: digest, where that is what is published.
+        download: whether the url gives the file without a person's help.
+        arguments: keywords of the architecture that go with these weights.
+        format: name of the ``Format`` that the file is in, where one architecture has files of several.
+        note: clips, accuracy, traps.
     """
 
     arch: str
     tag: str
     file: str
     url: str
-    md5: str
     input_spec: InputSpec
     licence: str
     citation: str
-    data: str
+    data: tuple[str, ...]
+    sha256: str = ""
+    md5: str = ""
+    download: bool = True
+    arguments: Mapping = field(default_factory=dict)
+    format: str = ""
+    note: str = ""
 
     @property
     def name(self) -> str:
         return f"{self.arch}.{self.tag}"
 
-    def how_to_get(self) -> str:
-        """A message for a user who has not got the file yet."""
-        return (
-            f"{self.name} needs its weights file: fetch {self.file} from {self.url} (md5 {self.md5}), "
-            f"then pass checkpoint=PATH, or --encoder.weights PATH on a command line"
-        )
+    @property
+    def checksum(self) -> str:
+        """The published digest for people, with its kind; empty where there is none."""
+        return f"sha256 {self.sha256}" if self.sha256 else f"md5 {self.md5}" if self.md5 else ""
 
-    def is_published_file(self, path: Path) -> bool:
-        """Whether a file is, byte for byte, the one that was published."""
+    def is_published_file(self, path: Path) -> bool | None:
+        """Whether a file is the one that was published; None where no digest is known to tell by."""
+        if not self.checksum:
+            return None
         with path.open("rb") as file:
-            return hashlib.file_digest(file, "md5").hexdigest() == self.md5
+            digest = hashlib.file_digest(file, "sha256" if self.sha256 else "md5").hexdigest()
+        return digest.startswith((self.sha256 or self.md5).lower())
 
     def to_dict(self) -> dict:
         """For JSON; the first entry of the provenance of an encoder that starts from these weights."""
-        values = asdict(self)
-        del values["input_spec"]
-        return {"source": self.name, **values}
+        values = {key: value for key, value in asdict(self).items() if value not in ("", {}, ())}
+        del values["input_spec"], values["download"]
+        return {"source": self.name, **values, "data": list(self.data)}
 
 
-def _voco(size: str, md5: str) -> WeightSource:
-    file = f"VoCo_{size.upper()}_SSL_head.pt"
-    return WeightSource(
-        arch=f"swinunetr_{size}",
-        tag="voco_ssl",
-        file=file,
-        url=f"https://huggingface.co/Luffy503/VoCo/resolve/main/{file}",
-        md5=md5,
-        input_spec=SWINUNETR_SPEC,
-        licence="apache-2.0",
-        citation="Wu et al., Large-Scale 3D Medical Image Pre-training With Geometric Context Priors, "
-        "TPAMI 2026, doi:10.1109/TPAMI.2025.3639593",
-        data="PreCT-160K: about 160,000 public CT volumes, self-supervised (VoCo v2)",
-    )
+@functools.cache
+def all_sources() -> Mapping[str, WeightSource]:
+    """Every record by its name ``arch.tag``.
 
+    Raises:
+        ValueError: a name twice, or an architecture that is not registered.
+    """
+    from voco.weights import published
 
-SOURCES: dict[str, WeightSource] = {
-    source.name: source
-    for source in (
-        _voco("b", "f80c4da2f81d700bdae3df188f2057eb"),
-        _voco("l", "795095d1d43ef3808ec4c41798310136"),
-        _voco("h", "76f95a474736b60bf5b8aad94643744d"),
-    )
-}
+    found: dict[str, WeightSource] = {}
+    for info in pkgutil.iter_modules(published.__path__):
+        for source in importlib.import_module(f"{published.__name__}.{info.name}").SOURCES:
+            if source.name in found or ENCODERS.canonical(source.arch) != source.arch:
+                raise ValueError(f"weights {source.name!r} are listed twice, or under an alias")
+            found[source.name] = source
+    return MappingProxyType(found)
 
 
 def list_weights(pattern: str = "*") -> list[str]:
     """Names ``arch.tag`` of published weights that match a shell pattern, sorted."""
-    return [name for name in sorted(SOURCES) if fnmatch.fnmatch(name, pattern)]
+    return [name for name in sorted(all_sources()) if fnmatch.fnmatch(name, pattern)]
+
+
+def sources_of(arch: str) -> list[WeightSource]:
+    """All records of one architecture, which may be given by an alias."""
+    arch = ENCODERS.canonical(arch)
+    return [source for source in all_sources().values() if source.arch == arch]
 
 
 def find_source(arch: str, tag: str) -> WeightSource:
@@ -103,10 +113,23 @@ def find_source(arch: str, tag: str) -> WeightSource:
         InputError: unknown tag, with the known ones.
     """
     arch = ENCODERS.canonical(arch)
-    if source := SOURCES.get(f"{arch}.{tag}"):
+    if source := all_sources().get(f"{arch}.{tag}"):
         return source
-    known = [s.tag for s in SOURCES.values() if s.arch == arch]
+    known = [source.tag for source in sources_of(arch)]
     close = difflib.get_close_matches(tag, known, n=1)
     hint = f"; did you mean {arch}.{close[0]}?" if close else ""
     listed = f"known for {arch}: {', '.join(known)}" if known else f"none is known for {arch}"
-    raise InputError(f"unknown weights tag {tag!r}{hint} ({listed}; all: {', '.join(sorted(SOURCES))})")
+    raise InputError(f"unknown weights tag {tag!r}{hint} ({listed}; `voco encoders` lists all)")
+
+
+def source_of_file(arch: str, file: str, format: str = "") -> WeightSource | None:
+    """The record that a file is by its name or, failing that, the only one of its format.
+
+    Several records may share a file and differ in how it is fed; the first is the published way.
+    """
+    records = sources_of(arch)
+    named = [source for source in records if source.file == file]
+    if named:
+        return named[0]
+    same = [source for source in records if format and source.format == format]
+    return same[0] if same and all(source.input_spec == same[0].input_spec for source in same) else None

@@ -1,0 +1,101 @@
+"""What a file would do to an encoder: looked at as a whole, before anything is assigned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from voco.encoders.base import Encoder
+from voco.weights.families import find_family
+from voco.weights.fit import Fit, Fitter
+from voco.weights.match import Match, find_match
+from voco.weights.report import LoadReport
+
+EXAMPLES = 10
+
+
+@dataclass(frozen=True)
+class Examination:
+    """Names (``match``), shapes (``fit``) and both in words (``report``)."""
+
+    match: Match
+    fit: Fit
+    report: LoadReport
+
+
+def examine(
+    encoder: Encoder,
+    tensors: Mapping[str, Tensor],
+    file: str,
+    *,
+    which: str = "auto",
+    inflate: str = "repeat",
+    wrapper: tuple[str, ...] = (),
+    chosen: str | None = None,
+) -> Examination:
+    """Find a place for every tensor of a file in an encoder, which may be on the meta device.
+
+    Args:
+        encoder: made by ``create_encoder``.
+        tensors: flat, as ``read_tensors`` gives them; so are ``wrapper`` and ``chosen``.
+        file: name for the report.
+        which, inflate: see ``voco.weights.load.load_weights``.
+
+    Raises:
+        InputError: the file does not hold the network that ``which`` asks for.
+    """
+    family, state = find_family(encoder.family), encoder.state_dict()
+    match = find_match(state, family, tensors, which, chosen, file)
+    parameters = dict(encoder.named_parameters())
+    read_values = not any(parameter.is_meta for parameter in parameters.values())
+    fit = Fitter(state, parameters.keys(), encoder.stem_keys, family, inflate, read_values).fit(tensors, match)
+    used = {key for keys in match.keys.values() for key in keys}
+    report = LoadReport(
+        file=file,
+        encoder=encoder.name or type(encoder).__name__,
+        loaded=tuple(sorted(set(fit.values) - set(fit.adapted) | fit.kept)),
+        adapted=fit.adapted,
+        missing=tuple(sorted(fit.missing)),
+        unexpected=tuple(sorted(set(tensors) - used - set(match.dropped))),
+        coverage=fit.coverage,
+        wrapper=wrapper,
+        which=match.network or chosen,
+        format=match.format.name,
+        dropped=match.dropped,
+    )
+    return Examination(match, fit, report)
+
+
+def misfit(encoder: Encoder, found: Examination, exact: bool = False) -> str | None:
+    """Why a file must not be loaded, the most telling reason first, or None where it fits.
+
+    Args:
+        exact: the file is ours, so that nothing may be missing or left over.
+    """
+    fit, match, report = found.fit, found.match, found.report
+    lost_stems = [key for key in encoder.stem_keys if key in fit.missing]
+    lost_statistics = [key for key in fit.missing if key.endswith(("running_mean", "running_var"))]
+    minimum = encoder.minimum_coverage if match.format.minimum is None else match.format.minimum
+    if not report.loaded and not report.adapted and not fit.mismatched:
+        return "no tensor has a name that the encoder knows (another architecture?)"
+    if fit.mismatched:
+        lines = [f"  {text}" for text in list(fit.mismatched.values())[:EXAMPLES]]
+        return f"{len(fit.mismatched)} tensors have another shape or type:\n" + "\n".join(lines)
+    if lost_stems:
+        return f"the stem is missing: {', '.join(lost_stems)}"
+    if fit.coverage < minimum:
+        return f"it fills {_percent(fit.coverage)} of the parameters, {_percent(minimum)} are needed"
+    if exact and (report.missing or report.unexpected):
+        return "the folder's config.json and its weights do not belong together"
+    if lost_statistics and match.format.minimum is None:
+        return f"running statistics are missing: {', '.join(lost_statistics[:EXAMPLES])}"
+    if fit.not_finite:
+        return f"it holds values that are not finite, for example in {fit.not_finite[0]}"
+    return None
+
+
+def _percent(share: float) -> str:
+    # 99.97 % must not be printed as 100 % in a message that says that 100 % are needed.
+    return f"{int(share * 1000) / 10:.1f}%" if share < 1 else "100%"

@@ -1,0 +1,71 @@
+"""What a converter is: how one project names the tensors of an encoder family, as data and small functions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Part:
+    """A tensor of a file that fills some rows of one of ours: part ``index`` of ``of``, stacked along dimension 0."""
+
+    key: str
+    index: int
+    of: int
+
+
+def unchanged(key: str) -> str:
+    return key
+
+
+@dataclass(frozen=True)
+class Format:
+    """How one project names the tensors of a family. Keys come with prefixes such as ``module.`` stripped.
+
+    Attributes:
+        name: the project, as shown to people.
+        marks: regular expressions; a file can be of this format only if each is found in some key.
+        rename: key of the file to ours, or to a ``Part`` of ours; keys that it does not know are returned as they are.
+        drop: regular expression at the start of a key -> what it is, for what an encoder has no use for ("classifier").
+        inflate: a 2D network, whose convolution kernels are inflated to 3D.
+        minimum: share of our parameters that such a file must fill, where it cannot fill all.
+    """
+
+    name: str
+    marks: tuple[str, ...] = ()
+    rename: Callable[[str], str | Part] = unchanged
+    drop: Mapping[str, str] = field(default_factory=dict)
+    inflate: bool = False
+    minimum: float | None = None
+
+    def dropped(self, key: str) -> str | None:
+        """What a key is that this format knows and an encoder does not want, else None."""
+        return next((reason for pattern, reason in self.drop.items() if re.match(pattern, key)), None)
+
+    def may_be(self, keys: Iterable[str]) -> bool:
+        """Whether each of the marks is found in some key."""
+        listing = "\n".join(keys)
+        return all(re.search(mark, listing, re.MULTILINE) for mark in self.marks)
+
+
+@dataclass(frozen=True)
+class Family:
+    """Encoders that share their tensor names.
+
+    Attributes:
+        name: as given to ``register_encoder``.
+        formats: the home project's first; names of our own are always understood too.
+        adapt: ``adapt(our key, tensor of the file, tensor wanted) -> (tensor, rule) | None`` for shapes that differ and
+            are neither input channels nor a 2D kernel: tables of positions. Must check shapes before it computes.
+    """
+
+    name: str
+    formats: tuple[Format, ...] = ()
+    adapt: Callable[[str, Tensor, Tensor], tuple[Tensor, str] | None] | None = None
+
+
+OWN = Format("voco")

@@ -1,0 +1,116 @@
+"""Which tensor of a file is which tensor of an encoder: prefixes, formats, networks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from voco.errors import InputError
+from voco.weights.formats import OWN, Family, Format, Part
+from voco.weights.read import NETWORKS
+
+_PREFIXES = ("module", "_orig_mod", "backbone", "model", "encoder")
+_NETWORK_OF_PREFIX = {prefix: name for name, prefixes in NETWORKS.items() for prefix in prefixes}
+
+
+@dataclass
+class Match:
+    """How a file would fill an encoder, by names alone.
+
+    Attributes:
+        format: how the file names things.
+        network: student, teacher or ema where the file's keys say so, else None.
+        keys: tensor of the encoder -> keys of the file, several where they are stacked.
+        dropped: key of the file -> what it is, for what an encoder has no use for.
+    """
+
+    format: Format
+    network: str | None = None
+    keys: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    dropped: dict[str, str] = field(default_factory=dict)
+
+
+def stripped(key: str) -> Iterator[tuple[str, str | None]]:
+    """A key with none, one, two … of its wrapping prefixes taken off, and the network that those name."""
+    network, rest = None, key
+    while True:
+        yield rest, network
+        prefix, dot, remainder = rest.partition(".")
+        if not dot or prefix not in (*_PREFIXES, *_NETWORK_OF_PREFIX):
+            return
+        network = _NETWORK_OF_PREFIX.get(prefix, network)
+        rest = remainder
+
+
+def find_match(
+    wanted: Mapping[str, Tensor],
+    family: Family,
+    tensors: Mapping[str, Tensor],
+    which: str,
+    chosen: str | None,
+    file: str,
+) -> Match:
+    """The format and network that account for most tensors of an encoder.
+
+    Args:
+        wanted: state dict of the encoder.
+        family: its family.
+        tensors: of the file.
+        which: network asked for, or ``auto``: the one that matches most, at a tie the plain one, student, teacher, ema.
+        chosen: network that a wrapper key has already named.
+        file: name for error messages.
+
+    Raises:
+        InputError: the file does not hold the network that was asked for.
+    """
+    matches = [m for fmt in (*family.formats, OWN) for m in _matches(fmt, wanted, tensors)]
+    if which != "auto" and chosen != which:
+        networks = sorted({m.network for m in matches if m.network and m.keys} | ({chosen} if chosen else set()))
+        matches = [m for m in matches if m.network == which]
+        if not any(m.keys for m in matches):
+            raise InputError(
+                f"{file} holds no {which} encoder; it holds {', '.join(networks) if networks else 'one network only'}"
+            )
+    order = (None, *NETWORKS)
+
+    def rank(match: Match) -> tuple:
+        fitting = sum(_plausible(tensors[keys[0]], wanted[name], match.format) for name, keys in match.keys.items())
+        return fitting, len(match.keys), -order.index(match.network)
+
+    return max(matches, key=rank)  # of equals the first: the home project's format
+
+
+def _matches(fmt: Format, wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> list[Match]:
+    """One match per network that the file's keys name."""
+    found: dict[str | None, Match] = {None: Match(fmt)}
+    parts: dict[tuple[str | None, str], dict[int, tuple[str, int]]] = {}
+    dropped = {}
+    for key in tensors:
+        for name, network in stripped(key):
+            target = fmt.rename(name)
+            if isinstance(target, Part):
+                if target.key in wanted:
+                    parts.setdefault((network, target.key), {}).setdefault(target.index, (key, target.of))
+                    break
+            elif target in wanted:
+                found.setdefault(network, Match(fmt, network)).keys.setdefault(target, (key,))
+                break
+            if reason := fmt.dropped(name):
+                dropped[key] = reason
+                break
+    for (network, target), pieces in parts.items():
+        if all(index in pieces for index in range(next(iter(pieces.values()))[1])):
+            match = found.setdefault(network, Match(fmt, network))
+            match.keys.setdefault(target, tuple(pieces[index][0] for index in sorted(pieces)))
+    for match in found.values():
+        match.dropped = dropped
+    return list(found.values())
+
+
+def _plausible(value: Tensor, wanted: Tensor, fmt: Format) -> bool:
+    """Names alone do not tell a 2D network from the 3D one that was modelled on it; the kernels' dimensions do."""
+    if fmt.inflate and wanted.ndim == 5:
+        return value.ndim == 4
+    return value.ndim == wanted.ndim or (value.ndim > wanted.ndim and value.shape[0] == 1)

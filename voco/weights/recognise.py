@@ -1,0 +1,82 @@
+"""What a weights file is, before anything is built: project, architecture, published source."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from voco.encoders import create_encoder
+from voco.encoders.base import ENCODERS
+from voco.weights.examine import examine, misfit
+from voco.weights.families import families
+from voco.weights.match import stripped
+from voco.weights.read import read_tensors
+from voco.weights.report import LoadReport
+from voco.weights.sources import WeightSource, source_of_file, sources_of
+
+
+@dataclass(frozen=True)
+class Guess:
+    """One architecture that a file fits.
+
+    Attributes:
+        arch: registered name; ``arguments`` are the keywords that fit.
+        report: what loading would do.
+        source: the published record that the file is, by name or by format, else None.
+    """
+
+    arch: str
+    arguments: dict = field(default_factory=dict)
+    report: LoadReport | None = None
+    source: WeightSource | None = None
+
+    def describe(self) -> str:
+        """``slow_r50 (pytorchvideo)``, with arguments where they matter."""
+        arguments = "".join(f", {key}={value}" for key, value in self.arguments.items())
+        return f"{self.arch}{arguments} ({self.report.format})"
+
+
+def recognise(path: Path) -> list[Guess]:
+    """Architectures that a weights file fits, the best first; empty where none does.
+
+    Marks of the formats choose the families; their encoders are built on the meta device, so that neither weights nor
+    time are spent, and each is asked whether the file fits.
+
+    Args:
+        path: weights file. It is opened without running code in it.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    tensors, wrapper, chosen = read_tensors(path)
+    names = [name for key in tensors for name, _ in stripped(key)]
+    guesses = []
+    for family in families().values():
+        if not any(fmt.marks and fmt.may_be(names) for fmt in family.formats):
+            continue
+        for arch in (name for name in ENCODERS if ENCODERS[name].family == family.name):
+            for arguments in _variants(arch):
+                guess = _try(arch, arguments, tensors, wrapper, chosen, path.name)
+                if guess is not None:
+                    guesses.append(guess)
+    # Of twins the one that needs least adapting, then the one whose published file has this name.
+    return sorted(guesses, key=lambda g: (-g.report.coverage, len(g.report.adapted), g.source is None, g.arch))
+
+
+def _variants(arch: str) -> list[dict]:
+    variants = [{}]
+    for source in sources_of(arch):
+        if dict(source.arguments) not in variants:
+            variants.append(dict(source.arguments))
+    return variants
+
+
+def _try(arch: str, arguments: dict, tensors, wrapper, chosen, file: str) -> Guess | None:
+    with torch.device("meta"):
+        encoder = create_encoder(arch, **arguments)
+    found = examine(encoder, tensors, file, wrapper=wrapper, chosen=chosen)
+    if misfit(encoder, found):
+        return None
+    return Guess(arch, arguments, found.report, source_of_file(arch, file, found.report.format))

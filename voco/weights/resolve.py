@@ -1,0 +1,78 @@
+"""From what a user names (a tag, a file, a folder, a hub id) to a path on this machine and the record it belongs to."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from voco.encoders.base import ENCODERS
+from voco.errors import InputError
+from voco.weights.sources import WeightSource, find_source, list_weights, source_of_file
+
+_HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*(/[\w./-]+)?")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where weights are and which published record they are, if one is known."""
+
+    path: Path
+    source: WeightSource | None = None
+
+
+def resolve(arch: str, tag: str, checkpoint: str | Path | None) -> Weights | None:
+    """The weights that a name and a checkpoint mean together; published files are downloaded where they are missing.
+
+    Args:
+        arch: registered name.
+        tag: of ``arch.tag``, or empty.
+        checkpoint: path; or a tag (``kinetics400``, ``slow_r50.kinetics400``); or a Hugging Face id ``owner/name`` with
+            or without a file. What exists as a path is taken as a path.
+
+    Returns:
+        None where neither tag nor checkpoint is given.
+
+    Raises:
+        InputError: unknown tag, nothing there, or a download that is not possible, with what to do.
+    """
+    source = find_source(arch, tag) if tag else None
+    if checkpoint is None:
+        return _download(source) if source else None
+    text, path = str(checkpoint), Path(checkpoint).expanduser()
+    if path.exists():
+        return Weights(path, source or source_of_file(arch, path.name))
+    if named := _tag(arch, text):
+        if source is not None and named != source:
+            raise InputError(f"{source.name} and {named.name} are two different weights; name one of them")
+        return _download(named)
+    if _HUB_ID.fullmatch(text) and not path.suffix and not text.startswith((".", "~")):
+        return Weights(_hub(text), source)
+    known = ", ".join(name.partition(".")[2] for name in list_weights(f"{arch}.*"))
+    raise InputError(
+        f"no weights at {text}: expected a file, an encoder or run folder, "
+        f"a Hugging Face id owner/name{f', or one of the tags {known}' if known else ''}"
+    )
+
+
+def _tag(arch: str, text: str) -> WeightSource | None:
+    """The record that a checkpoint names by its tag, alone or after the architecture or one of its aliases."""
+    names = (arch, *ENCODERS.aliases(arch))
+    tag = next((text.removeprefix(f"{name}.") for name in names if text.startswith(f"{name}.")), text)
+    try:
+        return find_source(arch, tag)
+    except InputError:
+        return None
+
+
+def _download(source: WeightSource) -> Weights:
+    from voco.weights.download import fetch
+
+    return Weights(fetch(source), source)
+
+
+def _hub(text: str) -> Path:
+    from voco.weights.download import fetch_hub_file
+
+    owner, name, *rest = text.split("/", 2)
+    return fetch_hub_file(f"{owner}/{name}", rest[0] if rest else None)
