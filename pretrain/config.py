@@ -32,9 +32,12 @@ class EncoderConfig:
     name: str = "swinunetr_b"
     """Registered name, see `voco encoders`."""
     weights: str | None = None
-    """Weights to continue from: a file, or the folder of an encoder or a run."""
+    """Weights to start from: a file of any project, the folder of an encoder or a run, a tag (see `voco encoders`;
+    published files are downloaded where they are missing), or a Hugging Face id owner/name."""
     window: list[float] = field(default_factory=list)
     """Hounsfield window, low and high; empty = the one the encoder asks for."""
+    depth_stride: int = 0
+    """Total depth stride of a video network, smaller than published; 0 = as published."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
 

@@ -95,7 +95,7 @@ def _run(config: dict, rank: int, world: int) -> int:
     try:
         with StopRequest() as stop, explain_out_of_memory(_MEMORY_SETTINGS):
             goes_on = resume is not None and _is_own(resume, out)
-            monitor = _start_monitor(config, cohort, encoder.input_spec, accelerator, goes_on) if main_process else None
+            monitor = _start_monitor(config, cohort, encoder, accelerator, goes_on) if main_process else None
             model, optimizer, checkpoints = _ready_to_train(config, accelerator, method, out)
             if resume is not None:
                 state = LoopState.from_dict(checkpoints.load(resume, method, optimizer))
@@ -159,8 +159,9 @@ def _build_encoder(config: dict, *, like=None):
     settings = config["encoder"]
     torch.manual_seed(derive_seed(config["seed"], "init"))
     if like is not None:
-        return create_encoder(settings.name.partition(".")[0], input_spec=like)
-    encoder = create_encoder(settings.name, checkpoint=settings.weights, window=settings.window or None)
+        return create_encoder(like.name, input_spec=like.input_spec, **like.arguments)
+    arguments = {"depth_stride": settings.depth_stride} if settings.depth_stride else {}
+    encoder = create_encoder(settings.name, checkpoint=settings.weights, window=settings.window or None, **arguments)
     encoder.set_grad_checkpointing(settings.activation_checkpointing)
     return encoder
 
@@ -247,7 +248,7 @@ def _ready_to_train(config: dict, accelerator, method, out: Path):
     return model, optimizer, Checkpoints(out / "checkpoints", keep=train.keep, accelerator=accelerator)
 
 
-def _start_monitor(config: dict, cohort, spec, accelerator, goes_on: bool):
+def _start_monitor(config: dict, cohort, encoder, accelerator, goes_on: bool):
     """The health report on held-out scans, its lines measured (once a run); None without held-out scans."""
     from voco.health.monitor import HealthMonitor
     from voco.reference import reference_lines
@@ -262,7 +263,7 @@ def _start_monitor(config: dict, cohort, spec, accelerator, goes_on: bool):
         names=[e.case.id for e in entries],
         geometry=settings.geometry,
         region=settings.region,
-        hu_windows=spec.windows,
+        hu_windows=encoder.input_spec.windows,
         references=reference_lines(
             settings.geometry,
             negative=settings.options.negative,
@@ -274,7 +275,7 @@ def _start_monitor(config: dict, cohort, spec, accelerator, goes_on: bool):
         seed=config["seed"],
         warmup=config["train"].warmup,
     )
-    build = lambda: _build_method(config, _build_encoder(config, like=spec))  # noqa: E731
+    build = lambda: _build_method(config, _build_encoder(config, like=encoder))  # noqa: E731
     monitor.measure_lines(build, accelerator.device, reuse=goes_on)
     return monitor
 

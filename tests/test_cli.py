@@ -174,10 +174,15 @@ def test_inspect_shows_no_identifiers(tmp_path, capsys):
 def test_encoders_and_inspect_an_encoder(tmp_path, capsys):
     from voco import create_encoder, list_encoders
     from voco.weights.export import save_encoder
+    from voco.weights.sources import list_weights
 
     assert main(["encoders"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[1:]] == list_encoders()
+    architectures, weights = lines[1 : lines.index("")], lines[lines.index("") + 2 :]
+    assert [line.split()[0] for line in architectures] == list_encoders()
+    assert sorted(line.split()[0] for line in weights) == list_weights()
+    assert main(["encoders", "*.kinetics400"]) == 0
+    assert "r3d_18-b3b3357e.pth" in capsys.readouterr().out
     assert main(["encoders", "swin_b"]) == 0  # by its alias
     assert capsys.readouterr().out.splitlines()[1].startswith("swinunetr_b")
 
@@ -190,7 +195,7 @@ def test_encoders_and_inspect_an_encoder(tmp_path, capsys):
     for path in (tmp_path / "run", tmp_path / "run" / "encoder", tmp_path / "run" / "encoder" / "model.safetensors"):
         assert main(["inspect", str(path)]) == 0
         out = capsys.readouterr().out
-        assert "cnn3d_s" in out and "(-321.0, 654.0)" in out.replace("[", "(").replace("]", ")")
+        assert "cnn3d_s" in out and "[-321, 654]" in out
         assert f"{count / 1e6:.2f} M" in out and "17" in out
     assert main(["inspect", str(tmp_path / "run")]) == 0
     out = capsys.readouterr().out

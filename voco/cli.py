@@ -201,8 +201,8 @@ def _add_inspect(commands) -> None:
         "inspect",
         inspect,
         "say what a file or folder is",
-        "Describe a scan, a folder of scans, a prepared scan, a cache, an encoder or a run. Names, numbers and UIDs of "
-        "patients are not shown.",
+        "Describe a scan, a folder of scans, a prepared scan, a cache, a weights file of any project, an encoder or a "
+        "run. Names, numbers and UIDs of patients are not shown.",
     )
     command.add_argument("path", metavar="FILE_OR_DIR", help="what to look at")
 
@@ -229,7 +229,7 @@ def _add_encoders(commands) -> None:
 
 def encoders(args: argparse.Namespace) -> int:
     """``voco encoders [PATTERN]``."""
-    from voco.describe import describe_encoders
+    from voco.describe_weights import describe_encoders
 
     for line in describe_encoders(args.pattern):
         print(line)

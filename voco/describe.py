@@ -1,4 +1,4 @@
-"""What ``voco inspect`` and ``voco encoders`` print. Nothing here shows who a patient is: no names, numbers or UIDs."""
+"""What ``voco inspect`` prints. Nothing here shows who a patient is: no names, numbers or UIDs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from voco.describe_weights import WEIGHTS_SUFFIXES, describe_encoder, describe_weights, table
 from voco.errors import InputError
 
 
@@ -26,7 +27,7 @@ def describe(path: Path) -> Iterator[str]:
         if (path / "run.json").is_file():
             return _run(path)
         if (path / "config.json").is_file() or (path / "encoder" / "config.json").is_file():
-            return _encoder(path)
+            return describe_encoder(path)
         if any(path.glob(f"*{SUFFIX}")):
             return _cache(path)
         return _folder(path)
@@ -36,16 +37,9 @@ def describe(path: Path) -> Iterator[str]:
         return _cohort(path)
     if is_volume_file(path):
         return _scan(path)
-    if path.suffix in (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar") or path.name == "config.json":
-        return _weights(path)
+    if path.suffix in WEIGHTS_SUFFIXES or path.name == "config.json":
+        return describe_weights(path)
     return _scan(path)
-
-
-def _table(rows: dict[str, object]) -> Iterator[str]:
-    width = max(len(key) for key in rows)
-    for key, value in rows.items():
-        if value is not None and value != "":
-            yield f"{key:<{width}}  {value}"
 
 
 def _mm(spacing) -> str:
@@ -80,7 +74,7 @@ def _scan(path: Path) -> Iterator[str]:
         **_hu(volume.array),
         "slices": f"{len(slices)}, {kept} kept" if slices else "",
     }
-    yield from _table(rows)
+    yield from table(rows)
 
 
 def _prepared(path: Path) -> Iterator[str]:
@@ -93,7 +87,7 @@ def _prepared(path: Path) -> Iterator[str]:
     meta, size = volume.meta, path.stat().st_size
     settings = meta.get("settings", {})
     source = meta.get("source", {})
-    yield from _table(
+    yield from table(
         {
             "kind": "prepared scan (all checksums right)",
             "voxels": _size(volume.shape),
@@ -118,7 +112,7 @@ def _cache(path: Path) -> Iterator[str]:
     voxels = sum(int(np.prod(footer["shape"])) for footer in good)
     total = sum(footer["bytes"] for footer in good)
     spacings = Counter(_mm(footer["spacing_mm"]) for footer in good).most_common(3)
-    yield from _table(
+    yield from table(
         {
             "kind": "cache of prepared scans",
             "scans": len(good),
@@ -147,7 +141,7 @@ def _cohort(path: Path) -> Iterator[str]:
 
 def _listing(manifest) -> Iterator[str]:
     kinds = Counter("DICOM" if c.files else _format(c.path) for c in manifest.cases)
-    yield from _table(
+    yield from table(
         {
             "kind": "cohort",
             "scans": len(manifest.cases),
@@ -180,61 +174,6 @@ def _format(name: str) -> str:
     return next((suffix[1:] for suffix in reversed(VOLUME_SUFFIXES) if name.lower().endswith(suffix)), "other")
 
 
-def _encoder(path: Path) -> Iterator[str]:
-    from voco.weights.folder import find_encoder_folder, read_config
-
-    config = read_config(path)
-    weights = find_encoder_folder(path) / "model.safetensors"
-    yield from _table(
-        {
-            "kind": f"encoder; load with voco.load_encoder({str(path)!r})",
-            "arch": config["arch"],
-            "arguments": ", ".join(f"{key}={value}" for key, value in config["arguments"].items()),
-            "parameters": _parameters(weights) if weights.is_file() else "model.safetensors is missing",
-        }
-    )
-    yield "input"
-    yield from (f"  {line}" for line in _table(config["input_spec"]))
-    for number, entry in enumerate(config["provenance"], 1):
-        yield f"training {number}"
-        plain = {key: value for key, value in entry.items() if isinstance(value, (str, int, float)) and value != ""}
-        yield from (f"  {line}" for line in (_table(plain) if plain else ()))
-
-
-def _parameters(file: Path) -> str:
-    """Counted from the header: the weights themselves are not read."""
-    with open(file, "rb") as stream:
-        head = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-    count = 0
-    for name, tensor in head.items():
-        if name != "__metadata__":
-            size = 1
-            for n in tensor["shape"]:
-                size *= n
-            count += size
-    return f"{count / 1e6:.2f} M with buffers, {file.stat().st_size / 1e6:.1f} MB"
-
-
-def _weights(path: Path) -> Iterator[str]:
-    from voco.weights.folder import find_encoder_folder
-    from voco.weights.read import read_tensors
-
-    if find_encoder_folder(path) is not None:
-        yield from _encoder(path.parent)
-        return
-    tensors, *_ = read_tensors(path)
-    names = list(tensors)
-    yield from _table(
-        {
-            "kind": "weights file (read without running any code from it)",
-            "tensors": len(tensors),
-            "values": f"{sum(t.numel() for t in tensors.values()) / 1e6:.2f} M",
-            "first": ", ".join(f"{name} {tuple(tensors[name].shape)}" for name in names[:3]),
-            "last": ", ".join(f"{name} {tuple(tensors[name].shape)}" for name in names[-2:]),
-        }
-    )
-
-
 _RUN_METRICS = (
     "step",
     "loss",
@@ -257,7 +196,7 @@ def _run(path: Path) -> Iterator[str]:
         rows["last row"] = _short({k: v for k, v in json.loads(lines[-1]).items() if k in _RUN_METRICS})
     saved = sorted(item.name for item in (path / "checkpoints").glob("step-*"))
     rows["checkpoints"] = f"{len(saved)}, newest {saved[-1]}" if saved else "none"
-    yield from _table({"kind": "run", **rows})
+    yield from table({"kind": "run", **rows})
     with contextlib.suppress(OSError, ValueError, KeyError):
         yield from (
             "",
@@ -266,42 +205,10 @@ def _run(path: Path) -> Iterator[str]:
         )
     if (path / "encoder" / "config.json").is_file():
         yield ""
-        yield from _encoder(path / "encoder")
+        yield from describe_encoder(path / "encoder")
 
 
 def _short(value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {_short(item)}" for key, item in value.items() if not isinstance(item, (dict, list)))
     return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def describe_encoders(pattern: str) -> Iterator[str]:
-    """A line per registered encoder whose name, alias or published weights match a shell pattern.
-
-    Raises:
-        InputError: nothing matches.
-    """
-    import fnmatch
-
-    from voco.encoders import ENCODERS
-    from voco.weights.sources import list_weights
-
-    rows = []
-    for name in ENCODERS:
-        aliases = ENCODERS.aliases(name)
-        tags = [tag.partition(".")[2] for tag in list_weights(f"{name}.*")]
-        names = [name, *aliases, *(f"{n}.{tag}" for n in (name, *aliases) for tag in tags)]
-        if any(fnmatch.fnmatch(item, pattern) for item in names):
-            spec = ENCODERS[name].input_spec
-            windows = " ".join(f"[{low:g}, {high:g}]" for low, high in spec.windows)
-            spacing = " x ".join(f"{mm:g}" for mm in spec.spacing_mm) if spec.spacing_mm else "any"
-            size, least = ("x".join(map(str, values)) for values in (spec.size, spec.min_size))
-            rows.append(
-                [name, ", ".join(aliases), size, least, spacing, windows, ", ".join(tags), ENCODERS[name].summary]
-            )
-    if not rows:
-        raise InputError(f"no encoder matches {pattern!r}; known: {', '.join(ENCODERS)}")
-    head = ["name", "also", "size", "smallest", "spacing mm", "window HU", "weights", "what it is"]
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    for row in [head, *rows]:
-        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()

@@ -137,7 +137,8 @@ def load_encoder(source: str | Path) -> Encoder:
     """An encoder that ``save_encoder`` or a training run wrote, ready for use (evaluation mode).
 
     Args:
-        source: encoder folder, run folder that holds one, or a Hugging Face hub id ``owner/name``.
+        source: encoder folder, run folder that holds one, a Hugging Face hub id ``owner/name``, or a weights file of
+            another project, whose architecture is then recognised.
 
     Raises:
         InputError: no such folder, a folder that is not an encoder, files that do not belong together, or a hub id

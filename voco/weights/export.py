@@ -70,6 +70,10 @@ def save_encoder(encoder: Encoder, folder: str | Path, provenance: dict, card: s
 def load_encoder(source: str | Path) -> Encoder:
     """See ``voco.encoders.load_encoder``."""
     folder = find_encoder_folder(source)
+    if folder is None and Path(source).expanduser().is_file():
+        from voco.weights.recognise import load_recognised
+
+        return load_recognised(Path(source).expanduser())
     if folder is None:
         folder = _from_hub(source)
     config = read_config(folder)

@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 
 from voco.encoders import create_encoder
-from voco.encoders.base import ENCODERS
-from voco.weights.examine import examine, misfit
+from voco.encoders.base import ENCODERS, Encoder
+from voco.errors import InputError
+from voco.weights.examine import EXAMPLES, examine, misfit
 from voco.weights.families import families
 from voco.weights.match import stripped
 from voco.weights.read import read_tensors
@@ -80,3 +81,22 @@ def _try(arch: str, arguments: dict, tensors, wrapper, chosen, file: str) -> Gue
     if misfit(encoder, found):
         return None
     return Guess(arch, arguments, found.report, source_of_file(arch, file, found.report.format))
+
+
+def load_recognised(path: Path) -> Encoder:
+    """The encoder that a weights file of another project is for, filled and in evaluation mode.
+
+    Raises:
+        InputError: unreadable file, or one that fits no encoder.
+    """
+    guesses = recognise(path)
+    if not guesses:
+        tensors, *_ = read_tensors(path)
+        keys = ", ".join(f"{key} {tuple(value.shape)}" for key, value in list(tensors.items())[:EXAMPLES])
+        raise InputError(
+            f"{path.name} fits no encoder that is known here; it holds {len(tensors)} tensors: {keys}; "
+            f"`voco encoders` lists what there is, create_encoder(NAME, checkpoint=FILE) says what one of them misses"
+        )
+    best = guesses[0]
+    name = best.source.name if best.source else best.arch
+    return create_encoder(name, checkpoint=path, **best.arguments).eval()
