@@ -99,6 +99,8 @@ def test_odd_sizes_are_rounded_up(which, request):
     encoder = request.getfixturevalue(which)
     maps = encoder._maps(torch.randn(1, 1, 7, 13, 11, dtype=torch.float64))
     assert [tuple(m.shape[2:]) for m in maps] == [(7, 13, 11), (7, 7, 6), (4, 4, 3)]
+    one_slice = encoder._maps(torch.randn(1, 1, 1, 16, 16, dtype=torch.float64))
+    assert [tuple(m.shape[2:]) for m in one_slice] == [(1, 16, 16), (1, 8, 8), (1, 4, 4)]
 
 
 @pytest.mark.parametrize("which", ["plain", "residual"])

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from voco.encoders.base import Encoder, register_encoder
 from voco.encoders.spec import InputSpec
@@ -216,8 +217,7 @@ class _Block(nn.Module):
         self.conv2 = _Conv(width, width, kernel, (1, 1, 1), bias, eps, active=False)
         shortcut = []
         if max(step) > 1:
-            # Rounded up like the strided convolution beside it; the last window averages what it has.
-            shortcut.append(nn.AvgPool3d(step, step, ceil_mode=True))
+            shortcut.append(_Pool(step))
         if channels != width:
             shortcut.append(_Conv(channels, width, (1, 1, 1), (1, 1, 1), False, eps, active=False))
         self.skip = nn.Sequential(*shortcut)
@@ -225,6 +225,18 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.act(self.conv2(self.conv1(x)) + self.skip(x))
+
+
+class _Pool(nn.Module):
+    """Average pooling that rounds up, like the strided convolution beside it: the last window averages what it has."""
+
+    def __init__(self, step: tuple[int, int, int]):
+        super().__init__()
+        self.step = step
+
+    def forward(self, x: Tensor) -> Tensor:
+        window = [min(pair) for pair in zip(self.step, x.shape[2:])]
+        return F.avg_pool3d(x, window, self.step, ceil_mode=True)
 
 
 def _triple(value, name: str) -> tuple[int, int, int]:
