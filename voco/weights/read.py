@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
-import re
-import zipfile
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +10,9 @@ import torch
 from torch import Tensor
 
 from voco.errors import InputError
+from voco.weights.caffe2 import read_caffe2
+from voco.weights.refusals import damaged, not_dense
+from voco.weights.torchfile import TorchFile, is_torch_file, open_torch_file
 
 # In this order, at every level; a flat file has none of them as a mapping.
 WRAPPERS = (
@@ -25,12 +26,17 @@ WRAPPERS = (
     "teacher",
     "ema",
     "model_ema",
+    "blobs",
 )
+# Deeper than any published checkpoint; a dict that holds itself has no end.
+_MOST_WRAPPERS = 12
+_LONGEST_NAME = 500
+_LONGEST_HEADER = 100_000_000  # bytes, of a safetensors file; its own reader has the same limit
 NETWORKS = {"student": ("student",), "teacher": ("teacher",), "ema": ("ema", "model_ema", "ema_model")}
 
 
 def read_tensors(path: Path, which: str = "auto") -> tuple[dict[str, Tensor], tuple[str, ...], str | None]:
-    """The tensors of a safetensors or torch file, still on disk (memory-mapped) where the format allows it.
+    """The tensors of a safetensors, torch or caffe2 file, still on disk (memory-mapped) where the format allows it.
 
     Args:
         path: the file.
@@ -42,8 +48,31 @@ def read_tensors(path: Path, which: str = "auto") -> tuple[dict[str, Tensor], tu
     Raises:
         InputError: damaged file, a file that needs code execution, or one without tensors.
     """
-    content = _read_safetensors(path) if _is_safetensors(path) else _read_torch(path)
-    return unwrap(content, which, path.name)
+    opened = _open(path)
+    content = opened.load() if isinstance(opened, TorchFile) else opened
+    tensors, wrapper, chosen = unwrap(content, which, path.name)
+    file_bytes = path.stat().st_size
+    for key, tensor in tensors.items():
+        if (wanted := tensor.numel() * tensor.element_size()) > file_bytes:
+            raise InputError(
+                f"{path.name} holds {file_bytes:,} bytes, but its tensor {key} {_shape(tensor)} stands for {wanted:,}; "
+                f"expected every value to be in the file: save contiguous tensors"
+            )
+    if isinstance(opened, TorchFile):
+        opened.verify(wrapper, tensors)
+    return tensors, wrapper, chosen
+
+
+def read_content(path: Path) -> object:
+    """All that a weights file holds: tensors, containers, numbers and text; other things are left out or inert.
+
+    For what stands beside the weights, such as a plan or a configuration; checksums are not compared.
+
+    Raises:
+        InputError: as ``read_tensors``.
+    """
+    opened = _open(path)
+    return opened.load() if isinstance(opened, TorchFile) else opened
 
 
 def unwrap(content: object, which: str, file: str) -> tuple[dict[str, Tensor], tuple[str, ...], str | None]:
@@ -55,19 +84,38 @@ def unwrap(content: object, which: str, file: str) -> tuple[dict[str, Tensor], t
         key = network or next((key for key in WRAPPERS if key in inner), None)
         if key is None:
             break
+        if len(wrapper) == _MOST_WRAPPERS:
+            raise InputError(f"{file} holds no weights: its dicts lie inside each other without end ({wrapper[:4]} …)")
         wrapper.append(key)
         chosen = next((name for name, keys in NETWORKS.items() if key in keys), chosen)
         content = content[key]
     tensors = {}
     if isinstance(content, Mapping):
-        tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor) and v.layout is torch.strided}
+        tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
-        found = sorted(map(str, content))[:10] if isinstance(content, Mapping) else type(content).__name__
         raise InputError(
             f"{file} holds no weights: expected a dict of tensors, plain or under one of {', '.join(WRAPPERS)}; "
-            f"found {found}"
+            f"found {_found(content)}"
         )
+    for key, tensor in tensors.items():
+        if not isinstance(key, str) or not key.isprintable() or len(key) > _LONGEST_NAME:
+            raise InputError(f"{file} has a tensor under {key!a:.80}; expected names of printable text")
+        if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_nested or tensor.is_meta:
+            raise not_dense(Path(file), key)
     return tensors, tuple(wrapper), chosen
+
+
+def _open(path: Path) -> TorchFile | dict:
+    """A torch file, looked through but not loaded, or the content of one of the other formats."""
+    if not path.is_file():  # also what stands for a device or a pipe, which could be read without end
+        kind = "a folder" if path.is_dir() else "not a regular file" if path.exists() else "not there"
+        raise InputError(f"{path} is {kind}; expected a weights file")
+    try:
+        if _is_safetensors(path):
+            return _read_safetensors(path)
+        return open_torch_file(path) if is_torch_file(path) else read_caffe2(path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -79,53 +127,36 @@ def _is_safetensors(path: Path) -> bool:
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        return load_file(path)
-    except (SafetensorError, ValueError) as error:
-        raise InputError(f"{path.name} is damaged or not a safetensors file ({error}){_looks_like(path)}") from error
+        _check_names(path)
+        return load_file(path)  # checks its sizes against the file before it makes a tensor
+    except InputError:
+        raise
+    except Exception as error:  # the reader's own, but also KeyError for a type that torch does not have
+        raise damaged(path, error) from error
 
 
-def _read_torch(path: Path) -> object:
-    zipped = zipfile.is_zipfile(path)
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except pickle.UnpicklingError as error:
-        if blocked := _blocked_globals(path, str(error), zipped):
-            raise InputError(
-                f"{path.name} would run code when it is read: it asks for {', '.join(blocked)}. It was not loaded. "
-                f"If you trust its source, read it on a machine that you can afford to lose with "
-                f"torch.load(..., weights_only=False) and save its state dict alone, best as safetensors"
-            ) from None
-        raise InputError(_damaged(path, error)) from error
-    except Exception as error:  # a damaged archive raises whatever its parser met first
-        raise InputError(_damaged(path, error)) from error
-
-
-def _blocked_globals(path: Path, message: str, zipped: bool) -> list[str]:
-    if zipped:
-        try:
-            if blocked := torch.serialization.get_unsafe_globals_in_checkpoint(path):
-                return sorted(blocked)
-        except Exception:  # an archive made to confuse the listing is still refused, by the message below
-            pass
-    return sorted(set(re.findall(r"GLOBAL ([\w.]+)", message)))
-
-
-def _damaged(path: Path, error: Exception) -> str:
-    reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-    return f"{path.name} is damaged, cut short or not a weights file ({reason}){_looks_like(path)}"
-
-
-def _looks_like(path: Path) -> str:
+def _check_names(path: Path) -> None:
+    """Refuse a header with one name twice: readers differ in which of the two they take."""
     with path.open("rb") as file:
-        head = file.read(64)
-    if head.startswith(b"version https://git-lfs"):
-        return "; it is a Git LFS pointer, fetch the file itself"
-    if head.lstrip()[:1] == b"<":
-        return "; it is a web page, fetch the file itself"
-    if head.startswith(b"PK") and not zipfile.is_zipfile(path):
-        return "; its end is missing, fetch it again"
-    return "; fetch it again and compare its checksum"
+        size = int.from_bytes(file.read(8), "little")
+        header = file.read(min(size, _LONGEST_HEADER))
+
+    def no_twins(pairs: list[tuple[str, object]]) -> dict:
+        if len(dict(pairs)) < len(pairs):
+            raise ValueError("its header has a name twice")
+        return dict(pairs)
+
+    json.loads(header, object_pairs_hook=no_twins)
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape))
+
+
+def _found(content: object) -> str:
+    if not isinstance(content, Mapping):
+        return type(content).__name__
+    return str(sorted(f"{key!s:.60}" for key in content)[:10])
