@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import accumulate
 from operator import mul
 from typing import TYPE_CHECKING
@@ -17,22 +18,21 @@ if TYPE_CHECKING:
     from voco.encoders.spec import InputSpec
 
 # 64 in plane: at 32 the deepest map of a small crop has one position, and BatchNorm little to normalise by.
-SPEC = kinetics_spec((64, 224, 224), (4, 64, 64), RGB_MEAN, RGB_STD)
+# Multiples: the last pooling (2x2x2, no padding) drops an odd last slice, row and column, unlike all other strides.
+# Rounding up instead would change the features of published weights; with air around the volume nothing is dropped.
+SPEC = kinetics_spec((64, 224, 224), (8, 64, 64), RGB_MEAN, RGB_STD, size_multiple=(8, 32, 32))
 
-# Modules of ``features`` whose output is a map (each the last before the next stride), its width, its plane stride.
-ENDS = {0: (64, 2), 3: (192, 2), 6: (480, 2), 12: (832, 2), 15: (1024, 2)}
+# Modules of ``features`` whose output is a map (each the last before the next stride), and its width.
+ENDS = {0: 64, 3: 192, 6: 480, 12: 832, 15: 1024}
 STEM, POOL, LAST_POOL = 0, 7, 13
 
 
 class S3DEncoder(Encoder):
     """S3D without its classifier (Xie et al., Rethinking Spatiotemporal Feature Learning, ECCV 2018).
 
-    Any size from ``min_size`` up is taken as it is. The published last pooling (2x2x2, no padding) drops an odd last
-    row, column or slice; here it is rounded up like all other strides, so that no edge of the volume is ignored. Both
-    agree where the map before it is even: depths that are multiples of 8 and planes that are multiples of 32.
-
     Args:
-        input_spec: channels of the input; the stem is rebuilt with that many.
+        input_spec: channels of the input; the stem is rebuilt with that many. Without its stride in the last pooling
+            the network takes any depth, and the multiple of the depth becomes 1.
         net: ``torchvision.models.video.S3D``; its modules are taken over.
         depth_stride: 8 as published, or 4, 2, 1.
     """
@@ -42,19 +42,21 @@ class S3DEncoder(Encoder):
     def __init__(self, input_spec: InputSpec, net: nn.Module, depth_stride: int | None = None):
         stem, pool, last = reduced_depth_strides((2, 2, 2), depth_stride, "s3d")
         depths = accumulate((stem, 1, pool, last, 1), mul)
-        planes = accumulate((stride for _, stride in ENDS.values()), mul)
+        planes = accumulate((2, 2, 2, 2, 2), mul)
+        if last == 1:
+            input_spec = replace(input_spec, size_multiple=(1, *input_spec.size_multiple[1:]))
         super().__init__(
             input_spec,
             [
                 {"num_chs": width, "reduction": (depth, plane, plane), "module": f"features.{index}"}
-                for (index, (width, _)), depth, plane in zip(ENDS.items(), depths, planes)
+                for (index, width), depth, plane in zip(ENDS.items(), depths, planes)
             ],
         )
         self.features = net.features
         set_depth_stride(self.features[STEM], stem)
         self.features[POOL].stride = (pool, 2, 2)
         # A window of two slices at every slice would have no centre: without its stride it pools in plane only.
-        self.features[LAST_POOL] = nn.MaxPool3d((last, 2, 2), (last, 2, 2), ceil_mode=True)
+        self.features[LAST_POOL] = nn.MaxPool3d((last, 2, 2), (last, 2, 2))
         rgb = self.features[STEM][0][0]
         self.features[STEM][0][0] = nn.Conv3d(
             input_spec.channels, rgb.out_channels, rgb.kernel_size, rgb.stride, rgb.padding, bias=False

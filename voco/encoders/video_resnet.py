@@ -125,7 +125,7 @@ def r2plus1d_18(input_spec: InputSpec, depth_stride: int | None = None) -> Video
 
 @register_encoder(
     "r2plus1d_34",
-    family="video_resnet",
+    family="r2plus1d_34",
     input_spec=CLIP32_SPEC,
     summary="R(2+1)D-34 of the IG-65M weights (65 million videos; also fine-tuned on Kinetics-400)",
 )

@@ -1,4 +1,4 @@
-"""Video ResNet files: torchvision's own, and the IG-65M ones, which use its names."""
+"""Video ResNet files: torchvision's own, and those of IG-65M, which use its names for a network of their own."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from voco.weights.formats import Family, Format
 
 _DROP = {r"fc\.": "classifier"}
 
-FAMILY = Family(
-    "video_resnet",
-    (
-        # 34 layers are nobody else's; torchvision's mark would fit them too.
-        Format("IG-65M", marks=(r"^stem\.3\.weight$", r"^layer3\.5\.conv2\.0\.3\.weight$"), drop=_DROP),
-        Format("torchvision", marks=(r"^stem\.0\.weight$", r"^layer4\.1\.conv2\.1\.weight$"), drop=_DROP),
+FAMILIES = (
+    Family(
+        "video_resnet",
+        (Format("torchvision", marks=(r"^stem\.0\.weight$", r"^layer4\.1\.conv2\.1\.weight$"), drop=_DROP),),
+    ),
+    Family(
+        "r2plus1d_34",
+        (Format("IG-65M", marks=(r"^stem\.3\.weight$", r"^layer3\.5\.conv2\.0\.3\.weight$"), drop=_DROP),),
     ),
 )
