@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import accumulate
 from operator import mul
 from typing import TYPE_CHECKING
@@ -31,8 +30,7 @@ class S3DEncoder(Encoder):
     """S3D without its classifier (Xie et al., Rethinking Spatiotemporal Feature Learning, ECCV 2018).
 
     Args:
-        input_spec: channels of the input; the stem is rebuilt with that many. Without its stride in the last pooling
-            the network takes any depth, and the multiple of the depth becomes 1.
+        input_spec: channels of the input; the stem is rebuilt with that many.
         net: ``torchvision.models.video.S3D``; its modules are taken over.
         depth_stride: 8 as published, or 4, 2, 1.
     """
@@ -41,10 +39,8 @@ class S3DEncoder(Encoder):
 
     def __init__(self, input_spec: InputSpec, net: nn.Module, depth_stride: int | None = None):
         stem, pool, last = reduced_depth_strides((2, 2, 2), depth_stride, "s3d")
-        depths = accumulate((stem, 1, pool, last, 1), mul)
+        depths = accumulate((stem, 1, 1, pool, last), mul)
         planes = accumulate((2, 2, 2, 2, 2), mul)
-        if last == 1:
-            input_spec = replace(input_spec, size_multiple=(1, *input_spec.size_multiple[1:]))
         super().__init__(
             input_spec,
             [
