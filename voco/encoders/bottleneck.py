@@ -111,25 +111,34 @@ class Branch(nn.Module):
 class Block(nn.Module):
     """A residual bottleneck block; the shortcut is projected where width or size change.
 
+    PyTorchVideo normalises it only where the width changes.
+
     Args:
-        shortcut_norm: normalise the projected shortcut. PyTorchVideo does so only where the width changes, SlowFast's
-            X3D always.
+        width_in: channels that come in.
+        stage: of which it is a block.
+        index: which one.
+        shortcut_norm: normalise a shortcut that keeps its width, too. It is then named ``branch1_normed``: files with
+            and without this normalisation must not pass for each other.
     """
 
-    def __init__(self, width_in: int, stage: StageSpec, index: int, shortcut_norm: bool):
+    def __init__(self, width_in: int, stage: StageSpec, index: int, shortcut_norm: bool = False):
         super().__init__()
+        width = stage.width_out
         stride = (stage.depth_stride, stage.stride, stage.stride) if index == 0 else (1, 1, 1)
-        self.branch1_conv = self.branch1_norm = None
-        if width_in != stage.width_out or max(stride) > 1:
-            self.branch1_conv = conv3d(width_in, stage.width_out, (1, 1, 1), stride)
-            if shortcut_norm:
-                self.branch1_norm = nn.BatchNorm3d(stage.width_out)
+        self.branch1_conv = self.branch1_norm = self.branch1_normed = None
+        if width_in != width:
+            self.branch1_conv = conv3d(width_in, width, (1, 1, 1), stride)
+            self.branch1_norm = nn.BatchNorm3d(width)
+        elif max(stride) > 1 and not shortcut_norm:
+            self.branch1_conv = conv3d(width, width, (1, 1, 1), stride)
+        elif max(stride) > 1:
+            self.branch1_normed = nn.Sequential(conv3d(width, width, (1, 1, 1), stride), nn.BatchNorm3d(width))
         self.branch2 = Branch(width_in, stage, index)
 
     def forward(self, x: Tensor) -> Tensor:
-        shortcut = x if self.branch1_conv is None else self.branch1_conv(x)
-        if self.branch1_norm is not None:
-            shortcut = self.branch1_norm(shortcut)
+        shortcut = x
+        for part in (self.branch1_conv, self.branch1_norm, self.branch1_normed):
+            shortcut = shortcut if part is None else part(shortcut)
         return F.relu(shortcut + self.branch2(x))
 
 
@@ -139,13 +148,11 @@ class Stage(nn.Module):
     Args:
         width_in: channels that come in.
         spec: what the blocks are.
-        shortcut_norm: normalise the first block's projected shortcut; None does so where the width changes.
+        shortcut_norm: normalise every projected shortcut, also where the width stays the same.
     """
 
-    def __init__(self, width_in: int, spec: StageSpec, shortcut_norm: bool | None = None):
+    def __init__(self, width_in: int, spec: StageSpec, shortcut_norm: bool = False):
         super().__init__()
-        if shortcut_norm is None:
-            shortcut_norm = width_in != spec.width_out
         self.res_blocks = nn.ModuleList(
             Block(spec.width_out if index else width_in, spec, index, shortcut_norm) for index in range(spec.blocks)
         )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +16,34 @@ from voco.encoders.strides import reduced_depth_strides
 from voco.encoders.video_bottleneck import R50, R101, resnet_stages
 from voco.errors import InputError
 
-ALPHA = 4
 WIDTHS = (64, 8)
 PACKINGS = ("linspace", "regular")
+
+
+@dataclass(frozen=True)
+class FusionSpec:
+    """How the fast pathway's map joins the slow one's, which differs between projects and between their files.
+
+    Attributes:
+        alpha: slices of the fast pathway for one of the slow pathway.
+        kernel: depth size of the convolutions from fast to slow.
+        norm: whether normalisation and ReLU follow; MMAction2 has neither.
+        packing: which slices the slow pathway takes. ``linspace``: spread from the first to the last one, as
+            PyTorchVideo and SlowFast; ``regular``: 0, alpha, 2 alpha and so on, as MMAction2.
+    """
+
+    alpha: int = 4
+    kernel: int = 7
+    norm: bool = True
+    packing: str = "linspace"
+
+    def __post_init__(self):
+        if self.packing not in PACKINGS:
+            raise InputError(f"packing of a SlowFast network is one of {', '.join(PACKINGS)}; found {self.packing!r}")
+        if self.alpha < 1 or self.kernel < 1 or not self.kernel % 2:
+            raise InputError(
+                f"a SlowFast network needs alpha >= 1 and an odd fusion_kernel; found {self.alpha} and {self.kernel}"
+            )
 
 
 class FastToSlow(nn.Module):
@@ -32,6 +58,17 @@ class FastToSlow(nn.Module):
         return F.relu(self.norm(self.conv_fast_to_slow(x)), inplace=True)
 
 
+class PlainFastToSlow(nn.Module):
+    """The convolution alone; its name differs so that files with and without normalisation do not mix."""
+
+    def __init__(self, width: int, kernel: int, stride: int):
+        super().__init__()
+        self.conv = conv3d(width, 2 * width, (kernel, 1, 1), (stride, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
 class Pathways(nn.Module):
     """The same step of both pathways, slow first, and what the slow one gets from the fast one afterwards."""
 
@@ -44,18 +81,16 @@ class Pathways(nn.Module):
 class SlowFastEncoder(Encoder):
     """Both pathways of a SlowFast network, without its head.
 
-    One volume comes in; the slow pathway takes ceil(T / 4) of its T slices, spread evenly from the first to the last
-    one, as PyTorchVideo and SlowFast do for T that are multiples of 4 (they fail for others). A map is the slow
-    pathway's and beside it the fast one's, averaged over each four slices; ``pool`` is thus the mean of the slow
-    pathway (2048), then that of the fast one (256), as published.
+    One volume comes in; the slow pathway takes ceil(T / alpha) of its T slices, as the published code does for T that
+    are multiples of alpha (it fails for others). A map is the slow pathway's and beside it the fast one's, averaged
+    over each alpha slices; ``pool`` is thus the mean of the slow pathway (2048), then that of the fast one (256), as
+    published.
 
     Args:
         input_spec: channels of the input, windows and sizes.
         stages: the four stages, slow pathway and fast pathway.
-        fusion_kernel: depth size of the convolutions from fast to slow.
-        depth_stride: 4 as published, or 1: the slow pathway then sees every slice.
-        packing: which slices the slow pathway takes. ``linspace`` as PyTorchVideo and SlowFast, ``regular`` (0, 4, 8
-            and so on) as MMAction2.
+        fusion: how the fast pathway joins the slow one.
+        depth_stride: alpha as published, or 1: the slow pathway then sees every slice.
         label: name for error messages.
     """
 
@@ -65,27 +100,25 @@ class SlowFastEncoder(Encoder):
         self,
         input_spec: InputSpec,
         stages: tuple[tuple[StageSpec, ...], tuple[StageSpec, ...]],
-        fusion_kernel: int,
+        fusion: FusionSpec,
         depth_stride: int | None,
-        packing: str,
         label: str,
     ):
-        if packing not in PACKINGS:
-            raise InputError(f"{label}: packing is one of {', '.join(PACKINGS)}; found {packing!r}")
-        (alpha,) = reduced_depth_strides((ALPHA,), depth_stride, label)
+        (alpha,) = reduced_depth_strides((fusion.alpha,), depth_stride, label)
+        join = partial(FastToSlow if fusion.norm else PlainFastToSlow, kernel=fusion.kernel, stride=alpha)
         slow, fast = WIDTHS
         plane = 4
         stems = Stem(input_spec.channels, slow, 1), Stem(input_spec.channels, fast, 5)
-        modules = [Pathways(*stems, FastToSlow(fast, fusion_kernel, alpha))]
+        modules = [Pathways(*stems, join(fast))]
         info = [{"num_chs": slow + fast, "reduction": (alpha, plane, plane), "module": "blocks.0"}]
         for index, (slow_spec, fast_spec) in enumerate(zip(*stages), start=1):
             pathways = Stage(slow + 2 * fast, slow_spec), Stage(fast, fast_spec)
             slow, fast, plane = slow_spec.width_out, fast_spec.width_out, plane * slow_spec.stride
             last = index == len(stages[0])
-            modules.append(Pathways(*pathways, None if last else FastToSlow(fast, fusion_kernel, alpha)))
+            modules.append(Pathways(*pathways, None if last else join(fast)))
             info.append({"num_chs": slow + fast, "reduction": (alpha, plane, plane), "module": f"blocks.{index}"})
-        super().__init__(with_depth_stride(input_spec, depth_stride), info)
-        self.alpha, self.packing = alpha, packing
+        super().__init__(with_depth_stride(input_spec, alpha), info)
+        self.alpha, self.packing = alpha, fusion.packing
         self.blocks = nn.ModuleList(modules)
         initialise(self)
 
@@ -144,26 +177,36 @@ SPEC = kinetics_spec(size=(32, 224, 224), min_size=(8, 32, 32))
     "slowfast_r50", family="slowfast", input_spec=SPEC, summary="SlowFast R50 8x8: every fourth slice wide, all narrow"
 )
 def slowfast_r50(
-    input_spec: InputSpec, depth_stride: int | None = None, packing: str = "linspace", fusion_kernel: int = 7
+    input_spec: InputSpec,
+    depth_stride: int | None = None,
+    alpha: int = 4,
+    fusion_kernel: int = 7,
+    fusion_norm: bool = True,
+    packing: str = "linspace",
 ) -> SlowFastEncoder:
-    return SlowFastEncoder(input_spec, _stages(R50), fusion_kernel, depth_stride, packing, "slowfast_r50")
+    fusion = FusionSpec(alpha, fusion_kernel, fusion_norm, packing)
+    return SlowFastEncoder(input_spec, _stages(R50), fusion, depth_stride, "slowfast_r50")
 
 
 @register_encoder("slowfast_r101", family="slowfast", input_spec=SPEC, summary="SlowFast R101 8x8")
 def slowfast_r101(
-    input_spec: InputSpec, depth_stride: int | None = None, packing: str = "linspace", fusion_kernel: int = 5
+    input_spec: InputSpec,
+    depth_stride: int | None = None,
+    alpha: int = 4,
+    fusion_kernel: int = 5,
+    fusion_norm: bool = True,
+    packing: str = "linspace",
 ) -> SlowFastEncoder:
-    return SlowFastEncoder(input_spec, _stages(R101), fusion_kernel, depth_stride, packing, "slowfast_r101")
+    fusion = FusionSpec(alpha, fusion_kernel, fusion_norm, packing)
+    return SlowFastEncoder(input_spec, _stages(R101), fusion, depth_stride, "slowfast_r101")
 
 
 @register_encoder(
     "slowfast_16x8_r101_50_50",
     family="slowfast",
     input_spec=replace(SPEC, size=(64, 224, 224)),
-    summary="SlowFast R101 16x8 with depth kernels of an R50",
+    summary="SlowFast R101 16x8 with as many depth kernels as an R50",
 )
-def slowfast_16x8_r101_50_50(
-    input_spec: InputSpec, depth_stride: int | None = None, packing: str = "linspace", fusion_kernel: int = 5
-) -> SlowFastEncoder:
+def slowfast_16x8_r101_50_50(input_spec: InputSpec, depth_stride: int | None = None) -> SlowFastEncoder:
     stages = _stages(R101, third_stage=(3,) * 6 + (1,) * 17)
-    return SlowFastEncoder(input_spec, stages, fusion_kernel, depth_stride, packing, "slowfast_16x8_r101_50_50")
+    return SlowFastEncoder(input_spec, stages, FusionSpec(kernel=5), depth_stride, "slowfast_16x8_r101_50_50")

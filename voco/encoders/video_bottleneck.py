@@ -136,8 +136,9 @@ def slow_r50(input_spec: InputSpec) -> BottleneckEncoder:
 @register_encoder(
     "c2d_r50", family="c2d_i3d", input_spec=C2D_SPEC, summary="C2D R50: slices convolved alone, pooled in pairs once"
 )
-def c2d_r50(input_spec: InputSpec, depth_stride: int | None = None) -> BottleneckEncoder:
-    return BottleneckEncoder(input_spec, C2D, depth_stride, "c2d_r50")
+def c2d_r50(input_spec: InputSpec, depth_stride: int | None = None, depth_pool: bool = True) -> BottleneckEncoder:
+    """``depth_pool=False`` is the network of SlowFast's C2D_NOPOOL file, whose tensors look the same."""
+    return BottleneckEncoder(input_spec, replace(C2D, depth_pool=depth_pool), depth_stride, "c2d_r50")
 
 
 @register_encoder("i3d_r50", family="c2d_i3d", input_spec=C2D_SPEC, summary="I3D R50: depth convolved in most blocks")

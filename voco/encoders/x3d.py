@@ -32,6 +32,8 @@ class SplitConv(nn.Module):
 
 
 class SplitStem(nn.Module):
+    """Split convolution, normalisation, ReLU; there is no max pool."""
+
     def __init__(self, channels: int, width: int):
         super().__init__()
         self.conv = SplitConv(channels, width)
@@ -88,7 +90,7 @@ class X3DEncoder(Encoder):
         info = [{"num_chs": width, "reduction": (1, plane, plane), "module": "blocks.0"}]
         for index, (count, inner, width_out) in enumerate(zip(blocks, INNER_WIDTHS, WIDTHS[1:]), start=1):
             spec = StageSpec(count, inner, width_out, (1,) * count, middle="excited")
-            modules.append(Stage(width, spec, shortcut_norm=width != width_out or shortcut_norm))
+            modules.append(Stage(width, spec, shortcut_norm))
             width, plane = width_out, 2 * plane
             info.append({"num_chs": width, "reduction": (1, plane, plane), "module": f"blocks.{index}"})
         super().__init__(input_spec, info)
