@@ -296,7 +296,7 @@ def test_summed_kernel_equals_the_repeated_volume():
 
 
 def test_tags_bring_spec_and_history(ssl_head, tmp_path, monkeypatch):
-    assert list_weights("swinunetr_*") == ["swinunetr_b.voco_ssl", "swinunetr_h.voco_ssl", "swinunetr_l.voco_ssl"]
+    assert list_weights("*.voco_ssl") == ["swinunetr_b.voco_ssl", "swinunetr_h.voco_ssl", "swinunetr_l.voco_ssl"]
     small = replace(all_sources()["swinunetr_b.voco_ssl"], arch="swinunetr_t")
     monkeypatch.setattr(sources, "all_sources", lambda: {small.name: small})
     torch.save(ssl_head, tmp_path / "file.pt")

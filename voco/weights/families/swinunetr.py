@@ -1,11 +1,14 @@
-"""SwinUNETR files: VoCo in all its wrappers, older MONAI names, bare SwinTransformer files."""
+"""SwinUNETR files: VoCo in all its wrappers, MONAI and NVIDIA, SuPreM, disruptive autoencoders."""
 
 from __future__ import annotations
+
+import re
 
 from voco.weights.formats import Family, Format
 
 
 def _rename(key: str) -> str:
+    """``swin_vit`` of older MONAI, bare SwinTransformer files, ``fc1`` and ``fc2`` of the self-supervised scripts."""
     if key.startswith("swin_vit."):
         key = "swinViT." + key.removeprefix("swin_vit.")
     if key.startswith(("patch_embed.", "layers")):
@@ -13,14 +16,37 @@ def _rename(key: str) -> str:
     return key.replace(".mlp.fc1.", ".mlp.linear1.").replace(".mlp.fc2.", ".mlp.linear2.")
 
 
+def _rename_disruptive(key: str) -> str:
+    """Stages lie one list deeper: ``layers1.0.0.blocks`` is ``layers1.0.blocks``."""
+    return _rename(re.sub(r"^layers(\d)\.0\.0\.", r"layers\1.0.", key))
+
+
+_DECODER = {r"decoder\d*\.": "decoder", r"out\.": "decoder"}
+
 FAMILY = Family(
     "swinunetr",
     (
         Format(
-            "VoCo / MONAI SwinUNETR",
-            marks=(r"^(swinViT\.|swin_vit\.|)layers1\.0\.blocks\.0\.",),
+            "MONAI SwinUNETR",
+            marks=(r"^((swinViT|swin_vit)\.)?layers1\.0\.blocks\.0\.",),
             rename=_rename,
-            drop={r"decoder\d\.": "decoder", r"out\.": "decoder", r"layer\d\.": "projector", "proj_head": "projector"},
+            drop={
+                **_DECODER,
+                # VoCo, v2 and v1
+                r"layer\d\.": "projector",
+                r"proj_head\.": "projector",
+                # NVIDIA's self-supervised training
+                r"(rotation|contrastive)_(head|pre)\.": "projection head",
+                r"conv\.\d*\.?(weight|bias)": "reconstruction head",
+                # SuPreM and the Universal Model
+                r"(precls_conv|GAP|controller|text_to_vision|organ_embedding)\b": "segmentation head",
+            },
+        ),
+        Format(
+            "Disruptive Autoencoders",
+            marks=(r"^layers1\.0\.0\.blocks\.0\.",),
+            rename=_rename_disruptive,
+            drop={**_DECODER, r"mask_token": "mask token", r"norm\.": "final norm, which SwinUNETR does not have"},
         ),
     ),
 )
