@@ -1,25 +1,33 @@
-"""R3D-18 against torchvision's own network."""
+"""Video ResNets against torchvision's own networks."""
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
+from torch import nn
 
 from voco.encoders import create_encoder
+from voco.errors import InputError
 
 MEAN, STD = (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)
+WINDOWS = [(-1000, 500), (-100, 900), (-175, 250)]
+
+
+def with_statistics(net):
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm3d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 2)
+    return net.eval()
 
 
 @pytest.fixture(scope="module")
 def torchvision_net():
     video = pytest.importorskip("torchvision.models.video")
     torch.manual_seed(5)
-    net = video.r3d_18(weights=None).eval()
-    for module in net.modules():
-        if isinstance(module, torch.nn.BatchNorm3d):
-            module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.5, 2)
-    return net
+    return with_statistics(video.r3d_18(weights=None))
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +35,33 @@ def file(torchvision_net, tmp_path_factory):
     path = tmp_path_factory.mktemp("r3d") / "r3d_18.pth"
     torch.save(torchvision_net.state_dict(), path)
     return path
+
+
+def r2plus1d_34(video):
+    """The IG-65M network: torchvision's 34 layers with three other convolutions and another epsilon."""
+    net = video.VideoResNet(video.BasicBlock, [video.Conv2Plus1D] * 4, [3, 4, 6, 3], video.R2Plus1dStem)
+    net.layer2[0].conv2[0] = video.Conv2Plus1D(128, 128, 288)
+    net.layer3[0].conv2[0] = video.Conv2Plus1D(256, 256, 576)
+    net.layer4[0].conv2[0] = video.Conv2Plus1D(512, 512, 1152)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm3d):
+            module.eps = 1e-3
+    return net
+
+
+def other_net(name):
+    video = pytest.importorskip("torchvision.models.video.resnet")
+    torch.manual_seed(5)
+    return with_statistics(r2plus1d_34(video) if name == "r2plus1d_34" else getattr(video, name)(weights=None))
+
+
+def with_tensors_of(net, name, **arguments):
+    """An RGB encoder that holds a network's tensors under their own names, all but the classifier."""
+    with torch.device("meta"):
+        encoder = create_encoder(name, window=WINDOWS, **arguments)
+    state = {key: value for key, value in net.state_dict().items() if not key.startswith("fc.")}
+    encoder.load_state_dict(state, strict=True, assign=True)
+    return encoder.eval()
 
 
 def torchvision_maps(net, x):
@@ -58,12 +93,67 @@ def test_gray_input_equals_the_repeated_slice(torchvision_net, file, size):
 
 
 def test_three_windows_use_the_stem_as_published(torchvision_net, file):
-    encoder = create_encoder("r3d_18", checkpoint=file, window=[(-1000, 500), (-100, 900), (-175, 250)]).eval()
+    encoder = create_encoder("r3d_18", checkpoint=file, window=WINDOWS).eval()
     assert encoder.load_report.adapted == {}
     x = torch.randn(1, 3, 8, 32, 32, generator=torch.Generator().manual_seed(2))
     with torch.inference_mode():
         ours = encoder.forward_features(x)
     torch.testing.assert_close(ours, torchvision_maps(torchvision_net, x)[-1], rtol=1e-5, atol=1e-5)
+    assert encoder.input_spec.mean == MEAN
+    assert encoder.input_spec.std == STD
+
+
+@pytest.mark.parametrize("name", ["mc3_18", "r2plus1d_18", "r2plus1d_34"])
+def test_sisters_equal_torchvision(name):
+    net = other_net(name)
+    encoder = with_tensors_of(net, name)
+    x = torch.randn(1, 3, 9, 35, 51, generator=torch.Generator().manual_seed(2))
+    expected = torchvision_maps(net, x)
+    with torch.inference_mode():
+        for ours, theirs in zip(encoder.pyramid(x), expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(encoder.pool(x), expected[-1].mean((2, 3, 4)), rtol=1e-5, atol=1e-5)
+    depths = [info["reduction"][0] for info in encoder.feature_info]
+    assert depths == ([1] * 5 if name == "mc3_18" else [1, 1, 2, 4, 8])
+
+
+def test_batch_norm_of_the_34_layers():
+    with torch.device("meta"):
+        encoder, other = create_encoder("r2plus1d_34"), create_encoder("r2plus1d_34", bn_momentum=0.9)
+    assert {(m.eps, m.momentum) for m in encoder.modules() if isinstance(m, nn.BatchNorm3d)} == {(1e-3, 0.1)}
+    assert {m.momentum for m in other.modules() if isinstance(m, nn.BatchNorm3d)} == {0.9}
+
+
+def test_depth_strides_are_removed_from_the_end(torchvision_net):
+    """The same change made to torchvision's network by hand; the first strided stage keeps its stride."""
+    encoder = with_tensors_of(torchvision_net, "r3d_18", depth_stride=2)
+    net = copy.deepcopy(torchvision_net)
+    for layer in (net.layer3, net.layer4):
+        layer[0].conv1[0].stride = layer[0].downsample[0].stride = (1, 2, 2)
+    x = torch.randn(1, 3, 9, 35, 51, generator=torch.Generator().manual_seed(2))
+    with torch.inference_mode():
+        maps = encoder.pyramid(x)
+    for ours, theirs in zip(maps, torchvision_maps(net, x), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    assert [m.shape[2] for m in maps] == [9, 9, 5, 5, 5]
+    assert [info["reduction"] for info in encoder.feature_info] == [
+        (1, 2, 2),
+        (1, 2, 2),
+        (2, 4, 4),
+        (2, 8, 8),
+        (2, 16, 16),
+    ]
+
+
+@pytest.mark.parametrize(("name", "totals"), [("r2plus1d_18", (1, 2, 4, 8)), ("mc3_18", (1,))])
+def test_depth_stride_of_separable_and_mixed_networks(name, totals):
+    for total in totals:
+        with torch.device("meta"):
+            encoder = create_encoder(name, depth_stride=total)
+            maps = encoder.pyramid(torch.zeros(1, 1, 9, 35, 35))
+        assert maps[-1].shape[2] == -(-9 // total) == -(-9 // encoder.feature_info[-1]["reduction"][0])
+    with pytest.raises(InputError, match=f"depth stride of {', '.join(map(str, totals))}; found depth_stride=3"):
+        create_encoder(name, depth_stride=3)
 
 
 def test_report_and_layout(file):
