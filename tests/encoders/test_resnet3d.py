@@ -50,15 +50,15 @@ def assembled(name):
 
 
 def public_names(net, separable):
-    state = {}
-    for key, value in net.state_dict().items():
+    given, state = net.state_dict(), {}
+    for key, value in given.items():
         if key.startswith("fc."):
             continue
         if match := re.fullmatch(r"stem\.(\d)\.(.*)", key):
             key = f"{STEM_NAMES[separable][int(match[1])]}.{match[2]}"
         elif match := re.fullmatch(r"(layer\d\.\d+\.)conv(\d)\.(\d)\.(?:(\d)\.)?(\w+)", key):
             place, number, outer, inner, leaf = match.groups()
-            pair = f"{place}conv{number}.0.3.weight" in net.state_dict()
+            pair = f"{place}conv{number}.0.3.weight" in given
             kind = "conv" if outer == "0" and inner in (None, "0", "3") else "bn"
             suffix = ("_s" if outer == "0" and inner in ("0", "1") else "_t") if pair else ""
             key = f"{place}{kind}{number}{suffix}.{leaf}"
