@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from voco.encoders import create_encoder
+from voco.encoders.swinunetr import SWINVIT_SPEC, SwinViTEncoder, _HostLinspace
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +73,68 @@ def test_parameter_counts_of_the_published_files(size, features, encoder_million
     assert encoder.num_features == encoder.pyramid_features == 24 * features
     assert [info["num_chs"] // features for info in encoder.feature_info] == [1, 1, 2, 4, 16]
     assert [info["reduction"][0] for info in encoder.feature_info] == [1, 2, 4, 8, 32]
+
+
+@pytest.fixture(scope="module")
+def older():
+    """MONAI's network without v2, the SwinUNETR encoder and the transformer alone, all with the same weights."""
+    from monai.networks.nets import SwinUNETR
+
+    torch.manual_seed(4)
+    full = SwinUNETR(in_channels=1, out_channels=2, feature_size=12, use_v2=False).eval()
+    encoders = (create_encoder("swinunetr_v1_t").eval(), SwinViTEncoder(SWINVIT_SPEC, 12).eval())
+    for encoder in encoders:
+        own = encoder.state_dict().keys()
+        encoder.load_state_dict({k: v for k, v in full.state_dict().items() if k in own}, strict=True)
+    return full, *encoders
+
+
+def test_without_v2_same_maps_as_monai(older):
+    """At a size below the smallest that the encoder takes for training, to save time: two deepest positions."""
+    full, encoder, transformer = older
+    x = torch.rand(1, 1, 32, 32, 64, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        hidden = full.swinViT(x, True)
+        blocks = (full.encoder1, full.encoder2, full.encoder3, full.encoder4, full.encoder10)
+        expected = [block(m) for block, m in zip(blocks, (x, *hidden[:3], hidden[4]))]
+        for found, wanted in zip(encoder._maps(x), expected, strict=True):
+            torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+        for found, wanted in zip(transformer._maps(x), hidden, strict=True):
+            torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
+        pooled = transformer.pool(x)
+    assert pooled.shape == (1, transformer.num_features) == (1, 16 * 12)
+    torch.testing.assert_close(pooled, hidden[4].mean((2, 3, 4)), rtol=0, atol=1e-6)
+    assert [info["reduction"][0] for info in transformer.feature_info] == [2, 4, 8, 16, 32]
+
+
+def test_the_transformer_alone_takes_small_crops_and_trains(older):
+    transformer = SwinViTEncoder(SWINVIT_SPEC, 12).train()
+    hu = torch.randint(-1000, 1000, (2, 1, 32, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.int16)
+    pooled = transformer(hu)
+    (pooled * torch.linspace(-1, 1, pooled.numel()).reshape(pooled.shape)).sum().backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in transformer.parameters())
+    assert all(p.grad.abs().max() > 0 for p in transformer.parameters())
+
+
+def test_sizes_of_the_older_networks():
+    """NVIDIA's table: whole networks of 62.1, 15.7 and 4.0 M parameters; 137 of their 159 tensors are the encoder's."""
+    from monai.networks.nets import SwinUNETR
+
+    for name, features, millions in (("b", 48, 62.19), ("s", 24, 15.7), ("t", 12, 4.0)):
+        with torch.device("meta"), _HostLinspace():
+            full = SwinUNETR(in_channels=1, out_channels=14, feature_size=features)
+            encoder = create_encoder(f"swinunetr_v1_{name}")
+        assert sum(p.numel() for p in full.parameters()) / 1e6 == pytest.approx(millions, abs=0.1)
+        state = encoder.state_dict()
+        assert len(state) == 137
+        assert not any("c.0.layer" in key for key in state if key.startswith("swinViT"))
+        assert {k: v.shape for k, v in full.state_dict().items() if k in state} == {
+            k: v.shape for k, v in state.items()
+        }
+    with torch.device("meta"):
+        transformer = create_encoder("swinvit_b")
+    assert transformer.num_features == 768
+    assert set(transformer.state_dict()) == {key for key in state if key.startswith("swinViT.")}
 
 
 def test_stochastic_depth_reaches_the_blocks():
