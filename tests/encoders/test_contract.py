@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import itertools
 import pickle
 import subprocess
@@ -17,10 +18,8 @@ from voco.encoders import InputSpec, create_encoder, list_encoders
 from voco.encoders.base import ENCODERS, Encoder
 from voco.errors import InputError
 
-NAMES = list_encoders()
-# Wide ones share their code with a narrow sister that runs everything.
-WIDE = {"swinunetr_b", "swinunetr_l", "swinunetr_h"}
-NARROW = [name for name in NAMES if name not in WIDE]
+# More parameters than this only run on the meta device, unless the slow tests are asked for.
+MOST_PARAMETERS = 100e6
 
 
 def hu_volume(size, batch=1, seed=0):
@@ -28,142 +27,148 @@ def hu_volume(size, batch=1, seed=0):
     return torch.randint(-1100, 1200, (batch, 1, *size), generator=generator, dtype=torch.int16)
 
 
-def min_size(name):
-    return ENCODERS[name].input_spec.min_size
+def parameters_of(name):
+    with torch.device("meta"):
+        return sum(p.numel() for p in create_encoder(name).parameters())
 
 
-@pytest.fixture(scope="module")
-def encoders():
+SIZES = {name: parameters_of(name) for name in list_encoders()}
+WIDE = sorted(name for name in SIZES if SIZES[name] > MOST_PARAMETERS)
+NARROW = [name for name in SIZES if name not in WIDE]
+# Smaller sisters of these run everything with the same code in a fraction of the time.
+SLOW_TWINS = sorted(n for n in NARROW if n.startswith("swinunetr") and n not in ("swinunetr_t", "swinunetr_v1_t"))
+
+
+SMALLEST_OF_FAMILY = {
+    min((name for name in NARROW if ENCODERS[name].family == family), key=SIZES.get)
+    for family in {ENCODERS[name].family for name in NARROW}
+}
+
+
+@pytest.fixture(scope="module", params=[name for name in NARROW if name not in SLOW_TWINS])
+def encoder(request):
+    """Each encoder in turn; pytest runs all tests of one before it builds the next."""
     torch.manual_seed(0)
-    return {name: create_encoder(name) for name in NARROW}
+    return create_encoder(request.param)
 
 
 @pytest.fixture(scope="module")
-def trained_pass(encoders):
+def trained_pass(encoder):
     """One training-mode forward and backward at the smallest size, without checkpointing; kept for comparison."""
-    results = {}
-
-    def run(name):
-        if name not in results:
-            results[name] = forward_backward(encoders[name])
-        return results[name]
-
-    return run
+    return forward_backward(encoder)
 
 
 def forward_backward(encoder):
     # Two volumes where BatchNorm would otherwise see a single value per channel.
     batch = 2 if any(isinstance(m, torch.nn.BatchNorm3d) for m in encoder.modules()) else 1
     encoder = copy.deepcopy(encoder).train()
-    pooled = encoder.pooled_pyramid(encoder.prepare(hu_volume(encoder.input_spec.min_size, batch)))
+    torch.manual_seed(1)  # dropout and stochastic depth
+    x = encoder.prepare(hu_volume(encoder.input_spec.min_size, batch))
+    pooled = torch.cat([encoder.pooled_pyramid(x), encoder.pool(x)], 1)
     weights = torch.linspace(-1, 1, pooled.numel()).reshape(pooled.shape)
     (pooled * weights).sum().backward()
     statistics = {k: v.clone() for k, v in encoder.named_buffers()}
     return pooled.detach(), {k: p.grad for k, p in encoder.named_parameters()}, statistics
 
 
-@pytest.mark.parametrize("name", NARROW)
-def test_every_parameter_gets_a_gradient_at_the_smallest_size(name, encoders, trained_pass):
-    pooled, gradients, _ = trained_pass(name)
-    assert pooled.shape[1] == encoders[name].pyramid_features
+def test_every_parameter_gets_a_gradient_at_the_smallest_size(encoder, trained_pass):
+    pooled, gradients, _ = trained_pass
+    assert pooled.shape[1] == encoder.pyramid_features + encoder.num_features
     without = [key for key, g in gradients.items() if g is None or not torch.isfinite(g).all() or not g.abs().max() > 0]
     assert not without
 
 
-@pytest.mark.parametrize("name", sorted(WIDE))
+@pytest.mark.parametrize("name", WIDE)
 def test_wide_encoders_on_the_meta_device(name):
     with torch.device("meta"):
         encoder = create_encoder(name)
-        pooled = encoder(torch.zeros(1, 1, *min_size(name), dtype=torch.int16))
+        pooled = encoder(torch.zeros(1, 1, *encoder.input_spec.min_size, dtype=torch.int16))
         pooled.sum().backward()
     assert pooled.shape == (1, encoder.num_features)
     assert all(p.grad is not None and p.grad.shape == p.shape for p in encoder.parameters())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(WIDE))
+@pytest.mark.parametrize("name", WIDE)
 def test_wide_encoders_at_full_size(name):
     pooled, gradients, _ = forward_backward(create_encoder(name))
     assert torch.isfinite(pooled).all()
     assert all(g is not None and g.abs().max() > 0 for g in gradients.values())
 
 
-def test_base_size_runs_forward_and_backward():
-    """53 M parameters: the size that people use must run on a CPU."""
-    encoder = create_encoder("swinunetr_b")
-    pooled = encoder(hu_volume(min_size("swinunetr_b")))
+@pytest.mark.parametrize("name", SLOW_TWINS)
+def test_slow_twins_run_forward_and_backward(name):
+    encoder = create_encoder(name)
+    pooled = encoder(hu_volume(encoder.input_spec.min_size))
     pooled.sum().backward()
-    assert pooled.shape == (1, encoder.num_features) == (1, 1152)
+    assert pooled.shape == (1, encoder.num_features)
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in encoder.parameters())
 
 
-@pytest.mark.parametrize("name", NARROW)
-def test_checkpointing_changes_nothing(name, encoders, trained_pass):
-    pooled, gradients, statistics = trained_pass(name)
-    encoder = copy.deepcopy(encoders[name])
-    encoder.set_grad_checkpointing(True)
-    again, again_gradients, again_statistics = forward_backward(encoder)
+def test_checkpointing_changes_nothing(encoder, trained_pass):
+    if encoder.name not in SMALLEST_OF_FAMILY:
+        pytest.skip("its family shares the code, and a smaller sister is tried")
+    pooled, gradients, statistics = trained_pass
+    twin = copy.deepcopy(encoder)
+    twin.set_grad_checkpointing(True)
+    again, again_gradients, again_statistics = forward_backward(twin)
     torch.testing.assert_close(again, pooled)
     for key, gradient in gradients.items():
         torch.testing.assert_close(again_gradients[key], gradient, rtol=1e-4, atol=1e-5, msg=key)
     for key, value in statistics.items():  # BatchNorm must have counted the batch once, not twice
         torch.testing.assert_close(again_statistics[key], value, msg=key)
-    encoder.set_grad_checkpointing(False)
-    assert not encoder.grad_checkpointing
-    assert not any(getattr(m, "use_checkpoint", False) for m in encoder.modules())
+    twin.set_grad_checkpointing(False)
+    assert not twin.grad_checkpointing
+    assert not any(getattr(m, "use_checkpoint", False) for m in twin.modules())
 
 
-@pytest.mark.parametrize("name", NARROW)
-def test_maps_are_canonical_and_volumes_independent(name, encoders):
+def test_maps_are_canonical_and_volumes_independent(encoder):
     """A dense blob at the foot, at the back, on the right (low D, high H, low W) changes that corner of each map."""
-    encoder = copy.deepcopy(encoders[name]).eval()
-    d, h, w = min_size(name)
-    size = (d, h, w + max(16, encoder.input_spec.size_multiple[2]))
+    twin = copy.deepcopy(encoder).eval()
+    d, h, w = twin.input_spec.min_size
+    deep = 8 * twin.feature_info[0]["reduction"][0]
+    size = (max(d, deep), h, w + max(16, twin.input_spec.size_multiple[2]))
     hu = hu_volume(size, batch=2, seed=1)
     hu[1] = hu[0]
-    hu[1, :, : d // 4, -(h // 4) :, : size[2] // 6] = 1500
+    hu[1, :, : size[0] // 4, -(h // 4) :, : size[2] // 6] = 1500
     with torch.inference_mode():
-        x = encoder.prepare(hu)
-        maps, pooled, sequence = encoder.pyramid(x), encoder.pool(x[1:]), encoder.sequence(x[1:])
-    assert len(maps) == len(encoder.feature_info)
-    for m, info in zip(maps, encoder.feature_info):
-        expected = tuple(-(-n // stride) for n, stride in zip(size, info["reduction"]))
+        x = twin.prepare(hu)
+        maps, pooled, sequence = twin.pyramid(x), twin.pool(x[1:]), twin.sequence(x[1:])
+    assert len(maps) == len(twin.feature_info)
+    padded = tuple(-(-n // multiple) * multiple for n, multiple in zip(size, twin.input_spec.size_multiple))
+    for number, (m, info) in enumerate(zip(maps, twin.feature_info)):
+        expected = tuple(-(-n // stride) for n, stride in zip(padded, info["reduction"]))
         assert m.shape == (2, info["num_chs"], *expected)
-        encoder.get_submodule(info["module"])
-        change = (m[1] - m[0]).abs().sum(0)
-        place = [int(i) for i in torch.unravel_index(change.argmax(), change.shape)]
-        for axis, (position, length) in enumerate(zip(place, change.shape)):
-            if length > 1:
-                assert (position < length / 2) == (axis != 1), (info["module"], place, tuple(change.shape))
+        twin.get_submodule(info["module"])
+        if number == 0 or min(m.shape[2:]) >= 8:  # in smaller maps every position sees the whole volume
+            change = (m[1] - m[0]).abs().sum(0)
+            place = [int(i) for i in torch.unravel_index(change.argmax(), change.shape)]
+            low = [position < length / 2 for position, length in zip(place, change.shape)]
+            assert low == [True, False, True], (info["module"], place, tuple(change.shape))
 
     # One volume alone gives what it gave in the batch, and pooled, unpooled and sequence agree.
     averages = [m[1:].mean((2, 3, 4)) for m in maps]
-    expected = torch.cat(averages, 1) if encoder.pooling == "pyramid" else averages[-1]
-    assert pooled.shape == (1, encoder.num_features)
-    torch.testing.assert_close(pooled, expected, rtol=1e-4, atol=1e-4)
-    assert sequence.shape == (1, maps[-1].shape[2], encoder.feature_info[-1]["num_chs"])
-    torch.testing.assert_close(sequence, maps[-1][1:].mean((3, 4)).transpose(1, 2), rtol=1e-4, atol=1e-4)
+    assert pooled.shape == (1, twin.num_features)
+    if twin.pooling in ("pyramid", "deepest"):
+        expected = torch.cat(averages, 1) if twin.pooling == "pyramid" else averages[-1]
+        torch.testing.assert_close(pooled, expected, rtol=1e-4, atol=1e-4 * max(1, float(expected.abs().max())))
+    assert sequence.shape == (1, maps[-1].shape[2], twin.feature_info[-1]["num_chs"])
+    expected = maps[-1][1:].mean((3, 4)).transpose(1, 2)
+    torch.testing.assert_close(sequence, expected, rtol=1e-4, atol=1e-4 * max(1, float(expected.abs().max())))
 
 
-PRECISIONS = [(name, torch.bfloat16) for name in NARROW] + [
-    # CPUs emulate float16: 15 s for one crop of windowed attention.
-    pytest.param(name, torch.float16, marks=[] if name.startswith("cnn3d") else [pytest.mark.slow])
-    for name in NARROW
-]
+def test_autocast_is_finite(encoder):
+    twin = copy.deepcopy(encoder).eval()
+    # CPUs emulate float16: one crop of windowed attention takes 15 s.
+    for dtype in (torch.bfloat16, *([torch.float16] if encoder.name == "cnn3d_s" else [])):
+        with torch.inference_mode(), torch.autocast("cpu", dtype):
+            features = twin(hu_volume(encoder.input_spec.min_size))
+        assert torch.isfinite(features).all()
+        assert features.dtype == torch.float32
 
 
-@pytest.mark.parametrize(("name", "dtype"), PRECISIONS)
-def test_autocast_is_finite(name, dtype, encoders):
-    encoder = copy.deepcopy(encoders[name]).eval()
-    with torch.inference_mode(), torch.autocast("cpu", dtype):
-        features = encoder(hu_volume(min_size(name)))
-    assert torch.isfinite(features).all()
-    assert features.dtype == torch.float32
-
-
-@pytest.mark.parametrize("name", NARROW)
-def test_int16_and_float_are_prepared_alike(name, encoders):
-    encoder, hu = encoders[name], hu_volume(min_size(name))
+def test_int16_and_float_are_prepared_alike(encoder):
+    hu = hu_volume(encoder.input_spec.min_size)
     x = encoder.prepare(hu)
     assert x.dtype == torch.float32
     assert x.shape[1] == encoder.input_spec.channels
@@ -171,22 +176,19 @@ def test_int16_and_float_are_prepared_alike(name, encoders):
     assert torch.equal(x, encoder.prepare(hu.double()))
 
 
-@pytest.mark.parametrize("name", NARROW)
-def test_copies_and_pickles(name, encoders):
-    encoder = encoders[name]
+def test_copies_and_pickles(encoder):
     again = pickle.loads(pickle.dumps(encoder))
-    assert again.name == name
+    assert again.name == encoder.name
     assert again.input_spec == encoder.input_spec
+    copied = again.state_dict()
     for key, value in encoder.state_dict().items():
-        assert torch.equal(again.state_dict()[key], value)
+        assert torch.equal(copied[key], value)
 
 
-@pytest.mark.parametrize("name", NARROW)
-def test_wrong_sizes_are_refused_in_words(name, encoders):
-    encoder = encoders[name]
-    d, h, w = min_size(name)
-    with pytest.raises(InputError, match=rf"at least {d}x{h}x{w} .*found {d - 1}x{h}x{w}"):
-        encoder.prepare(hu_volume((d - 1, h, w)))
+def test_wrong_sizes_are_refused_in_words(encoder):
+    d, h, w = encoder.input_spec.min_size
+    with pytest.raises(InputError, match=rf"at least {d}x{h}x{w} .*found {d}x{h - 1}x{w}"):
+        encoder.prepare(hu_volume((d, h - 1, w)))
     with pytest.raises(InputError, match=r"\(B, 1, D, H, W\)"):
         encoder.prepare(torch.zeros(d, h, w))
     with pytest.raises(InputError, match="prepare"):
@@ -196,14 +198,44 @@ def test_wrong_sizes_are_refused_in_words(name, encoders):
             encoder.forward_features(torch.zeros(1, encoder.input_spec.channels, d + 1, h + 1, w + 1))
 
 
-@pytest.mark.parametrize("name", NARROW)
+@pytest.mark.parametrize("name", SIZES)
 def test_stem_keys_have_the_input_channels(name):
     windows = [(-1000, 500), (-175, 250), (-100, 900)]
-    encoder = create_encoder(name, window=windows)
+    with torch.device("meta"):
+        encoder = create_encoder(name, window=windows)
     assert encoder.input_spec.channels == len(encoder.input_spec.mean) == 3
     assert encoder.stem_keys
     assert {encoder.state_dict()[key].shape[1] for key in encoder.stem_keys} == {3}
-    assert encoder.prepare(hu_volume(min_size(name))).shape[1] == 3
+    assert encoder.family
+
+
+DEPTH_STRIDED = [name for name in SIZES if "depth_stride" in inspect.signature(ENCODERS[name].build).parameters]
+
+
+@pytest.mark.parametrize("name", DEPTH_STRIDED)
+def test_depth_stride_can_be_one(name):
+    """Same tensors, every slice kept, and published weights would still fit."""
+    with torch.device("meta"):
+        published, dense = create_encoder(name), create_encoder(name, depth_stride=1)
+        size = dense.input_spec.min_size
+        size = (max(size[0], published.input_spec.min_size[0]), *size[1:])
+        deepest = dense.forward_features(dense.prepare(torch.zeros(1, 1, *size, dtype=torch.int16)))
+    assert dense.feature_info[-1]["reduction"][0] == 1
+    assert deepest.shape[2] == size[0]
+    shapes = {key: value.shape for key, value in published.state_dict().items()}
+    assert {key: value.shape for key, value in dense.state_dict().items()} == shapes
+    with pytest.raises(InputError, match="depth stride"):
+        create_encoder(name, depth_stride=7)
+
+
+def test_networks_with_depth_strides_can_lose_them():
+    strided = {n for n in SIZES if ENCODERS[n].input_spec.axes == "SPL" and reduction(n) > 1}
+    assert strided - set(DEPTH_STRIDED) <= {"cnn3d_s", "nnunet_plain", "nnunet_resenc_l"}
+
+
+def reduction(name):
+    with torch.device("meta"):
+        return create_encoder(name).feature_info[-1]["reduction"][0]
 
 
 def test_prepare_by_hand():
@@ -269,7 +301,7 @@ def test_replaced_geometry_is_kept():
 
 def test_names_tags_and_arguments():
     assert create_encoder("swin_t").name == "swinunetr_t"
-    assert list_encoders("swin*") == ["swinunetr_b", "swinunetr_h", "swinunetr_l", "swinunetr_t"]
+    assert list_encoders("swinunetr_?") == ["swinunetr_b", "swinunetr_h", "swinunetr_l", "swinunetr_t"]
     with pytest.raises(InputError, match=r"did you mean"):
         create_encoder("swin_bb")
     with pytest.raises(InputError, match=r"VoCo_B_SSL_head.pt.*f80c4da2f81d700bdae3df188f2057eb"):

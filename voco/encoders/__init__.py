@@ -13,8 +13,17 @@ from typing import TYPE_CHECKING
 
 from voco.encoders import (  # noqa: F401  (they register themselves)
     cnn3d,
+    mvit,
+    nnunet,
+    penet,
+    resnet3d,
+    s3d,
+    slowfast,
+    swin3d,
     swinunetr,
+    video_bottleneck,
     video_resnet,
+    x3d,
 )
 from voco.encoders.base import ENCODERS, Encoder
 from voco.encoders.spec import InputSpec
