@@ -95,8 +95,6 @@ def describe_weights(path: Path) -> Iterator[str]:
 
 
 def _guess(path: Path, guess: Guess) -> Iterator[str]:
-    from voco.encoders import ENCODERS
-
     report, source = guess.report, guess.source
     name = source.name if source else guess.arch
     more = "".join(f", {key}={value!r}" for key, value in guess.arguments.items()) if source is None else ""
@@ -124,7 +122,7 @@ def _guess(path: Path, guess: Guess) -> Iterator[str]:
             "cite": source.citation,
         }
     yield from table(rows)
-    yield from _input(source.input_spec if source else ENCODERS[guess.arch].input_spec)
+    yield from _input(guess.input_spec)
 
 
 def _counted(rules: Iterable[str]) -> str:

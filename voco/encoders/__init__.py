@@ -116,6 +116,9 @@ def _start(arch_name: str, weights: Weights | None) -> _Start:
         spec = InputSpec.from_dict(config["input_spec"])
         return _Start(spec, dict(config["arguments"]), list(config["provenance"]), True)
     source = weights.source
+    if source is None and (plan := _plan(arch_name, weights.path)):
+        entry = {"source": "nnssl", "file": weights.path.name, "network": plan.class_name, "dataset": plan.dataset}
+        return _Start(plan.input_spec, plan.arguments, [entry], True)
     if source is None:
         return _Start(ENCODERS[arch_name].input_spec, {}, [], False)
     entry = source.to_dict()
@@ -123,6 +126,18 @@ def _start(arch_name: str, weights: Weights | None) -> _Start:
         # A file under another hash may well be fine (converted, resaved), but its history should say so.
         entry["file_is_the_published_one"] = source.is_published_file(weights.path)
     return _Start(source.input_spec, dict(source.arguments), [entry], True)
+
+
+def _plan(arch_name: str, path: Path):
+    """The adaptation plan of an nnssl checkpoint, for the architectures that those hold."""
+    if ENCODERS[arch_name].family != "nnunet":
+        return None
+    from voco.weights.nnssl import plan_of
+
+    plan = plan_of(path)
+    if plan is not None and plan.arch != arch_name:
+        raise InputError(f"{path.name} holds a {plan.class_name}, which is {plan.arch} here, not {arch_name}")
+    return plan
 
 
 def _feed_as_trained(encoder: Encoder, format_name: str, window) -> None:

@@ -9,10 +9,12 @@ import torch
 
 from voco.encoders import create_encoder
 from voco.encoders.base import ENCODERS, Encoder
+from voco.encoders.spec import InputSpec
 from voco.errors import InputError
 from voco.weights.examine import EXAMPLES, examine, misfit
 from voco.weights.families import families
 from voco.weights.match import stripped
+from voco.weights.nnssl import plan_of
 from voco.weights.read import read_tensors
 from voco.weights.report import LoadReport
 from voco.weights.sources import WeightSource, source_of_file, sources_of
@@ -26,12 +28,14 @@ class Guess:
         arch: registered name; ``arguments`` are the keywords that fit.
         report: what loading would do.
         source: the published record that the file is, by name or by format, else None.
+        input_spec: how the weights are fed, as far as the file or its record says; else the architecture's default.
     """
 
     arch: str
     arguments: dict = field(default_factory=dict)
     report: LoadReport | None = None
     source: WeightSource | None = None
+    input_spec: InputSpec | None = None
 
     def describe(self) -> str:
         """``slow_r50 (pytorchvideo)``, with arguments where they matter."""
@@ -52,6 +56,9 @@ def recognise(path: Path) -> list[Guess]:
         InputError: the file cannot be read.
     """
     tensors, wrapper, chosen = read_tensors(path)
+    if plan := plan_of(path):
+        guess = _try(plan.arch, plan.arguments, tensors, wrapper, chosen, path.name, plan.input_spec)
+        return [guess] if guess else []
     names = [name for key in tensors for name, _ in stripped(key)]
     guesses = []
     for family in families().values():
@@ -59,11 +66,10 @@ def recognise(path: Path) -> list[Guess]:
             continue
         for arch in (name for name in ENCODERS if ENCODERS[name].family == family.name):
             for arguments in _variants(arch):
-                guess = _try(arch, arguments, tensors, wrapper, chosen, path.name)
-                if guess is not None:
-                    guesses.append(guess)
+                guesses.append(_try(arch, arguments, tensors, wrapper, chosen, path.name))
     # Of twins the one that needs least adapting, then the one whose published file has this name.
-    return sorted(guesses, key=lambda g: (-g.report.coverage, len(g.report.adapted), g.source is None, g.arch))
+    found = [guess for guess in guesses if guess is not None]
+    return sorted(found, key=lambda g: (-g.report.coverage, len(g.report.adapted), g.source is None, g.arch))
 
 
 def _variants(arch: str) -> list[dict]:
@@ -74,13 +80,17 @@ def _variants(arch: str) -> list[dict]:
     return variants
 
 
-def _try(arch: str, arguments: dict, tensors, wrapper, chosen, file: str) -> Guess | None:
+def _try(
+    arch: str, arguments: dict, tensors, wrapper, chosen, file: str, input_spec: InputSpec | None = None
+) -> Guess | None:
     with torch.device("meta"):
         encoder = create_encoder(arch, **arguments)
     found = examine(encoder, tensors, file, wrapper=wrapper, chosen=chosen)
     if misfit(encoder, found):
         return None
-    return Guess(arch, arguments, found.report, source_of_file(arch, file, found.report.format))
+    source = source_of_file(arch, file, found.report.format)
+    spec = input_spec or (source.input_spec if source else ENCODERS[arch].input_spec)
+    return Guess(arch, arguments, found.report, source, spec)
 
 
 def load_recognised(path: Path) -> Encoder:
