@@ -22,13 +22,14 @@ class NetworkSpec:
         stem_kernel: depth size of the first convolution.
         stages: the four stages.
         stem_pool: whether a max pool follows the first convolution.
-        depth_pool: whether slices are pooled in pairs after the first stage.
+        depth_pool: how many slices are pooled into one after the first stage: 2, or 1 where a published network leaves
+            the place for it empty; None without such a place, which shifts the names of the stages.
     """
 
     stem_kernel: int
     stages: tuple[StageSpec, ...]
     stem_pool: bool = True
-    depth_pool: bool = False
+    depth_pool: int | None = None
 
 
 def resnet_stages(
@@ -72,7 +73,7 @@ class BottleneckEncoder(Encoder):
 
     def __init__(self, input_spec: InputSpec, network: NetworkSpec, depth_stride: int | None, label: str):
         first, *others = network.stages
-        published = (first.depth_stride, 2 if network.depth_pool else 1, *(s.depth_stride for s in others))
+        published = (first.depth_stride, network.depth_pool or 1, *(s.depth_stride for s in others))
         strides = reduced_depth_strides(published, depth_stride, label)
         stages = [replace(s, depth_stride=n) for s, n in zip(network.stages, (strides[0], *strides[2:]))]
 
@@ -82,7 +83,7 @@ class BottleneckEncoder(Encoder):
         for index, stage in enumerate(stages):
             if index == 1 and network.depth_pool:
                 depth *= strides[1]
-                modules.append(DepthMaxPool(strides[1]))
+                modules.append(DepthMaxPool(network.depth_pool, strides[1]))
             plane, depth = plane * stage.stride, depth * stage.depth_stride
             info.append(
                 {"num_chs": stage.width_out, "reduction": (depth, plane, plane), "module": f"blocks.{len(modules)}"}
@@ -109,8 +110,8 @@ class BottleneckEncoder(Encoder):
 
 
 SLOW = NetworkSpec(1, resnet_stages(R50, ((1,), (1,), (3,), (3,))))
-C2D = NetworkSpec(1, resnet_stages(R50, ((1,), (1,), (1,), (1,))), depth_pool=True)
-I3D = NetworkSpec(5, resnet_stages(R50, ((3,), (3, 1), (3, 1), (1, 3))), depth_pool=True)
+C2D = NetworkSpec(1, resnet_stages(R50, ((1,), (1,), (1,), (1,))), depth_pool=2)
+I3D = NetworkSpec(5, resnet_stages(R50, ((3,), (3, 1), (3, 1), (1, 3))), depth_pool=2)
 R2PLUS1D = NetworkSpec(
     1,
     resnet_stages(R50, ((1,),) * 4, middle="depth_first", strides=(2, 2, 2, 2), depth_strides=(1, 1, 2, 2)),
@@ -138,7 +139,7 @@ def slow_r50(input_spec: InputSpec) -> BottleneckEncoder:
 )
 def c2d_r50(input_spec: InputSpec, depth_stride: int | None = None, depth_pool: bool = True) -> BottleneckEncoder:
     """``depth_pool=False`` is the network of SlowFast's C2D_NOPOOL file, whose tensors look the same."""
-    return BottleneckEncoder(input_spec, replace(C2D, depth_pool=depth_pool), depth_stride, "c2d_r50")
+    return BottleneckEncoder(input_spec, replace(C2D, depth_pool=2 if depth_pool else 1), depth_stride, "c2d_r50")
 
 
 @register_encoder("i3d_r50", family="c2d_i3d", input_spec=C2D_SPEC, summary="I3D R50: depth convolved in most blocks")
