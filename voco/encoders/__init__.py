@@ -142,13 +142,12 @@ def _plan(arch_name: str, path: Path):
 
 def _feed_as_trained(encoder: Encoder, format_name: str, window) -> None:
     """A file under a name of its own is still known by its format: projects feed the same network differently."""
-    from voco.weights.sources import source_of_file
+    from voco.weights.sources import usual_input
 
-    source = source_of_file(encoder.name, "", format_name)
-    if source is None:
-        return
-    spec = source.input_spec if window is None else with_windows(source.input_spec, window)
-    if spec.channels == encoder.input_spec.channels:
+    spec = usual_input(encoder.name, format_name)
+    if spec is not None and window is not None:
+        spec = with_windows(spec, window)
+    if spec is not None and spec.channels == encoder.input_spec.channels:
         encoder.input_spec = spec
 
 

@@ -17,7 +17,7 @@ from voco.weights.match import stripped
 from voco.weights.nnssl import plan_of
 from voco.weights.read import read_tensors
 from voco.weights.report import LoadReport
-from voco.weights.sources import WeightSource, source_of_file, sources_of
+from voco.weights.sources import WeightSource, source_of_file, sources_of, usual_input
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Guess:
     Attributes:
         arch: registered name; ``arguments`` are the keywords that fit.
         report: what loading would do.
-        source: the published record that the file is, by name or by format, else None.
-        input_spec: how the weights are fed, as far as the file or its record says; else the architecture's default.
+        source: the published record that has the file's name, else None.
+        input_spec: how the weights are fed, as the file, its record or others of its format say; else the default.
     """
 
     arch: str
@@ -88,8 +88,9 @@ def _try(
     found = examine(encoder, tensors, file, wrapper=wrapper, chosen=chosen)
     if misfit(encoder, found):
         return None
-    source = source_of_file(arch, file, found.report.format)
-    spec = input_spec or (source.input_spec if source else ENCODERS[arch].input_spec)
+    source = source_of_file(arch, file)
+    usual = source.input_spec if source else usual_input(arch, found.report.format)
+    spec = input_spec or usual or ENCODERS[arch].input_spec
     return Guess(arch, arguments, found.report, source, spec)
 
 

@@ -122,14 +122,15 @@ def find_source(arch: str, tag: str) -> WeightSource:
     raise InputError(f"unknown weights tag {tag!r}{hint} ({listed}; `voco encoders` lists all)")
 
 
-def source_of_file(arch: str, file: str, format: str = "") -> WeightSource | None:
-    """The record that a file is by its name or, failing that, the only one of its format.
+def source_of_file(arch: str, file: str) -> WeightSource | None:
+    """The record of a published file by its name.
 
     Several records may share a file and differ in how it is fed; the first is the published way.
     """
-    records = sources_of(arch)
-    named = [source for source in records if source.file == file]
-    if named:
-        return named[0]
-    same = [source for source in records if format and source.format == format]
-    return same[0] if same and all(source.input_spec == same[0].input_spec for source in same) else None
+    return next((source for source in sources_of(arch) if source.file == file), None)
+
+
+def usual_input(arch: str, format: str) -> InputSpec | None:
+    """How the published files of one format are fed, where they all agree: for a file that nothing else is known of."""
+    specs = [source.input_spec for source in sources_of(arch) if source.format == format]
+    return specs[0] if specs and all(spec == specs[0] for spec in specs) else None
