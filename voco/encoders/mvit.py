@@ -22,7 +22,6 @@ from voco.weights.positions import resize_bicubic, resize_linear
 SPEC = kinetics_spec(size=(16, 224, 224), min_size=(4, 32, 32))
 SPEC_32 = kinetics_spec(size=(32, 224, 224), min_size=(4, 32, 32))
 
-_WIDTH = 96
 _STAGES = (0, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3)  # of the 16 blocks
 _KERNEL, _STRIDE = (3, 7, 7), (2, 4, 4)
 _PLANE = 224 // _STRIDE[1]  # tokens a side at the published size, which sets the lengths of the tables
@@ -58,6 +57,7 @@ class MViTEncoder(Encoder):
             blocks; torchvision trains with 0.2.
         kv_stride: in-plane stride of keys and values in the first stage, halved at each further one; 4 for the
             published ImageNet network.
+        width: channels of the first stage; each further one has twice as many.
     """
 
     pooling = "class_token"
@@ -71,9 +71,10 @@ class MViTEncoder(Encoder):
         depth_stride: int | None = None,
         drop_path_rate: float = 0.0,
         kv_stride: int = 8,
+        width: int = 96,
     ):
         (depth,) = reduced_depth_strides(_STRIDE[:1], depth_stride, "mvit")
-        widths = [_WIDTH * 2**stage for stage in _STAGES]
+        widths = [width * 2**stage for stage in _STAGES]
         # Where a stage begins, v1 widens in the MLP of the block before it and v2 in the attention of the first block.
         outs = widths[1:] + widths[-1:] if version == 1 else widths
         ins = widths if version == 1 else [widths[0], *outs[:-1]]
@@ -90,10 +91,10 @@ class MViTEncoder(Encoder):
             ],
         )
         self.conv_proj = nn.Conv3d(
-            input_spec.channels, _WIDTH, _KERNEL, stride=(depth, *_STRIDE[1:]), padding=tuple(k // 2 for k in _KERNEL)
+            input_spec.channels, width, _KERNEL, stride=(depth, *_STRIDE[1:]), padding=tuple(k // 2 for k in _KERNEL)
         )
         grid = (frames // _STRIDE[0], _PLANE, _PLANE)
-        self.pos_encoding = PositionalEncoding(grid, absolute=version == 1)
+        self.pos_encoding = PositionalEncoding(grid, width, absolute=version == 1)
         blocks = []
         for i, stage in enumerate(_STAGES):
             halves = i > 0 and stage > _STAGES[i - 1]
@@ -105,9 +106,10 @@ class MViTEncoder(Encoder):
         self.blocks = nn.ModuleList(blocks)
         self.norm = nn.LayerNorm(outs[-1], eps=_NORM_EPS)
         self._last_blocks = last
+        # torchvision cuts this normal distribution at 2, which is 100 standard deviations.
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
 
     def pool(self, x: Tensor) -> Tensor:
@@ -137,19 +139,20 @@ class PositionalEncoding(nn.Module):
 
     Args:
         grid: (d, h, w) that the tables of positions are made for.
+        width: channels of the tokens.
         absolute: whether there are such tables: one for the plane, one for depth, one row for the class token.
     """
 
-    def __init__(self, grid: Grid, absolute: bool):
+    def __init__(self, grid: Grid, width: int, absolute: bool):
         super().__init__()
         self.grid, self.absolute = grid, absolute
-        self.class_token = nn.Parameter(torch.empty(_WIDTH))
+        self.class_token = nn.Parameter(torch.empty(width))
         if absolute:
-            self.spatial_pos = nn.Parameter(torch.empty(grid[1] * grid[2], _WIDTH))
-            self.temporal_pos = nn.Parameter(torch.empty(grid[0], _WIDTH))
-            self.class_pos = nn.Parameter(torch.empty(_WIDTH))
+            self.spatial_pos = nn.Parameter(torch.empty(grid[1] * grid[2], width))
+            self.temporal_pos = nn.Parameter(torch.empty(grid[0], width))
+            self.class_pos = nn.Parameter(torch.empty(width))
         for table in self.parameters():
-            nn.init.trunc_normal_(table, std=0.02)
+            nn.init.normal_(table, std=0.02)
 
     def forward(self, patches: Tensor) -> Tensor:
         """(B, C, d, h, w) to (B, 1 + d * h * w, C)."""
@@ -280,7 +283,7 @@ class _Pool(nn.Module):
 
 def _table(length: int, width: int) -> nn.Parameter:
     table = nn.Parameter(torch.empty(length, width))
-    nn.init.trunc_normal_(table, std=0.02)
+    nn.init.normal_(table, std=0.02)
     return table
 
 

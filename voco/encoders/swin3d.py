@@ -80,9 +80,10 @@ class Swin3DEncoder(Encoder):
             )
         self.features = nn.Sequential(*features)
         self.norm = nn.LayerNorm(width * 2 ** (len(blocks) - 1), eps=_NORM_EPS)
+        # torchvision cuts this normal distribution at 2, which is 100 standard deviations.
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
@@ -167,7 +168,7 @@ class WindowAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
         rows = (2 * window[0] - 1) * (2 * window[1] - 1) * (2 * window[2] - 1)
         self.relative_position_bias_table = nn.Parameter(torch.empty(rows, heads))
-        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
+        nn.init.normal_(self.relative_position_bias_table, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens (B, D, H, W, C) to the same shape."""

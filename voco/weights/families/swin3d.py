@@ -10,8 +10,8 @@ from voco.weights import positions
 from voco.weights.formats import Family, Format
 
 _DROP = {
-    r".*relative_position_index$": "index table, recomputed",
-    r".*attn_mask$": "attention mask, recomputed",
+    r".*relative_position_index$": "index table",
+    r".*attn_mask$": "attention mask",
     r"(head|cls_head)\.": "classifier",
 }
 
