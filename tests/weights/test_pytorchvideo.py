@@ -9,6 +9,7 @@ import torch
 
 from voco.encoders import create_encoder
 from voco.errors import InputError
+from voco.weights.examine import examine, misfit
 from voco.weights.families import find_family
 from voco.weights.load import load_weights
 from voco.weights.sources import all_sources
@@ -224,9 +225,11 @@ def test_the_normalised_shortcut_is_neither_left_out_nor_made_up(x3d, tmp_path):
     torch.save(WRAPPERS["SlowFast"](other_names(state, "SlowFast")), tmp_path / "other.pth")
     with pytest.raises(InputError, match=r"99\.9% of the parameters, 100% are needed(.|\n)*shortcut_norm=True"):
         create_encoder("x3d_m", checkpoint=tmp_path / "other.pth")
-    torch.save({"model_state": plain}, tmp_path / "plain.pyth")
-    with pytest.raises(InputError, match="branch1_normed"):
-        create_encoder("x3d_m", checkpoint=tmp_path / "plain.pyth", shortcut_norm=True)
+    with torch.device("meta"):
+        normed = create_encoder("x3d_m", shortcut_norm=True)
+    found = examine(normed, plain, "plain.pyth")
+    assert misfit(normed, found) == "it fills 99.9% of the parameters, 100% are needed"
+    assert found.report.unexpected == ("blocks.1.res_blocks.0.branch1_conv.weight",)
 
 
 def test_records_build_and_say_what_they_are():
