@@ -46,7 +46,7 @@ def resolve(arch: str, tag: str, checkpoint: str | Path | None) -> Weights | Non
         if source is not None and named != source:
             raise InputError(f"{source.name} and {named.name} are two different weights; name one of them")
         return _download(named)
-    if _HUB_ID.fullmatch(text) and not path.suffix and not text.startswith((".", "~")):
+    if _is_hub_id(text):
         return Weights(_hub(text), source)
     known = ", ".join(name.partition(".")[2] for name in list_weights(f"{arch}.*"))
     raise InputError(
@@ -71,8 +71,18 @@ def _download(source: WeightSource) -> Weights:
     return Weights(fetch(source), source)
 
 
+def _is_hub_id(text: str) -> bool:
+    """``owner/name`` or ``owner/name/file``; a mistyped path into a folder that is here is not one."""
+    if not _HUB_ID.fullmatch(text) or Path(text.split("/")[0]).is_dir():
+        return False
+    return text.count("/") > 1 or Path(text).suffix not in (".pt", ".pth", ".pyth", ".pkl", ".safetensors", ".tar")
+
+
 def _hub(text: str) -> Path:
     from voco.weights.download import fetch_hub_file
 
     owner, name, *rest = text.split("/", 2)
-    return fetch_hub_file(f"{owner}/{name}", rest[0] if rest else None)
+    try:
+        return fetch_hub_file(f"{owner}/{name}", rest[0] if rest else None)
+    except InputError as error:
+        raise InputError(f"there is no file or folder {text}, and as a Hugging Face id: {error}") from error
