@@ -71,6 +71,11 @@ def forward_backward(encoder):
     return pooled.detach(), {k: p.grad for k, p in encoder.named_parameters()}, statistics
 
 
+def skip_twins(encoder):
+    if encoder.name not in SMALLEST_OF_FAMILY:
+        pytest.skip("a smaller sister of its family is tried, which shares its code")
+
+
 def test_every_parameter_gets_a_gradient_at_the_smallest_size(encoder, trained_pass):
     pooled, gradients, _ = trained_pass
     assert pooled.shape[1] == encoder.pyramid_features + encoder.num_features
@@ -106,8 +111,7 @@ def test_slow_twins_run_forward_and_backward(name):
 
 
 def test_checkpointing_changes_nothing(encoder, trained_pass):
-    if encoder.name not in SMALLEST_OF_FAMILY:
-        pytest.skip("its family shares the code, and a smaller sister is tried")
+    skip_twins(encoder)
     pooled, gradients, statistics = trained_pass
     twin = copy.deepcopy(encoder)
     twin.set_grad_checkpointing(True)
@@ -158,6 +162,7 @@ def test_maps_are_canonical_and_volumes_independent(encoder):
 
 
 def test_autocast_is_finite(encoder):
+    skip_twins(encoder)
     twin = copy.deepcopy(encoder).eval()
     # CPUs emulate float16: one crop of windowed attention takes 15 s.
     for dtype in (torch.bfloat16, *([torch.float16] if encoder.name == "cnn3d_s" else [])):
@@ -177,6 +182,7 @@ def test_int16_and_float_are_prepared_alike(encoder):
 
 
 def test_copies_and_pickles(encoder):
+    skip_twins(encoder)
     again = pickle.loads(pickle.dumps(encoder))
     assert again.name == encoder.name
     assert again.input_spec == encoder.input_spec

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from voco.encoders import create_encoder
 from voco.errors import InputError
-from voco.weights import sources
+from voco.weights import download, sources
 from voco.weights.adapt import adapt_input_channels
 from voco.weights.load import load_weights
 from voco.weights.sources import all_sources, list_weights
@@ -186,6 +186,8 @@ def damaged(kind, state, path):
         state["stages.2.norm1.weight"][3] = float("nan")
     elif kind == "half_missing":
         state = {k: v for k, v in state.items() if not k.startswith("stages.3")}
+    elif kind == "deeper":
+        state["stages.4.conv1.weight"] = torch.ones(2, 2)
     elif kind == "integers":
         state["stages.1.conv1.weight"] = state["stages.1.conv1.weight"].long()
     elif kind == "no_tensors":
@@ -207,6 +209,7 @@ DAMAGE = {
     "nan": r"not finite.*stages\.2\.norm1\.weight",
     # stages.3 has 378,432 of the 505,116 parameters.
     "half_missing": r"fills 25\.0% of the parameters, 100% are needed",
+    "deeper": r"1 tensors more, inside what the encoder also has.*stages\.4\.conv1\.weight",
     "integers": r"int64, wanted",
     "no_tensors": r"holds no weights.*epoch",
     "cut": r"its end is missing",
@@ -307,8 +310,8 @@ def test_tags_bring_spec_and_history(ssl_head, tmp_path, monkeypatch):
     assert entry["source"] == "swinunetr_t.voco_ssl"
     assert entry["licence"] == "apache-2.0"
     assert entry["file_is_the_published_one"] is False
-    with pytest.raises(InputError, match=r"fetch VoCo_B_SSL_head.pt from https://"):
-        create_encoder("swin_t", checkpoint="voco_ssl")
+    monkeypatch.setattr(download, "fetch", lambda source: tmp_path / "file.pt")
+    assert create_encoder("swin_t", checkpoint="voco_ssl").provenance == encoder.provenance
 
 
 def test_paths_that_hold_nothing(cnn, tmp_path):

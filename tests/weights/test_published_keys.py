@@ -90,16 +90,14 @@ def test_published_file_loads_whole(listing, pool, tmp_path):
     torch.save(WRAPPERS[project](state), path)
 
     assert name in [guess.arch for guess in recognise(path)]
-    encoder = create_encoder(name)
+    # SlowFast's X3D normalises one shortcut more; create_encoder(checkpoint=...) finds that out by itself.
+    encoder = create_encoder(name, **({"shortcut_norm": True} if listing == "sf_x3d_m" else {}))
     before = {key: value.clone() for key, value in encoder.state_dict().items()}
     report = load_weights(encoder, path)
     assert project in report.format
     assert not report.unexpected
-    if listing == "ptv_mvit_base_16":  # an image model has no table of frames
-        assert report.missing and all("temporal" in key for key in report.missing)
-    else:
-        assert report.coverage == 1.0
-        assert not report.missing
+    assert report.coverage == 1.0
+    assert not report.missing
 
     # What is neither a head nor a copy arrived, value for value or summed over the colours.
     sums = {round(float(value.double().sum()), 4) for value in state.values()}
@@ -110,7 +108,7 @@ def test_published_file_loads_whole(listing, pool, tmp_path):
             assert after[key].numel() == 1 or not torch.equal(after[key], before[key])
     for key in encoder.stem_keys:
         assert report.adapted[key].startswith("sum of 3 input channels") or "2D kernel" in report.adapted[key]
-        assert round(float(after[key].double().sum()), 3) in {round(s, 3) for s in sums}
+        assert min(abs(float(after[key].double().sum()) - s) for s in sums) < 1e-3
 
 
 @pytest.mark.parametrize(("listing", "name"), [("ptv_x3d_m", "x3d_xs"), ("ptv_x3d_m", "x3d_s")])

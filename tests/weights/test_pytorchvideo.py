@@ -224,7 +224,8 @@ def test_the_normalised_shortcut_is_neither_left_out_nor_made_up(x3d, tmp_path):
     state, plain = x3d
     torch.save(WRAPPERS["SlowFast"](other_names(state, "SlowFast")), tmp_path / "other.pth")
     with pytest.raises(InputError, match=r"99\.9% of the parameters, 100% are needed(.|\n)*shortcut_norm=True"):
-        create_encoder("x3d_m", checkpoint=tmp_path / "other.pth")
+        create_encoder("x3d_m", checkpoint=tmp_path / "other.pth", shortcut_norm=False)
+    assert create_encoder("x3d_m", checkpoint=tmp_path / "other.pth").arguments == {"shortcut_norm": True}
     with torch.device("meta"):
         normed = create_encoder("x3d_m", shortcut_norm=True)
     found = examine(normed, plain, "plain.pyth")

@@ -7,7 +7,7 @@ what it is built from when one of its encoders is created.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,7 +73,7 @@ def create_encoder(
         from voco.weights.resolve import resolve
 
         weights = resolve(arch_name, tag, checkpoint)
-    start = _start(arch_name, weights)
+    start = _start(arch_name, weights, arguments)
     spec, arguments = start.input_spec, {**start.arguments, **arguments}
     if input_spec is not None:
         spec = InputSpec.from_dict(input_spec) if isinstance(input_spec, dict) else input_spec
@@ -85,26 +85,23 @@ def create_encoder(
     if weights is not None:
         from voco.weights.load import load_weights
 
-        report = load_weights(encoder, weights.path, which=which, inflate=inflate)
-        if not start.known and input_spec is None:
-            _feed_as_trained(encoder, report.format, window)
+        load_weights(encoder, weights.path, which=which, inflate=inflate)
     return encoder
 
 
 @dataclass(frozen=True)
 class _Start:
-    """What comes with weights before they are read; ``known`` where the input is theirs and not a default."""
+    """What comes with weights: how they are fed, the arguments of their network, and their history."""
 
     input_spec: InputSpec
-    arguments: dict
-    provenance: list[dict]
-    known: bool
+    arguments: dict = field(default_factory=dict)
+    provenance: list[dict] = field(default_factory=list)
 
 
-def _start(arch_name: str, weights: Weights | None) -> _Start:
-    """Input, arguments and history: of our own folder, else of the published record, else the default."""
+def _start(arch_name: str, weights: Weights | None, arguments: dict) -> _Start:
+    """Of our own folder, else of the published record, else of the file's plan or format, else the default."""
     if weights is None:
-        return _Start(ENCODERS[arch_name].input_spec, {}, [], False)
+        return _Start(ENCODERS[arch_name].input_spec)
     from voco.weights.folder import read_config
 
     if config := read_config(weights.path):
@@ -114,18 +111,23 @@ def _start(arch_name: str, weights: Weights | None) -> _Start:
                 f"name that architecture, or use voco.load_encoder"
             )
         spec = InputSpec.from_dict(config["input_spec"])
-        return _Start(spec, dict(config["arguments"]), list(config["provenance"]), True)
+        return _Start(spec, dict(config["arguments"]), list(config["provenance"]))
     source = weights.source
-    if source is None and (plan := _plan(arch_name, weights.path)):
+    if source is not None:
+        entry = source.to_dict()
+        if weights.path.is_file():
+            # A file under another hash may well be fine (converted, resaved), but its history should say so.
+            entry["file_is_the_published_one"] = source.is_published_file(weights.path)
+        return _Start(source.input_spec, dict(source.arguments), [entry])
+    if plan := _plan(arch_name, weights.path):
         entry = {"source": "nnssl", "file": weights.path.name, "network": plan.class_name, "dataset": plan.dataset}
-        return _Start(plan.input_spec, plan.arguments, [entry], True)
-    if source is None:
-        return _Start(ENCODERS[arch_name].input_spec, {}, [], False)
-    entry = source.to_dict()
+        return _Start(plan.input_spec, plan.arguments, [entry])
     if weights.path.is_file():
-        # A file under another hash may well be fine (converted, resaved), but its history should say so.
-        entry["file_is_the_published_one"] = source.is_published_file(weights.path)
-    return _Start(source.input_spec, dict(source.arguments), [entry], True)
+        from voco.weights.recognise import recognise_as
+
+        if guess := recognise_as(arch_name, weights.path, arguments):
+            return _Start(guess.input_spec, guess.arguments)
+    return _Start(ENCODERS[arch_name].input_spec)
 
 
 def _plan(arch_name: str, path: Path):
@@ -138,17 +140,6 @@ def _plan(arch_name: str, path: Path):
     if plan is not None and plan.arch != arch_name:
         raise InputError(f"{path.name} holds a {plan.class_name}, which is {plan.arch} here, not {arch_name}")
     return plan
-
-
-def _feed_as_trained(encoder: Encoder, format_name: str, window) -> None:
-    """A file under a name of its own is still known by its format: projects feed the same network differently."""
-    from voco.weights.sources import usual_input
-
-    spec = usual_input(encoder.name, format_name)
-    if spec is not None and window is not None:
-        spec = with_windows(spec, window)
-    if spec is not None and spec.channels == encoder.input_spec.channels:
-        encoder.input_spec = spec
 
 
 def list_encoders(pattern: str = "*") -> list[str]:

@@ -87,6 +87,11 @@ def misfit(encoder: Encoder, found: Examination, exact: bool = False) -> str | N
         return f"the stem is missing: {', '.join(lost_stems)}"
     if fit.coverage < minimum:
         return f"it fills {_percent(fit.coverage)} of the parameters, {_percent(minimum)} are needed"
+    if match.strangers and not exact:
+        return (
+            f"the file's network has {len(match.strangers)} tensors more, inside what the encoder also has (a deeper "
+            f"or otherwise different network?): {', '.join(match.strangers[:EXAMPLES])}"
+        )
     if exact and (report.missing or report.unexpected):
         return "the folder's config.json and its weights do not belong together"
     if lost_statistics and match.format.minimum is None:

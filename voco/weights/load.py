@@ -89,7 +89,8 @@ def _other_architectures(encoder: Encoder, file: Path) -> list[str]:
     from voco.weights.recognise import recognise
 
     try:
-        return [guess.describe() for guess in recognise(file) if guess.arch != encoder.name][:3]
+        guesses = recognise(file)
+        return [g.describe() for g in guesses if (g.arch, g.arguments) != (encoder.name, encoder.arguments)][:3]
     except InputError:
         return []
 

@@ -24,12 +24,14 @@ class Match:
         network: student, teacher or ema where the file's keys say so, else None.
         keys: tensor of the encoder -> keys of the file, several where they are stacked.
         dropped: key of the file -> what it is, for what an encoder has no use for.
+        strangers: keys of the file that belong inside the encoder by their names and have no place in it.
     """
 
     format: Format
     network: str | None = None
     keys: dict[str, tuple[str, ...]] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
+    strangers: tuple[str, ...] = ()
 
 
 def stripped(key: str) -> Iterator[tuple[str, str | None]]:
@@ -86,7 +88,8 @@ def _matches(fmt: Format, wanted: Mapping[str, Tensor], tensors: Mapping[str, Te
     """One match per network that the file's keys name."""
     found: dict[str | None, Match] = {None: Match(fmt)}
     parts: dict[tuple[str | None, str], dict[int, tuple[str, int]]] = {}
-    dropped = {}
+    dropped, strangers = {}, []
+    modules = {name.partition(".")[0] for name in wanted if "." in name}
     for key in tensors:
         for name, network in stripped(key):
             target = fmt.rename(name)
@@ -100,12 +103,17 @@ def _matches(fmt: Format, wanted: Mapping[str, Tensor], tensors: Mapping[str, Te
             if reason := fmt.dropped(name):
                 dropped[key] = reason
                 break
+        else:
+            targets = [fmt.rename(name) for name, _ in stripped(key)]
+            owners = {t.partition(".")[0] for t in targets if isinstance(t, str) and "." in t}
+            if owners & modules and tensors[key].is_floating_point():
+                strangers.append(key)
     for (network, target), pieces in parts.items():
         if all(index in pieces for index in range(next(iter(pieces.values()))[1])):
             match = found.setdefault(network, Match(fmt, network))
             match.keys.setdefault(target, tuple(pieces[index][0] for index in sorted(pieces)))
     for match in found.values():
-        match.dropped = dropped
+        match.dropped, match.strangers = dropped, tuple(strangers)
     return list(found.values())
 
 

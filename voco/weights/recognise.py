@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -55,34 +56,59 @@ def recognise(path: Path) -> list[Guess]:
     Raises:
         InputError: the file cannot be read.
     """
-    tensors, wrapper, chosen = read_tensors(path)
+    content = read_tensors(path)
     if plan := plan_of(path):
-        guess = _try(plan.arch, plan.arguments, tensors, wrapper, chosen, path.name, plan.input_spec)
-        return [guess] if guess else []
-    names = [name for key in tensors for name, _ in stripped(key)]
+        guess = _try(plan.arch, plan.arguments, content, path.name)
+        return [replace(guess, input_spec=plan.input_spec)] if guess else []
+    names = [name for key in content[0] for name, _ in stripped(key)]
     guesses = []
     for family in families().values():
-        if not any(fmt.marks and fmt.may_be(names) for fmt in family.formats):
-            continue
-        for arch in (name for name in ENCODERS if ENCODERS[name].family == family.name):
-            for arguments in _variants(arch):
-                guesses.append(_try(arch, arguments, tensors, wrapper, chosen, path.name))
+        if any(fmt.marks and fmt.may_be(names) for fmt in family.formats):
+            architectures = (name for name in ENCODERS if ENCODERS[name].family == family.name)
+            guesses += [_best_variant(arch, {}, content, path.name) for arch in architectures]
     # Of twins the one that needs least adapting, then the one whose published file has this name.
     found = [guess for guess in guesses if guess is not None]
-    return sorted(found, key=lambda g: (-g.report.coverage, len(g.report.adapted), g.source is None, g.arch))
+    return sorted(found, key=lambda g: (*_effort(g), g.source is None, g.arch))
 
 
-def _variants(arch: str) -> list[dict]:
-    variants = [{}]
-    for source in sources_of(arch):
-        if dict(source.arguments) not in variants:
-            variants.append(dict(source.arguments))
-    return variants
+def recognise_as(arch: str, path: Path, arguments: Mapping) -> Guess | None:
+    """How a file of another project fits one architecture: with which arguments, and fed how; None where it does not.
+
+    Projects differ in details of a network that its tensors may show (an additional norm) or not (which slices a
+    pathway takes); the latter follow from the project.
+
+    Args:
+        arch: registered name.
+        path: weights file.
+        arguments: keywords that are given and not open to choice.
+    """
+    return _best_variant(arch, arguments, read_tensors(path), path.name)
 
 
-def _try(
-    arch: str, arguments: dict, tensors, wrapper, chosen, file: str, input_spec: InputSpec | None = None
-) -> Guess | None:
+def _best_variant(arch: str, arguments: Mapping, content: tuple, file: str) -> Guess | None:
+    records = sources_of(arch)
+    variants = [{}, *(dict(source.arguments) for source in records)]
+    variants = [{**variant, **arguments} for variant in variants]
+    variants = [variant for i, variant in enumerate(variants) if variant not in variants[:i]]
+    guesses = [guess for variant in variants if (guess := _try(arch, variant, content, file))]
+
+    def unusual(guess: Guess) -> tuple[bool, bool]:
+        of_file = [dict(guess.source.arguments)] if guess.source else []
+        of_format = [dict(source.arguments) for source in records if source.format == guess.report.format]
+        return tuple(
+            bool(usual) and any({**wanted, **arguments} != guess.arguments for wanted in usual)
+            for usual in (of_file, of_format)
+        )
+
+    return min(guesses, key=lambda guess: (*_effort(guess), *unusual(guess)), default=None)
+
+
+def _effort(guess: Guess) -> tuple[float, int]:
+    return -guess.report.coverage, len(guess.report.adapted)
+
+
+def _try(arch: str, arguments: dict, content: tuple, file: str) -> Guess | None:
+    tensors, wrapper, chosen = content
     with torch.device("meta"):
         encoder = create_encoder(arch, **arguments)
     found = examine(encoder, tensors, file, wrapper=wrapper, chosen=chosen)
@@ -90,8 +116,7 @@ def _try(
         return None
     source = source_of_file(arch, file)
     usual = source.input_spec if source else usual_input(arch, found.report.format)
-    spec = input_spec or usual or ENCODERS[arch].input_spec
-    return Guess(arch, arguments, found.report, source, spec)
+    return Guess(arch, arguments, found.report, source, usual or ENCODERS[arch].input_spec)
 
 
 def load_recognised(path: Path) -> Encoder:

@@ -54,7 +54,7 @@ SOURCES = (
         input_spec=SWINVIT_SPEC,
         licence=_NVIDIA,
         citation="Valanarasu et al., Disruptive Autoencoders, 2023, arXiv 2307.16896",
-        data=(),
+        data=("unknown",),
         format="Disruptive Autoencoders",
         note="50,000 CT and MR volumes; neither they nor their intensity range are named in the public code, so the "
         "input is that of nvidia_ssl; the transformer only",
