@@ -17,12 +17,14 @@ from voco.weights.pickles import Call, Global, Pickle
 from voco.weights.refusals import damaged, needs_code
 
 _DTYPE = "numpy.dtype"
-_ENCODE = "_codecs.encode"  # how Python 3 writes bytes for Python 2
+# How Python 3 writes bytes for Python 2; no bytes at all are a call of their own.
+_ENCODE, _NO_BYTES = "_codecs.encode", "builtins.bytes"
 _ARRAY = re.compile(r"numpy\._?core\.multiarray\._reconstruct")
 _NUMBER = re.compile(r"numpy\._?core\.multiarray\.scalar")
 _BUFFER = re.compile(r"numpy\._?core\.numeric\._frombuffer")  # pickle protocol 5
 _ALLOWED = re.compile(
-    rf"numpy\.ndarray|collections\.OrderedDict|{_DTYPE}|{_ENCODE}|{_ARRAY.pattern}|{_NUMBER.pattern}|{_BUFFER.pattern}"
+    rf"numpy\.ndarray|collections\.OrderedDict|{_DTYPE}|{_ENCODE}|{_NO_BYTES}"
+    rf"|{_ARRAY.pattern}|{_NUMBER.pattern}|{_BUFFER.pattern}"
 )
 _ELEMENT = re.compile(r"b1|[iu][1248]|f[248]")
 
@@ -53,7 +55,7 @@ def read_caffe2(path: Path) -> dict:
                 raise UnpicklingError("the file goes on behind the pickle")
         if pickle.persistents or not isinstance(pickle.content, dict):
             raise UnpicklingError(f"a pickle of a {type(pickle.content).__name__}, not of a dict of arrays")
-        arrays = {id(call): _array(call) for call in pickle.calls if call.name not in (_DTYPE, _ENCODE)}
+        arrays = {id(call): _array(call) for call in pickle.calls if call.name not in (_DTYPE, _ENCODE, _NO_BYTES)}
         return _with_arrays(pickle.content, arrays)
     except InputError:
         raise
@@ -123,6 +125,8 @@ def _dtype(value: object) -> np.dtype:
 def _bytes(value: object) -> bytes:
     if isinstance(value, Call) and value.name == _ENCODE and value.args[1:] == ("latin1",):
         value = value.args[0]
+    elif isinstance(value, Call) and value.name == _NO_BYTES and not value.args:
+        value = b""
     if isinstance(value, str):
         return value.encode("latin-1")
     if isinstance(value, (bytes, bytearray)):

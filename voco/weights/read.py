@@ -142,7 +142,9 @@ def _check_names(path: Path) -> None:
     """Refuse a header with one name twice: readers differ in which of the two they take."""
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
-        header = file.read(min(size, _LONGEST_HEADER))
+        if size > min(path.stat().st_size, _LONGEST_HEADER):
+            raise ValueError(f"a header of {size:,} bytes")
+        header = file.read(size)
 
     def no_twins(pairs: list[tuple[str, object]]) -> dict:
         if len(dict(pairs)) < len(pairs):

@@ -55,6 +55,13 @@ def _looks_like(path: Path) -> str:
         return f"; it is a {archive} archive, unpack it first"
     if head[257:262] == b"ustar":
         return "; it is a tar archive: unpack it, or save it again with a newer torch if torch wrote it"
-    if head.startswith(b"PK") and not zipfile.is_zipfile(path):
+    if head.startswith(b"PK") and not _has_directory(path):
         return "; its end is missing, fetch it again"
     return "; fetch it again and compare its checksum"
+
+
+def _has_directory(path: Path) -> bool:
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:
+        return True

@@ -15,6 +15,7 @@ from pickle import UnpicklingError
 
 import torch
 
+from voco.errors import InputError
 from voco.weights.pickles import Call, Global, Persistent, Pickle, check_key
 from voco.weights.refusals import damaged, needs_code, not_dense
 
@@ -151,7 +152,9 @@ def open_torch_file(path: Path) -> TorchFile:
             found, pickle = (_look_into_zip if mapped[:4] == _ZIP_MAGIC else _look_into_old)(path, mapped)
         for call in pickle.calls:
             _check_call(call)
-    except (UnpicklingError, zipfile.BadZipFile, NotImplementedError, KeyError) as error:
+    except (InputError, OSError):
+        raise
+    except Exception as error:  # a damaged directory makes the zip reader raise whatever it met first
         raise damaged(path, error) from error
     found.ignored = {name: kind for name in pickle.globals if (kind := _stand_in(name))}
     return found
