@@ -402,3 +402,16 @@ def test_what_is_no_file(path, tmp_path):
 def test_other_archives_are_named(head, match, path):
     path.write_bytes(head + b"\0" * 1000)
     refuse(path, match)
+
+
+def test_a_damaged_directory_of_an_archive(path):
+    """Python's zip reader raises five kinds of errors there; each byte of the directory is changed once."""
+    data = zipped(STATE)
+    start = data.find(b"PK\x01\x02")
+    for place in range(start, len(data)):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 0xFF]) + data[place + 1 :])
+        try:
+            found, *_ = read_tensors(path)
+        except InputError:
+            continue
+        same(found, STATE)
