@@ -119,6 +119,17 @@ def test_networks_without_v2(kind, v1, tmp_path):
     assert_holds(encoder, v1)
 
 
+@pytest.mark.parametrize("arch", ["swinunetr_v1_t", "swinvit_b"])
+def test_files_with_v2_do_not_fit_networks_without(arch, v2, transformer, tmp_path):
+    """They hold every tensor of the older network, whose features would mean nothing without the convolutions."""
+    torch.save(v2, tmp_path / "file.pt")
+    encoder = transformer if arch == "swinvit_b" else create_encoder(arch)
+    before = {key: value.clone() for key, value in encoder.state_dict().items()}
+    with pytest.raises(InputError, match=r"8 tensors more(.|\n)*layers1c\.0\.layer\.conv1"):
+        load_weights(encoder, tmp_path / "file.pt")
+    assert_holds(encoder, before)
+
+
 def test_voco_v1_training_checkpoint(v2, tmp_path):
     """Student, teacher, their projectors, and an optimiser as an object, which is never made."""
     student = {k: v for k, v in v2.items() if not k.startswith(("decoder", "out."))}
