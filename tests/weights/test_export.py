@@ -185,17 +185,17 @@ def test_only_registered_encoders_are_exported(tmp_path):
     assert not (tmp_path / "e" / "config.json").exists()
 
 
-def test_hub_without_a_network(tmp_path, monkeypatch):
-    import huggingface_hub
+def test_hub_ids(tmp_path, monkeypatch):
+    from voco.weights import download
 
-    def unreachable(*_, **__):
-        raise ConnectionError("no route to host")
+    def unreachable(*_):
+        raise InputError("no route to host")
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
-    with pytest.raises(InputError, match=r"no route to host.*Offline: fetch model.safetensors and config.json"):
+    monkeypatch.setattr(download, "fetch_hub_file", unreachable)
+    with pytest.raises(InputError, match=r"no file or folder someone/an-encoder, and as a Hugging Face id: no route"):
         load_encoder("someone/an-encoder")
     folder = save_encoder(trained(), tmp_path / "e", PROVENANCE)
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(folder))
+    monkeypatch.setattr(download, "fetch_hub_file", lambda *_: folder)
     assert torch.equal(load_encoder("someone/an-encoder")(hu()), trained()(hu()))
 
 

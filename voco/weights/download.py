@@ -11,6 +11,8 @@ import re
 import tempfile
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -118,6 +120,17 @@ def _from_url(source: WeightSource) -> Path:
     place = _place(source)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _by_hand(source, error) from error
+    # The processes of a node ask at the same time: one downloads, the others find the file.
+    with _one_at_a_time(place.parent / f".{place.name}.lock"):
+        if not place.is_file():
+            _download(source, place)
+    return place
+
+
+def _download(source: WeightSource, place: Path) -> None:
+    try:
         announced = _announced_bytes(source.url)
         with tempfile.TemporaryDirectory(dir=place.parent, prefix=".download-") as folder:
             part = Path(folder) / place.name
@@ -132,7 +145,20 @@ def _from_url(source: WeightSource) -> Path:
         raise
     except Exception as error:  # of urllib, http.client, ssl, the disk
         raise _by_hand(source, error) from error
-    return place
+
+
+@contextmanager
+def _one_at_a_time(lock: Path) -> Iterator[None]:
+    with lock.open("w") as file:
+        # Some systems and network file systems have no such locks; there each process downloads for itself.
+        with suppress(OSError, ImportError):
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 def _announced_bytes(url: str) -> int | None:

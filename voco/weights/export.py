@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from pathlib import Path
 
 import torch
@@ -16,8 +15,6 @@ from voco.errors import InputError
 from voco.weights.card import model_card
 from voco.weights.folder import CARD_FILE, CONFIG_FILE, FORMAT, WEIGHTS_FILE, find_encoder_folder, read_config
 from voco.weights.load import load_weights
-
-_HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 
 
 def save_encoder(encoder: Encoder, folder: str | Path, provenance: dict, card: str | None = None) -> Path:
@@ -69,13 +66,21 @@ def save_encoder(encoder: Encoder, folder: str | Path, provenance: dict, card: s
 
 def load_encoder(source: str | Path) -> Encoder:
     """See ``voco.encoders.load_encoder``."""
-    folder = find_encoder_folder(source)
-    if folder is None and Path(source).expanduser().is_file():
+    from voco.weights.resolve import from_hub, is_hub_id
+
+    path = Path(source).expanduser()
+    if not path.exists() and is_hub_id(str(source)):
+        path = from_hub(str(source))
+    folder = find_encoder_folder(path)
+    if folder is None and path.is_file():
         from voco.weights.recognise import load_recognised
 
-        return load_recognised(Path(source).expanduser())
+        return load_recognised(path)
     if folder is None:
-        folder = _from_hub(source)
+        raise InputError(
+            f"{source} is not an encoder folder ({CONFIG_FILE}, {WEIGHTS_FILE}), a run folder with one in encoder/, "
+            f"a weights file or a Hugging Face id owner/name"
+        )
     config = read_config(folder)
     arch = ENCODERS[config["arch"]]
     arch.check_arguments(config["arch"], config["arguments"])
@@ -104,19 +109,3 @@ def _config(encoder: Encoder, history: list[dict]) -> dict:
         return json.loads(json.dumps(config))
     except TypeError as error:
         raise InputError(f"provenance must be plain JSON values: {error}") from error
-
-
-def _from_hub(source: str | Path) -> Path:
-    missing = f"{source} is not an encoder folder ({CONFIG_FILE}, {WEIGHTS_FILE}) nor a run folder with one in encoder/"
-    if Path(source).expanduser().exists() or not _HUB_ID.fullmatch(str(source)):
-        raise InputError(missing)
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(str(source), allow_patterns=[WEIGHTS_FILE, CONFIG_FILE, CARD_FILE]))
-    except Exception as error:  # hub, proxy and network raise many types
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(
-            f"{missing}, and the hub repository {source} could not be read ({reason}). Offline: fetch {WEIGHTS_FILE} "
-            f"and {CONFIG_FILE} of https://huggingface.co/{source} elsewhere, put them in one folder and name that"
-        ) from error

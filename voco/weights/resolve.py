@@ -46,8 +46,8 @@ def resolve(arch: str, tag: str, checkpoint: str | Path | None) -> Weights | Non
         if source is not None and named != source:
             raise InputError(f"{source.name} and {named.name} are two different weights; name one of them")
         return _download(named)
-    if _is_hub_id(text):
-        return Weights(_hub(text), source)
+    if is_hub_id(text):
+        return Weights(from_hub(text), source)
     known = ", ".join(name.partition(".")[2] for name in list_weights(f"{arch}.*"))
     raise InputError(
         f"no weights at {text}: expected a file, an encoder or run folder, "
@@ -71,14 +71,19 @@ def _download(source: WeightSource) -> Weights:
     return Weights(fetch(source), source)
 
 
-def _is_hub_id(text: str) -> bool:
+def is_hub_id(text: str) -> bool:
     """``owner/name`` or ``owner/name/file``; a mistyped path into a folder that is here is not one."""
     if not _HUB_ID.fullmatch(text) or Path(text.split("/")[0]).is_dir():
         return False
     return text.count("/") > 1 or Path(text).suffix not in (".pt", ".pth", ".pyth", ".pkl", ".safetensors", ".tar")
 
 
-def _hub(text: str) -> Path:
+def from_hub(text: str) -> Path:
+    """The file or encoder folder that a hub id means, in the hub's cache.
+
+    Raises:
+        InputError: not to be had, with what to fetch by hand.
+    """
     from voco.weights.download import fetch_hub_file
 
     owner, name, *rest = text.split("/", 2)
