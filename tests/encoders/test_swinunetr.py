@@ -8,6 +8,7 @@ import torch
 
 from voco.encoders import create_encoder
 from voco.encoders.swinunetr import SWINVIT_SPEC, SwinViTEncoder, _HostLinspace
+from voco.errors import InputError
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +106,31 @@ def test_without_v2_same_maps_as_monai(older):
     assert pooled.shape == (1, transformer.num_features) == (1, 16 * 12)
     torch.testing.assert_close(pooled, hidden[4].mean((2, 3, 4)), rtol=0, atol=1e-6)
     assert [info["reduction"][0] for info in transformer.feature_info] == [2, 4, 8, 16, 32]
+
+
+def test_merging_of_older_monai():
+    """As MONAI 1.3 wrote it out, slice by slice; the layers differ in nothing else."""
+    new, old = (create_encoder("swin_t", merging=merging) for merging in ("all", "repeated"))
+    old.load_state_dict(new.state_dict())
+    x = torch.rand(1, 4, 6, 8, 12, generator=torch.Generator().manual_seed(0))
+    layer = old.swinViT.layers1[0].downsample
+    voxels = [
+        x[:, 0::2, 0::2, 0::2, :],
+        x[:, 1::2, 0::2, 0::2, :],
+        x[:, 0::2, 1::2, 0::2, :],
+        x[:, 0::2, 0::2, 1::2, :],
+    ]
+    voxels += [
+        x[:, 1::2, 0::2, 1::2, :],
+        x[:, 0::2, 1::2, 0::2, :],
+        x[:, 0::2, 0::2, 1::2, :],
+        x[:, 1::2, 1::2, 1::2, :],
+    ]
+    expected = layer.reduction(layer.norm(torch.cat(voxels, -1)))
+    torch.testing.assert_close(layer(x), expected, rtol=0, atol=0)
+    assert not torch.allclose(new.swinViT.layers1[0].downsample(x), expected, atol=1e-3)
+    with pytest.raises(InputError, match="all, repeated"):
+        create_encoder("swin_t", merging="some")
 
 
 def test_the_transformer_alone_takes_small_crops_and_trains(older):

@@ -158,6 +158,8 @@ def test_records_say_what_the_weights_saw():
     assert chest.input_spec.spacing_mm == (5.0, 1.25, 1.25)  # slices first
     assert {"LIDC-IDRI", "LUNA16", "CT-RATE", "NLST"} <= set(abdomen.data)
     assert sources["swinunetr_v1_b.btcv"].input_spec.spacing_mm == (2.0, 1.5, 1.5)
+    trained_before = [s for s in sources.values() if s.arch.startswith(("swinunetr", "swinvit"))]
+    assert all(source.arguments == {"merging": "repeated"} for source in trained_before)
     assert {"BTCV", "LIDC-IDRI"} <= set(sources["swinunetr_v1_b.btcv"].data)
     assert sources["swinunetr_v1_t.btcv"].data == ("BTCV",)
     assert sources["swinunetr_v1_b.suprem"].licence == "CC BY-NC-ND 4.0"

@@ -10,11 +10,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from voco.encoders.base import Encoder, register_encoder
 from voco.encoders.spec import InputSpec
+from voco.errors import InputError
 
 # At 32^3 the deepest map is one voxel, on which instance normalisation is undefined.
 SPEC = InputSpec(
@@ -30,6 +31,16 @@ SPEC = InputSpec(
 SWINVIT_SPEC = replace(SPEC, spacing_mm=None, windows=((-1000.0, 1000.0),), size=(96, 96, 96), min_size=(32, 32, 32))
 
 
+# Which of the eight voxels of a 2x2x2 block go where in the vector that a merging layer projects, by (D, H, W) offset
+# in the network's axes. MONAI up to 1.4 took two of them twice and left two out, and all published weights were
+# trained so (both VoCo repositories pin 1.3.0); MONAI from 1.5 on takes each once, under the same tensor names
+# (Project-MONAI/MONAI issues 4757, 7324, 8284).
+MERGINGS = {
+    "all": ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (1, 0, 1), (0, 1, 1), (1, 1, 1)),
+    "repeated": ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 1), (0, 1, 0), (0, 0, 1), (1, 1, 1)),
+}
+
+
 class _SwinEncoder(Encoder):
     """What both encoders below share: MONAI's SwinTransformer, run step by step.
 
@@ -39,11 +50,20 @@ class _SwinEncoder(Encoder):
         feature_size: width F of the first stage, a multiple of 12.
         drop_path_rate: stochastic depth, growing linearly over the blocks.
         use_v2: a residual convolution block before each stage.
+        merging: ``all`` or ``repeated``, see ``MERGINGS``.
     """
 
     def __init__(
-        self, input_spec: InputSpec, feature_info: list[dict], feature_size: int, drop_path_rate: float, use_v2: bool
+        self,
+        input_spec: InputSpec,
+        feature_info: list[dict],
+        feature_size: int,
+        drop_path_rate: float,
+        use_v2: bool,
+        merging: str,
     ):
+        if merging not in MERGINGS:
+            raise InputError(f"merging must be one of {', '.join(MERGINGS)}; found {merging!r}")
         from monai.networks.nets.swin_unetr import SwinTransformer
 
         super().__init__(input_spec, feature_info)
@@ -58,6 +78,8 @@ class _SwinEncoder(Encoder):
                 drop_path_rate=drop_path_rate,
                 use_v2=use_v2,
             )
+        for stage in self._stages:
+            stage.downsample = _Merging(stage.downsample, MERGINGS[merging])
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         super().set_grad_checkpointing(enable)
@@ -94,6 +116,7 @@ class SwinUNETREncoder(_SwinEncoder):
         feature_size: width F of the first stage, a multiple of 12; the stages are F, 2F, 4F, 8F, 16F wide.
         drop_path_rate: stochastic depth, growing linearly over the blocks.
         use_v2: a residual convolution block before each stage, as VoCo has; NVIDIA's and SuPreM's weights do without.
+        merging: ``all``, or ``repeated`` for weights that were trained with MONAI up to 1.4, see ``MERGINGS``.
     """
 
     pooling = "pyramid"
@@ -103,7 +126,14 @@ class SwinUNETREncoder(_SwinEncoder):
         "encoder1.layer.conv3.conv.weight",
     )
 
-    def __init__(self, input_spec: InputSpec, feature_size: int, drop_path_rate: float = 0.0, use_v2: bool = True):
+    def __init__(
+        self,
+        input_spec: InputSpec,
+        feature_size: int,
+        drop_path_rate: float = 0.0,
+        use_v2: bool = True,
+        merging: str = "all",
+    ):
         from monai.networks.blocks import UnetrBasicBlock
 
         blocks = {"encoder1": (1, 1), "encoder2": (1, 2), "encoder3": (2, 4), "encoder4": (4, 8), "encoder10": (16, 32)}
@@ -111,7 +141,7 @@ class SwinUNETREncoder(_SwinEncoder):
             {"num_chs": width * feature_size, "reduction": (stride,) * 3, "module": name}
             for name, (width, stride) in blocks.items()
         ]
-        super().__init__(input_spec, info, feature_size, drop_path_rate, use_v2)
+        super().__init__(input_spec, info, feature_size, drop_path_rate, use_v2, merging)
         for name, (width, _) in blocks.items():
             block = UnetrBasicBlock(
                 spatial_dims=3,
@@ -155,16 +185,30 @@ class SwinViTEncoder(_SwinEncoder):
 
     stem_keys = ("swinViT.patch_embed.proj.weight",)
 
-    def __init__(self, input_spec: InputSpec, feature_size: int, drop_path_rate: float = 0.0):
+    def __init__(self, input_spec: InputSpec, feature_size: int, drop_path_rate: float = 0.0, merging: str = "all"):
         modules = ("patch_embed", "layers1", "layers2", "layers3", "layers4")
         info = [
             {"num_chs": feature_size * 2**i, "reduction": (2 ** (i + 1),) * 3, "module": f"swinViT.{name}"}
             for i, name in enumerate(modules)
         ]
-        super().__init__(input_spec, info, feature_size, drop_path_rate, use_v2=False)
+        super().__init__(input_spec, info, feature_size, drop_path_rate, False, merging)
 
     def _maps(self, x: Tensor) -> list[Tensor]:
         return self._hidden_states(x)
+
+
+class _Merging(nn.Module):
+    """Patch merging with MONAI's tensors, whatever the installed MONAI gathers: half the size, twice the channels."""
+
+    def __init__(self, layer: nn.Module, offsets: tuple[tuple[int, int, int], ...]):
+        super().__init__()
+        self.reduction = layer.reduction
+        self.norm = layer.norm
+        self.offsets = offsets
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, D, H, W, C) with even sizes to (B, D/2, H/2, W/2, 2C)."""
+        return self.reduction(self.norm(torch.cat([x[:, d::2, h::2, w::2] for d, h, w in self.offsets], -1)))
 
 
 class _HostLinspace(TorchFunctionMode):
@@ -181,8 +225,8 @@ def _register(name: str, alias: tuple[str, ...], feature_size: int, use_v2: bool
     summary = f"SwinUNETR encoder{'' if use_v2 else ' without v2'}, feature size {feature_size}"
 
     @register_encoder(name, *alias, family="swinunetr", input_spec=SPEC, summary=summary)
-    def build(input_spec: InputSpec, drop_path_rate: float = 0.0) -> SwinUNETREncoder:
-        return SwinUNETREncoder(input_spec, feature_size, drop_path_rate, use_v2)
+    def build(input_spec: InputSpec, drop_path_rate: float = 0.0, merging: str = "all") -> SwinUNETREncoder:
+        return SwinUNETREncoder(input_spec, feature_size, drop_path_rate, use_v2, merging)
 
 
 for _size, _feature_size in {"t": 12, "b": 48, "l": 96, "h": 192}.items():
@@ -197,5 +241,5 @@ for _size, _feature_size in {"t": 12, "s": 24, "b": 48}.items():
     input_spec=SWINVIT_SPEC,
     summary="the SwinTransformer of SwinUNETR alone, feature size 48 (NVIDIA's self-supervised weights)",
 )
-def swinvit_b(input_spec: InputSpec, drop_path_rate: float = 0.0) -> SwinViTEncoder:
-    return SwinViTEncoder(input_spec, 48, drop_path_rate)
+def swinvit_b(input_spec: InputSpec, drop_path_rate: float = 0.0, merging: str = "all") -> SwinViTEncoder:
+    return SwinViTEncoder(input_spec, 48, drop_path_rate, merging)

@@ -8,12 +8,15 @@ from voco.weights.formats import Family, Format
 
 
 def _rename(key: str) -> str:
-    """``swin_vit`` of older MONAI, bare SwinTransformer files, ``fc1`` and ``fc2`` of the self-supervised scripts."""
+    """``swin_vit`` of older MONAI, and bare SwinTransformer files."""
     if key.startswith("swin_vit."):
         key = "swinViT." + key.removeprefix("swin_vit.")
-    if key.startswith(("patch_embed.", "layers")):
-        key = "swinViT." + key
-    return key.replace(".mlp.fc1.", ".mlp.linear1.").replace(".mlp.fc2.", ".mlp.linear2.")
+    return "swinViT." + key if key.startswith(("patch_embed.", "layers")) else key
+
+
+def _rename_nvidia(key: str) -> str:
+    """The self-supervised scripts' own MLP."""
+    return _rename(key).replace(".mlp.fc1.", ".mlp.linear1.").replace(".mlp.fc2.", ".mlp.linear2.")
 
 
 def _rename_disruptive(key: str) -> str:
@@ -35,11 +38,17 @@ FAMILY = Family(
                 # VoCo, v2 and v1
                 r"layer\d\.": "projector",
                 r"proj_head\.": "projector",
-                # NVIDIA's self-supervised training
-                r"(rotation|contrastive)_(head|pre)\.": "projection head",
-                r"conv\.\d*\.?(weight|bias)": "reconstruction head",
                 # SuPreM and the Universal Model
                 r"(precls_conv|GAP|controller|text_to_vision|organ_embedding)\b": "segmentation head",
+            },
+        ),
+        Format(
+            "NVIDIA self-supervised",
+            marks=(r"^((swinViT|swin_vit)\.)?layers1\.0\.blocks\.0\.mlp\.fc1\.",),
+            rename=_rename_nvidia,
+            drop={
+                r"(rotation|contrastive)_(head|pre)\.": "projection head",
+                r"conv\.\d*\.?(weight|bias)": "reconstruction head",
             },
         ),
         Format(

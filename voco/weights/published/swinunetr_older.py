@@ -15,6 +15,8 @@ _ROOT = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/downloa
 _NVIDIA = "none stated for the weights; code Apache-2.0"
 _TANG = "Tang et al., Self-Supervised Pre-Training of Swin Transformers for 3D Medical Image Analysis, CVPR 2022"
 _BTCV_SPEC = replace(SPEC, spacing_mm=(2.0, 1.5, 1.5), size=(96, 96, 96))
+# All of them were trained with MONAI up to 1.4.
+_MERGING = {"merging": "repeated"}
 _SSL_DATA = ("HNSCC", "LUNA16", "CT-Colonography", "TCIA-Covid19", "LIDC-IDRI")
 
 
@@ -28,6 +30,7 @@ def _btcv(size: str, name: str, features: int, dice: float, pretrained: bool) ->
         input_spec=_BTCV_SPEC,
         licence=_NVIDIA,
         citation=_TANG,
+        arguments=_MERGING,
         data=("BTCV", *(_SSL_DATA if pretrained else ())),
         note=f"supervised on 13 abdominal organs, Dice {dice}; started from "
         f"{'the self-supervised file' if pretrained else 'random weights, though its name says pretrained'}",
@@ -44,6 +47,8 @@ SOURCES = (
         licence=_NVIDIA,
         citation=_TANG,
         data=_SSL_DATA,
+        arguments=_MERGING,
+        format="NVIDIA self-supervised",
         note="5,050 scans, not resampled; holds the transformer only, so it cannot fill a whole SwinUNETR encoder",
     ),
     WeightSource(
@@ -55,6 +60,7 @@ SOURCES = (
         licence=_NVIDIA,
         citation="Valanarasu et al., Disruptive Autoencoders, 2023, arXiv 2307.16896",
         data=("unknown",),
+        arguments=_MERGING,
         format="Disruptive Autoencoders",
         note="50,000 CT and MR volumes; neither they nor their intensity range are named in the public code, so the "
         "input is that of nvidia_ssl; the transformer only",
@@ -71,6 +77,7 @@ SOURCES = (
         licence="CC BY-NC-ND 4.0",
         citation="Li et al., How Well Do Supervised Models Transfer to 3D Image Segmentation?, ICLR 2024",
         data=("AbdomenAtlas-1.1",),
+        arguments=_MERGING,
         note="supervised on 25 organs of 2,100 scans; wrapper `net`, keys `module.backbone.`",
     ),
 )

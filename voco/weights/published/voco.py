@@ -27,6 +27,8 @@ _PRECT = (
 _TEN_K = ("BTCV", "TCIA-Covid19", "LUNA16", "STOIC", "TotalSegmentator", "FLARE23", "HNSCC")
 # Chest scans were 1.25 x 1.25 x 5 mm, in a lung window; one file has seen both this and the abdomen's.
 _CHEST = replace(SPEC, windows=((-1000.0, 500.0),), spacing_mm=(5.0, 1.25, 1.25))
+# Both repositories pin MONAI 1.3.0, whose merging layers took two voxels of eight twice.
+_MERGING = {"merging": "repeated"}
 _WHOLE_VOLUME = replace(SPEC, spacing_mm=None)
 
 
@@ -42,6 +44,7 @@ def _ssl(size: str, md5: str) -> list[WeightSource]:
         licence="apache-2.0",
         citation=_TPAMI,
         data=_PRECT,
+        arguments=_MERGING,
         note="VoCo v2; input as for the abdomen and head-and-neck scans, 16 of 17 drawn; voco_ssl_chest is the other",
     )
     chest = replace(
@@ -61,6 +64,7 @@ def _omni(size: str) -> WeightSource:
         licence="apache-2.0",
         citation=_TPAMI,
         data=("VoComni", *_PRECT),
+        arguments=_MERGING,
         note="whole SwinUNETR, 21 classes of pseudo-labels; its decoders are left out",
     )
 
@@ -86,6 +90,7 @@ _TEN = WeightSource(
     licence="none stated for the weights; code Apache-2.0",
     citation=_CVPR,
     data=_TEN_K,
+    arguments=_MERGING,
     download=False,
     note="VoCo v1, its EMA; whole volumes were resized to 384 x 384 x 96 whatever their spacing",
 )
@@ -98,6 +103,7 @@ _ORIGINAL = WeightSource(
     licence="none stated for the weights; code Apache-2.0",
     citation=_CVPR,
     data=("BTCV", "TCIA-Covid19", "LUNA16"),
+    arguments=_MERGING,
     download=False,
     note="weights of the CVPR paper, without v2; the tensors in the file are not documented",
 )
