@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from voco.encoders import create_encoder, swin3d, with_windows
+from voco.encoders.layers import drop_path
 from voco.errors import InputError
 
 WINDOWS = [(-1000, 500), (-100, 900), (-175, 250)]
@@ -196,12 +197,12 @@ def test_other_attention_windows():
 def test_residual_branches_are_left_out_per_volume(torchvision_net):
     torch.manual_seed(0)
     branch = torch.ones(4000, 2, 3)
-    dropped = swin3d.drop_path(branch, 0.25)
+    dropped = drop_path(branch, 0.25)
     per_volume = dropped[:, 0, 0]
     assert torch.equal(dropped, per_volume[:, None, None].expand_as(dropped))
     assert sorted(per_volume.unique().tolist()) == pytest.approx([0.0, 4 / 3])
     assert float(per_volume.mean()) == pytest.approx(1.0, abs=0.04)
-    assert swin3d.drop_path(branch, 0.0) is branch
+    assert drop_path(branch, 0.0) is branch
     encoder = build(torchvision_net, drop_path_rate=0.1).train()
     rates = [block.drop_rate for stage in encoder.features[::2] for block in stage]
     assert rates == pytest.approx([0.1 * i / 7 for i in range(8)])

@@ -67,7 +67,8 @@ class Encoder(nn.Module):
         name: registered name, set by ``create_encoder``; ``arguments`` are the keywords that rebuild it.
         provenance: one dict per training that the weights went through, oldest first.
         load_report: what the last ``load_weights`` did, or None.
-        pooling: ``"deepest"`` or ``"pyramid"``, what ``pool`` averages.
+        pooling: what ``pool`` gives: ``"deepest"`` or ``"pyramid"``, the average of the deepest map or of all;
+            ``"class_token"`` (MViT) and ``"head"`` (X3D), made by a ``pool`` of their own.
         stem_keys: tensors whose second dimension is the number of input channels.
         minimum_coverage: share of the parameters that a weights file must fill.
     """

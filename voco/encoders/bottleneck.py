@@ -1,11 +1,14 @@
-"""Bottleneck blocks of PyTorchVideo and SlowFast networks. Parameter names are PyTorchVideo's."""
+"""Bottleneck blocks of PyTorchVideo and SlowFast networks. Parameter names are PyTorchVideo's.
+
+The published code starts the last normalisation of each block at zero; here it starts at one, so that every parameter
+takes part from the first step.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -195,26 +198,8 @@ class DepthMaxPool(nn.Module):
         return F.max_pool3d(x, (2, 1, 1), 1, (1, 0, 0))[:, :, 1:]
 
 
-def initialise(module: nn.Module) -> None:
-    """Normal weights by fan-out for convolutions, as the published code does.
-
-    It also sets the last normalisation of each block to zero; here it stays one, so that every parameter takes part
-    from the first step.
-    """
-    for part in module.modules():
-        if isinstance(part, nn.Conv3d):
-            nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
-            if part.bias is not None:
-                nn.init.zeros_(part.bias)
-
-
 def with_depth_stride(input_spec: InputSpec, depth_stride: int | None) -> InputSpec:
     """A network that keeps more positions along depth takes shallower crops: two positions are left at the end."""
     if depth_stride is None:
         return input_spec
     return replace(input_spec, min_size=(max(4, 2 * depth_stride), *input_spec.min_size[1:]))
-
-
-def half_as_float(features: Tensor) -> Tensor:
-    """Float32 for features that autocast made in half precision."""
-    return features.float() if features.dtype in (torch.float16, torch.bfloat16) else features

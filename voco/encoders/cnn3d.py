@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from voco.encoders.base import Encoder, register_encoder
+from voco.encoders.layers import initialise_convolutions
 from voco.encoders.spec import InputSpec
 
 SPEC = InputSpec(
@@ -67,9 +68,7 @@ class CNN3D(Encoder):
         self.stages = nn.ModuleList(
             ResidualBlock(a, b, 1 if i == 0 else 2) for i, (a, b) in enumerate(zip(inputs, widths))
         )
-        for module in self.modules():
-            if isinstance(module, nn.Conv3d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        initialise_convolutions(self)
 
     def _maps(self, x: Tensor) -> list[Tensor]:
         # Not channels last, although a third faster here: torch's BatchNorm on a CPU then sums naively, which put 2 %

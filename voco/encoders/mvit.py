@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from voco.encoders.base import Encoder, register_encoder
+from voco.encoders.layers import drop_path, half_as_float, initialise_linears
 from voco.encoders.spec import InputSpec, kinetics_spec
 from voco.encoders.strides import reduced_depth_strides
-from voco.encoders.swin3d import drop_path
 from voco.weights.positions import resize_bicubic, resize_linear
 
 # Two patches and the class token are left in the deepest map of the smallest crop.
@@ -106,17 +106,12 @@ class MViTEncoder(Encoder):
         self.blocks = nn.ModuleList(blocks)
         self.norm = nn.LayerNorm(outs[-1], eps=_NORM_EPS)
         self._last_blocks = last
-        # torchvision cuts this normal distribution at 2, which is 100 standard deviations.
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
+        initialise_linears(self)
 
     def pool(self, x: Tensor) -> Tensor:
         """The class token: (B, 768), at least float32."""
         self._check_input(x)
-        token = self._stages(x)[-1].values[:, 0]
-        return token.float() if token.dtype in (torch.float16, torch.bfloat16) else token
+        return half_as_float(self._stages(x)[-1].values[:, 0])
 
     def _maps(self, x: Tensor) -> list[Tensor]:
         return [tokens.map() for tokens in self._stages(x)]

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from itertools import accumulate
 from operator import mul
 
-import torch
 from torch import Tensor, nn
 
 from voco.encoders.base import Encoder, register_encoder
+from voco.encoders.layers import initialise_convolutions
 from voco.encoders.spec import InputSpec, kinetics_spec
 from voco.encoders.strides import reduced_depth_strides
 
@@ -127,10 +127,7 @@ class ResNet3dEncoder(Encoder):
                 layer.append(Block(width_in, width, strides, bottleneck, separable))
                 width_in = expansion * width
             self.add_module(name, nn.Sequential(*layer))
-        with torch.no_grad():
-            for module in self.modules():
-                if isinstance(module, nn.Conv3d):
-                    nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        initialise_convolutions(self)
 
     def _build_stem(self, channels: int, separable: bool, stride: int) -> None:
         if not separable:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from voco.encoders.base import Encoder, register_encoder
-from voco.encoders.bottleneck import Stage, StageSpec, Stem, conv3d, initialise, with_depth_stride
+from voco.encoders.bottleneck import Stage, StageSpec, Stem, conv3d, with_depth_stride
+from voco.encoders.layers import initialise_convolutions
 from voco.encoders.spec import InputSpec, kinetics_spec
 from voco.encoders.strides import reduced_depth_strides
 from voco.encoders.video_bottleneck import R50, R101, resnet_stages
@@ -120,7 +121,7 @@ class SlowFastEncoder(Encoder):
         super().__init__(with_depth_stride(input_spec, alpha), info)
         self.alpha, self.packing = alpha, fusion.packing
         self.blocks = nn.ModuleList(modules)
-        initialise(self)
+        initialise_convolutions(self)
 
     def _maps(self, x: Tensor) -> list[Tensor]:
         return [torch.cat([slow, self._averaged(fast)], 1) for slow, fast in self._pathways(x)]

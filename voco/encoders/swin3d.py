@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from voco.encoders.base import Encoder, register_encoder
+from voco.encoders.layers import drop_path, initialise_linears
 from voco.encoders.spec import InputSpec, kinetics_spec
 from voco.encoders.strides import reduced_depth_strides
 
@@ -80,12 +81,7 @@ class Swin3DEncoder(Encoder):
             )
         self.features = nn.Sequential(*features)
         self.norm = nn.LayerNorm(width * 2 ** (len(blocks) - 1), eps=_NORM_EPS)
-        # torchvision cuts this normal distribution at 2, which is 100 standard deviations.
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        initialise_linears(self)
 
     def _maps(self, x: Tensor) -> list[Tensor]:
         maps, x = [], self.patch_embed(x)
@@ -216,14 +212,6 @@ class WindowAttention(nn.Module):
             offsets.append((place[:, None] - place[None, :] + full - 1).reshape(shape))
         length = window[0] * window[1] * window[2]
         return table[tuple(offsets)].reshape(length, length, self.heads).permute(2, 0, 1)
-
-
-def drop_path(branch: Tensor, rate: float) -> Tensor:
-    """A residual branch (B, ...), left out for a random share of the volumes and scaled to keep its mean."""
-    if rate == 0.0:
-        return branch
-    keep = torch.rand(branch.shape[0], device=branch.device) >= rate
-    return branch * (keep / (1 - rate)).to(branch.dtype).reshape(-1, *[1] * (branch.ndim - 1))
 
 
 def _partition(x: Tensor, window: tuple[int, int, int]) -> Tensor:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 
 from voco.encoders.base import Encoder, register_encoder
-from voco.encoders.bottleneck import DepthMaxPool, Stage, StageSpec, Stem, initialise, with_depth_stride
+from voco.encoders.bottleneck import DepthMaxPool, Stage, StageSpec, Stem, with_depth_stride
+from voco.encoders.layers import initialise_convolutions
 from voco.encoders.spec import InputSpec, kinetics_spec
 from voco.encoders.strides import reduced_depth_strides
 
@@ -93,7 +94,7 @@ class BottleneckEncoder(Encoder):
 
         super().__init__(with_depth_stride(input_spec, depth_stride), info)
         self.blocks = nn.ModuleList(modules)
-        initialise(self)
+        initialise_convolutions(self)
 
     def _maps(self, x: Tensor) -> list[Tensor]:
         maps = []

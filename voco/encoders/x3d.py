@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from voco.encoders.base import Encoder, register_encoder
-from voco.encoders.bottleneck import Stage, StageSpec, conv3d, half_as_float, initialise
+from voco.encoders.bottleneck import Stage, StageSpec, conv3d
+from voco.encoders.layers import half_as_float, initialise_convolutions
 from voco.encoders.spec import InputSpec, kinetics_spec
 
 WIDTHS = (24, 24, 48, 96, 192)
@@ -95,7 +96,7 @@ class X3DEncoder(Encoder):
             info.append({"num_chs": width, "reduction": (1, plane, plane), "module": f"blocks.{index}"})
         super().__init__(input_spec, info)
         self.blocks = nn.ModuleList([*modules, Head(ProjectedPool(width, INNER_WIDTHS[-1], FEATURES))])
-        initialise(self)
+        initialise_convolutions(self)
 
     @property
     def num_features(self) -> int:
