@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import replace
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -44,6 +47,27 @@ def test_published_name_brings_its_record_but_not_its_digest(torchvision_file, t
     [entry] = create_encoder("mc3_18", checkpoint=path).provenance
     assert entry["source"] == "mc3_18.kinetics400" and entry["data"] == ["Kinetics-400"]
     assert entry["file_is_the_published_one"] is False
+
+
+def test_renamed_published_file_is_known_by_its_digest(torchvision_file, tmp_path, monkeypatch):
+    digest = hashlib.sha256(torchvision_file.read_bytes()).hexdigest()
+    record = replace(all_sources()["mc3_18.kinetics400"], sha256=digest[:8])
+    monkeypatch.setattr(sources, "all_sources", lambda: {record.name: record})
+    [entry] = create_encoder("mc3_18", checkpoint=torchvision_file).provenance
+    assert entry["source"] == "mc3_18.kinetics400" and entry["file_is_the_published_one"] is True
+
+
+def test_details_of_a_published_network_need_the_published_file(tmp_path, monkeypatch):
+    """Networks of MONAI 1.3 and 1.6 have the same tensors; a digest tells which one a file was trained in."""
+    encoder = create_encoder("swin_t")
+    torch.save(encoder.state_dict(), tmp_path / "VoCo_B_SSL_head.pt")
+    digest = hashlib.md5((tmp_path / "VoCo_B_SSL_head.pt").read_bytes()).hexdigest()
+    published = replace(all_sources()["swinunetr_b.voco_ssl"], arch="swinunetr_t")
+    for md5, arguments in ((digest, {"merging": "repeated"}), ("0" * 32, {}), ("", {"merging": "repeated"})):
+        record = replace(published, md5=md5)
+        monkeypatch.setattr(sources, "all_sources", lambda record=record: {record.name: record})
+        for name in ("swin_t", "swin_t.voco_ssl"):
+            assert create_encoder(name, checkpoint=tmp_path / "VoCo_B_SSL_head.pt").arguments == arguments
 
 
 def test_wrong_architecture_is_told_which_would_be_right(torchvision_file):

@@ -103,6 +103,7 @@ def _start(arch_name: str, weights: Weights | None, arguments: dict) -> _Start:
     if weights is None:
         return _Start(ENCODERS[arch_name].input_spec)
     from voco.weights.folder import read_config
+    from voco.weights.recognise import recognise_as
 
     if config := read_config(weights.path):
         if config["arch"] != arch_name:
@@ -114,19 +115,19 @@ def _start(arch_name: str, weights: Weights | None, arguments: dict) -> _Start:
         return _Start(spec, dict(config["arguments"]), list(config["provenance"]))
     source = weights.source
     if source is not None:
-        entry = source.to_dict()
-        if weights.path.is_file():
-            # A file under another hash may well be fine (converted, resaved), but its history should say so.
-            entry["file_is_the_published_one"] = source.is_published_file(weights.path)
-        return _Start(source.input_spec, dict(source.arguments), [entry])
+        # A file under another digest may well be fine (converted, resaved), but its history should say so, and details
+        # of its network are then read off the file.
+        published = source.is_published_file(weights.path) if weights.path.is_file() else None
+        entry = source.to_dict() | {"file_is_the_published_one": published}
+        if published is not False:
+            return _Start(source.input_spec, dict(source.arguments), [entry])
+        guess = recognise_as(arch_name, weights.path, arguments)
+        return _Start(source.input_spec, guess.arguments if guess else {}, [entry])
     if plan := _plan(arch_name, weights.path):
         entry = {"source": "nnssl", "file": weights.path.name, "network": plan.class_name, "dataset": plan.dataset}
         return _Start(plan.input_spec, plan.arguments, [entry])
-    if weights.path.is_file():
-        from voco.weights.recognise import recognise_as
-
-        if guess := recognise_as(arch_name, weights.path, arguments):
-            return _Start(guess.input_spec, guess.arguments)
+    if weights.path.is_file() and (guess := recognise_as(arch_name, weights.path, arguments)):
+        return _Start(guess.input_spec, guess.arguments)
     return _Start(ENCODERS[arch_name].input_spec)
 
 

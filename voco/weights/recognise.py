@@ -28,7 +28,7 @@ class Guess:
     Attributes:
         arch: registered name; ``arguments`` are the keywords that fit.
         report: what loading would do.
-        source: the published record that has the file's name, else None.
+        source: the published record that has the file's digest or else its name, else None.
         input_spec: how the weights are fed, as the file, its record or others of its format say; else the default.
     """
 
@@ -58,14 +58,14 @@ def recognise(path: Path) -> list[Guess]:
     """
     content = read_tensors(path)
     if plan := plan_of(path):
-        guess = _try(plan.arch, plan.arguments, content, path.name)
+        guess = _try(plan.arch, plan.arguments, content, path)
         return [replace(guess, input_spec=plan.input_spec)] if guess else []
     names = [name for key in content[0] for name, _ in stripped(key)]
     guesses = []
     for family in families().values():
         if any(fmt.marks and fmt.may_be(names) for fmt in family.formats):
             architectures = (name for name in ENCODERS if ENCODERS[name].family == family.name)
-            guesses += [_best_variant(arch, {}, content, path.name) for arch in architectures]
+            guesses += [_best_variant(arch, {}, content, path) for arch in architectures]
     # Of twins the one that needs least adapting, then the one whose published file has this name.
     found = [guess for guess in guesses if guess is not None]
     return sorted(found, key=lambda g: (*_effort(g), g.source is None, g.arch))
@@ -82,18 +82,19 @@ def recognise_as(arch: str, path: Path, arguments: Mapping) -> Guess | None:
         path: weights file.
         arguments: keywords that are given and not open to choice.
     """
-    return _best_variant(arch, arguments, read_tensors(path), path.name)
+    return _best_variant(arch, arguments, read_tensors(path), path)
 
 
-def _best_variant(arch: str, arguments: Mapping, content: tuple, file: str) -> Guess | None:
+def _best_variant(arch: str, arguments: Mapping, content: tuple, path: Path) -> Guess | None:
     records = sources_of(arch)
     variants = [{}, *(dict(source.arguments) for source in records)]
     variants = [{**variant, **arguments} for variant in variants]
     variants = [variant for i, variant in enumerate(variants) if variant not in variants[:i]]
-    guesses = [guess for variant in variants if (guess := _try(arch, variant, content, file))]
+    guesses = [guess for variant in variants if (guess := _try(arch, variant, content, path))]
 
     def unusual(guess: Guess) -> tuple[bool, bool]:
-        of_file = [dict(guess.source.arguments)] if guess.source else []
+        published = guess.source is not None and guess.source.is_published_file(path) is not False
+        of_file = [dict(guess.source.arguments)] if published else []
         of_format = [dict(source.arguments) for source in records if source.format == guess.report.format]
         return tuple(
             bool(usual) and any({**wanted, **arguments} != guess.arguments for wanted in usual)
@@ -107,14 +108,14 @@ def _effort(guess: Guess) -> tuple[float, int]:
     return -guess.report.coverage, len(guess.report.adapted)
 
 
-def _try(arch: str, arguments: dict, content: tuple, file: str) -> Guess | None:
+def _try(arch: str, arguments: dict, content: tuple, path: Path) -> Guess | None:
     tensors, wrapper, chosen = content
     with torch.device("meta"):
         encoder = create_encoder(arch, **arguments)
-    found = examine(encoder, tensors, file, wrapper=wrapper, chosen=chosen)
+    found = examine(encoder, tensors, path.name, wrapper=wrapper, chosen=chosen)
     if misfit(encoder, found):
         return None
-    source = source_of_file(arch, file)
+    source = source_of_file(arch, path)
     usual = source.input_spec if source else usual_input(arch, found.report.format)
     return Guess(arch, arguments, found.report, source, usual or ENCODERS[arch].input_spec)
 

@@ -41,7 +41,7 @@ def resolve(arch: str, tag: str, checkpoint: str | Path | None) -> Weights | Non
         return _download(source) if source else None
     text, path = str(checkpoint), Path(checkpoint).expanduser()
     if path.exists():
-        return Weights(path, source or source_of_file(arch, path.name))
+        return Weights(path, source or (source_of_file(arch, path) if path.is_file() else None))
     if named := _tag(arch, text):
         if source is not None and named != source:
             raise InputError(f"{source.name} and {named.name} are two different weights; name one of them")

@@ -66,8 +66,8 @@ class WeightSource:
         """Whether a file is the one that was published; None where no digest is known to tell by."""
         if not self.checksum:
             return None
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256" if self.sha256 else "md5").hexdigest()
+        facts = path.stat()
+        digest = _digest(path, "sha256" if self.sha256 else "md5", facts.st_size, facts.st_mtime_ns)
         return digest.startswith((self.sha256 or self.md5).lower())
 
     def to_dict(self) -> dict:
@@ -75,6 +75,13 @@ class WeightSource:
         values = {key: value for key, value in asdict(self).items() if value not in ("", {}, ())}
         del values["input_spec"], values["download"]
         return {"source": self.name, **values, "data": list(self.data)}
+
+
+@functools.lru_cache(maxsize=64)
+def _digest(path: Path, kind: str, size: int, modified_ns: int) -> str:
+    """Asked for when a file is fetched, recognised and recorded; seconds for the largest files, so kept."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, kind).hexdigest()
 
 
 @functools.cache
@@ -122,12 +129,14 @@ def find_source(arch: str, tag: str) -> WeightSource:
     raise InputError(f"unknown weights tag {tag!r}{hint} ({listed}; `voco encoders` lists all)")
 
 
-def source_of_file(arch: str, file: str) -> WeightSource | None:
-    """The record of a published file by its name.
+def source_of_file(arch: str, path: Path) -> WeightSource | None:
+    """The record of a published file, by its digest or, where none is published, by its name.
 
     Several records may share a file and differ in how it is fed; the first is the published way.
     """
-    return next((source for source in sources_of(arch) if source.file == file), None)
+    records = sources_of(arch)
+    same = next((source for source in records if source.is_published_file(path)), None)
+    return same or next((source for source in records if source.file == path.name), None)
 
 
 def usual_input(arch: str, format: str) -> InputSpec | None:
