@@ -85,7 +85,7 @@ FILES = {
     "pytorchvideo": ("mvit_v1_b", lambda s: {"model_state": pytorchvideo(s)}, 2),
     "SlowFast": ("mvit_v1_b", lambda s: {"model_state": slowfast(s), "epoch": 1, "cfg": ""}, 1),
     "SlowFast v2": ("mvit_v2_s", lambda s: {"model_state": slowfast(s), "epoch": 1, "cfg": ""}, 1),
-    "mmaction2": ("mvit_v2_s", lambda s: {"state_dict": mmaction(s), "meta": {}}, 1),
+    "MMAction2": ("mvit_v2_s", lambda s: {"state_dict": mmaction(s), "meta": {}}, 1),
 }
 
 

@@ -75,7 +75,7 @@ def zeroed(encoder):
 def test_other_projects_files_load_whole(project, encoder, weights, tmp_path):
     torch.save(project(weights), tmp_path / "file.pth")
     report = load_weights(zeroed(encoder), tmp_path / "file.pth")
-    assert report.format == "Video Swin / mmaction2"
+    assert report.format == "Video Swin / MMAction2"
     assert (report.coverage, report.adapted, report.missing, report.unexpected) == (1.0, {}, (), ())
     assert Counter(report.dropped.values()) == {"classifier": 1, "index table": 1}
     for key, value in encoder.state_dict().items():

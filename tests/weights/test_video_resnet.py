@@ -130,7 +130,7 @@ def test_ig65m_files_are_known_by_their_names():
         ("r2plus1d_18.kinetics400", "91a641e6"),
         ("s3d.kinetics400", "d76dad2f"),
         ("r2plus1d_34.ig65m_kinetics400_clip32", "ade133f1"),
-        ("resnet3d_50.imagenet", "0676ba61"),
+        ("resnet3d_50.imagenet1k", "0676ba61"),
     ],
 )
 def test_digests_are_in_the_published_file_names(name, digest):
@@ -140,26 +140,18 @@ def test_digests_are_in_the_published_file_names(name, digest):
     assert source.download
 
 
-def test_published_statistics_match_torchvisions():
-    """torchvision's own transforms know the statistics of their weights."""
-    video = pytest.importorskip("torchvision.models.video")
+def test_published_records_match_torchvisions():
+    """torchvision knows the addresses, accuracies and statistics of its weights."""
     models = pytest.importorskip("torchvision.models")
-    pairs = {
-        "r3d_18.kinetics400": video.R3D_18_Weights.KINETICS400_V1,
-        "mc3_18.kinetics400": video.MC3_18_Weights.KINETICS400_V1,
-        "r2plus1d_18.kinetics400": video.R2Plus1D_18_Weights.KINETICS400_V1,
-        "s3d.kinetics400": video.S3D_Weights.KINETICS400_V1,
-        "resnet3d_18.imagenet": models.ResNet18_Weights.IMAGENET1K_V1,
-        "resnet3d_34.imagenet": models.ResNet34_Weights.IMAGENET1K_V1,
-        "resnet3d_50.imagenet": models.ResNet50_Weights.IMAGENET1K_V1,
-        "resnet3d_50.imagenet_v2": models.ResNet50_Weights.IMAGENET1K_V2,
-        "resnet3d_101.imagenet": models.ResNet101_Weights.IMAGENET1K_V1,
-        "resnet3d_101.imagenet_v2": models.ResNet101_Weights.IMAGENET1K_V2,
-    }
-    for name, weights in pairs.items():
-        source, transform = find_source(*name.split(".")), weights.transforms()
-        assert source.url == weights.url
-        assert source.input_spec.rgb_mean == tuple(transform.mean)
-        assert source.input_spec.rgb_std == tuple(transform.std)
+    published = {w.url: w for name in models.list_models() for w in models.get_model_weights(name)}
+    records = [s for s in all_sources().values() if s.url.startswith("https://download.pytorch.org/")]
+    assert len(records) >= 25
+    for source in records:
+        weights, spec = published[source.url], source.input_spec
+        transform, [metrics] = weights.transforms(), weights.meta["_metrics"].values()
+        assert (spec.rgb_mean or spec.mean * 3) == tuple(transform.mean), source.name
+        assert (spec.rgb_std or spec.std * 3) == tuple(transform.std), source.name
         crop = transform.crop_size
-        assert source.input_spec.size[1:] == tuple(crop if len(crop) == 2 else crop * 2)
+        assert spec.size[1:] == tuple(crop if len(crop) == 2 else crop * 2), source.name
+        if said := re.search(r"top-1 ([\d.]+) %", source.note):
+            assert float(said[1]) == metrics["acc@1"], source.name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
+from types import MappingProxyType
 
 from voco.errors import InputError
 
@@ -88,6 +89,8 @@ class InputSpec:
 
 
 PE_WINDOW = (-100.0, 900.0)  # centre 400, width 1000, the published choice for pulmonary embolism transfer
+# Statistics of ImageNet's colours, for ``kinetics_spec``.
+IMAGENET = MappingProxyType({"rgb_mean": (0.485, 0.456, 0.406), "rgb_std": (0.229, 0.224, 0.225)})
 
 
 def kinetics_spec(

@@ -11,16 +11,11 @@ from torch.nn import functional as F
 
 from voco.encoders.base import Encoder, register_encoder
 from voco.encoders.layers import drop_path, initialise_linears
-from voco.encoders.spec import InputSpec, kinetics_spec
+from voco.encoders.spec import IMAGENET, InputSpec, kinetics_spec
 from voco.encoders.strides import reduced_depth_strides
 
 # Two tokens are left in the deepest map of the smallest crop: over one token attention is constant and learns nothing.
-SPEC = kinetics_spec(
-    size=(32, 224, 224),
-    min_size=(4, 32, 32),
-    rgb_mean=(0.485, 0.456, 0.406),
-    rgb_std=(0.229, 0.224, 0.225),
-)
+SPEC = kinetics_spec(size=(32, 224, 224), min_size=(4, 32, 32), **IMAGENET)
 
 _PATCH = (2, 4, 4)
 _NORM_EPS = 1e-5

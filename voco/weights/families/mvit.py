@@ -1,4 +1,4 @@
-"""MViT files of torchvision, pytorchvideo, SlowFast and mmaction2; the image network of pytorchvideo is inflated."""
+"""MViT files of torchvision, pytorchvideo, SlowFast and MMAction2; the image network of pytorchvideo is inflated."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _MAX_COLOURS = 64
 
 
 def _block(key: str) -> str:
-    """Names within a block that pytorchvideo, SlowFast and mmaction2 share."""
+    """Names within a block that pytorchvideo, SlowFast and MMAction2 share."""
     for pattern, ours in _IN_BLOCKS:
         key = pattern.sub(ours, key)
     return key
@@ -48,7 +48,7 @@ def _slowfast(key: str) -> str:
 
 
 def _mmaction(key: str) -> str:
-    """mmaction2 numbers the norms of the stages, and has no absolute positions in MViTv2."""
+    """MMAction2 numbers the norms of the stages, and has no absolute positions in MViTv2."""
     key = re.sub(r"^patch_embed\.projection\.", "conv_proj.", re.sub(r"^norm3\.", "norm.", key))
     return _POSITIONS.get(key, _block(key))
 
@@ -111,7 +111,7 @@ FAMILY = Family(
             drop={r"head\.": "classifier"},
         ),
         Format(
-            "mmaction2",
+            "MMAction2",
             marks=(r"^patch_embed\.projection\.weight$", r"^cls_token$", r"^blocks\.0\.attn\.pool_k\.weight$"),
             rename=_mmaction,
             drop={r"cls_head\.": "classifier"},

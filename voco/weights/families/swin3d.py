@@ -17,7 +17,7 @@ _DROP = {
 
 
 def _swin(key: str) -> str:
-    """The authors' names: stages are ``layers.i``, each with its merging at the end; mmaction2 numbers the norms."""
+    """The authors' names: stages are ``layers.i``, each with its merging at the end; MMAction2 numbers the norms."""
     if found := re.match(r"layers\.(\d+)\.blocks\.(.*)", key):
         key = f"features.{2 * int(found[1])}.{found[2]}"
     elif found := re.match(r"layers\.(\d+)\.downsample\.(.*)", key):
@@ -63,7 +63,7 @@ FAMILY = Family(
             drop=_DROP,
         ),
         Format(
-            "Video Swin / mmaction2",
+            "Video Swin / MMAction2",
             marks=(
                 r"^patch_embed\.proj\.weight$",
                 r"^layers\.3\.blocks\.0\.attn\.relative_position_bias_table$",

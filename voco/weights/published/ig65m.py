@@ -1,4 +1,7 @@
-"""R(2+1)D-34 of 65 million Instagram videos: VMZ's Caffe2 weights in the port moabitcoin/ig65m-pytorch."""
+"""R(2+1)D-34 of 65 million Instagram videos: VMZ's Caffe2 weights in the port moabitcoin/ig65m-pytorch.
+
+File names, which end with the first digits of their sha256, and clips are those of the port's README.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""S3D of kylemin/S3D: the same network as torchvision's with better Kinetics-400 weights, fed values from -1 to 1."""
+"""S3D of kylemin/S3D: the same network as torchvision's with better Kinetics-400 weights, fed values from -1 to 1.
+
+Address and accuracy are those of the project's README; the file's name is the one that its sample code opens.
+"""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
 Files and accuracies are those of the project's metafiles, clips, means and stds those of its configurations; a file's
 name ends with the first eight digits of its sha256 (two SlowOnly files end with the same ones, df42dc84: for them no
-digest is taken as known). Left out are networks that differ from ours: C2D and I3D (other
-strides), SlowOnly with non-local blocks, SlowOnly R101, SlowFast with pathways of different depth.
+digest is taken as known). Left out are networks that differ from ours: C2D and I3D (other strides), SlowOnly with
+non-local blocks, SlowOnly R101, SlowFast with pathways of different depth.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from voco.encoders import slowfast, video_bottleneck
-from voco.encoders.spec import InputSpec, kinetics_spec
+from voco.encoders.spec import IMAGENET, InputSpec, kinetics_spec
 from voco.weights.published.pytorchvideo import FEICHTENHOFER, FEICHTENHOFER_X3D, x3d_spec
 from voco.weights.sources import WeightSource
 
@@ -32,7 +32,7 @@ def _source(
 ) -> WeightSource:
     return WeightSource(
         arch=arch,
-        tag=f"mmaction2_{tag}",
+        tag=f"{tag}_mmaction2",
         file=file,
         url=f"{ROOT}{folder}/{file}",
         input_spec=spec,
@@ -47,7 +47,7 @@ def _source(
 
 
 def _imagenet_statistics(spec: InputSpec) -> InputSpec:
-    return kinetics_spec(spec.size, spec.min_size, rgb_mean=(0.485, 0.456, 0.406), rgb_std=(0.229, 0.224, 0.225))
+    return kinetics_spec(spec.size, spec.min_size, **IMAGENET)
 
 
 def _slowonly(
@@ -86,7 +86,7 @@ SOURCES = (
         file="slowonly_r50_4x16x1_256e_8xb16_kinetics400-rgb",
     ),
     _slowonly(
-        "imagenet_kinetics400",
+        "kinetics400_in1k",
         "slowonly_imagenet-pretrained-r50_8xb16-8x8x1-steplr-150e_kinetics400-rgb",
         "20220901-df42dc84",
         8,
@@ -94,7 +94,7 @@ SOURCES = (
         _IN + _K400,
     ),
     _slowonly(
-        "imagenet_kinetics400_4x16",
+        "kinetics400_in1k_4x16",
         "slowonly_imagenet-pretrained-r50_8xb16-4x16x1-steplr-150e_kinetics400-rgb",
         "20220901-e7b65fad",
         4,
@@ -102,7 +102,7 @@ SOURCES = (
         _IN + _K400,
     ),
     _slowonly(
-        "imagenet_kinetics700",
+        "kinetics700_in1k",
         "slowonly_imagenet-pretrained-r50_8xb16-8x8x1-steplr-150e_kinetics700-rgb",
         "20220901-4098e1eb",
         8,

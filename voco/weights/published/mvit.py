@@ -1,7 +1,7 @@
-"""MViT weights of torchvision, pytorchvideo, SlowFast and mmaction2.
+"""MViT weights of torchvision, pytorchvideo, SlowFast and MMAction2.
 
 File names, addresses and accuracies are those of torchvision's and pytorchvideo's code, SlowFast's lists of models and
-mmaction2's model index; digests are the parts that torchvision and mmaction2 put into file names. SlowFast's own 32x3
+MMAction2's model index; digests are the parts that torchvision and MMAction2 put into file names. SlowFast's own 32x3
 file of MViT-B has 24 blocks and is another network; its 16x4 file lies in a Google Drive under a name not told in the
 list, and loads into mvit_v1_b as a path.
 """
@@ -9,17 +9,17 @@ list, and loads into mvit_v1_b as a path.
 from __future__ import annotations
 
 from voco.encoders.mvit import SPEC, SPEC_32
-from voco.encoders.spec import kinetics_spec
+from voco.encoders.spec import IMAGENET, kinetics_spec
 from voco.weights.sources import WeightSource
 
-_IMAGE_SPEC = kinetics_spec(SPEC.size, SPEC.min_size, rgb_mean=(0.485, 0.456, 0.406), rgb_std=(0.229, 0.224, 0.225))
+_IMAGE_SPEC = kinetics_spec(SPEC.size, SPEC.min_size, **IMAGENET)
 _TORCHVISION = {
     "format": "torchvision",
     "licence": "none stated for the weights; code BSD-3-Clause, ported from pytorchvideo and SlowFast (Apache-2.0)",
 }
 _PYTORCHVIDEO = {"format": "pytorchvideo", "licence": "none stated for the weights; code Apache-2.0"}
 _SLOWFAST = {"format": "SlowFast", "licence": "none stated for the weights; code Apache-2.0"}
-_MMACTION = {"format": "mmaction2", "licence": "none stated for the weights; code Apache-2.0"}
+_MMACTION = {"format": "MMAction2", "licence": "none stated for the weights; code Apache-2.0"}
 _V1 = {"citation": "Fan et al., Multiscale Vision Transformers, ICCV 2021"}
 _V2 = {
     "citation": "Li et al., MViTv2: Improved Multiscale Vision Transformers for Classification and Detection, CVPR 2022"

@@ -31,7 +31,7 @@ def _source(
     spec: InputSpec,
     citation: str,
     note: str,
-    tag: str = "slowfast_kinetics400",
+    tag: str = "kinetics400_slowfast",
     arguments: Mapping = {},
 ) -> WeightSource:
     file = path.rpartition("/")[2]
@@ -72,7 +72,7 @@ SOURCES = (
         replace(_SLOW_SPEC, size=(4, 224, 224)),
         FEICHTENHOFER,
         "4 frames, every 16th; top-1 72.7 %",
-        tag="slowfast_kinetics400_4x16",
+        tag="kinetics400_4x16_slowfast",
     ),
     _source(
         "c2d_r50",
@@ -80,7 +80,7 @@ SOURCES = (
         _C2D_SPEC,
         WANG,
         "8 frames, every 8th; top-1 67.2 %; slices are nowhere pooled, which cannot be seen in the file",
-        tag="slowfast_kinetics400_nopool",
+        tag="kinetics400_nopool_slowfast",
         arguments={"depth_pool": False},
     ),
     _source("i3d_r50", _ZOO + "I3D_8x8_R50.pkl", _C2D_SPEC, CARREIRA, "8 frames, every 8th; top-1 73.5 %"),
@@ -97,7 +97,7 @@ SOURCES = (
         SLOWFAST_4X16_SPEC,
         FEICHTENHOFER,
         "32 frames, every 2nd, of which the slow pathway sees 4; top-1 75.6 %",
-        tag="slowfast_kinetics400_4x16",
+        tag="kinetics400_4x16_slowfast",
         arguments=SLOWFAST_4X16,
     ),
     _x3d("xs", "4 frames, every 12th; top-1 69.5 % over 30 views"),

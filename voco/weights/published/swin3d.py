@@ -1,7 +1,7 @@
-"""Video Swin weights of torchvision, the authors and mmaction2, and 2D Swin weights of ImageNet for inflation.
+"""Video Swin weights of torchvision, the authors and MMAction2, and 2D Swin weights of ImageNet for inflation.
 
 File names, addresses and accuracies are those of torchvision's code, the README of Video-Swin-Transformer
-and the model index of mmaction2; digests are the parts that torchvision and mmaction2 put into file names.
+and the model index of MMAction2; digests are the parts that torchvision and MMAction2 put into file names.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _authors(
         licence="none stated for the weights; code Apache-2.0",
         citation=VIDEO_SWIN,
         data=(IMAGENETS[images], *classes),
-        format="Video Swin / mmaction2",
+        format="Video Swin / MMAction2",
         note=f"{CLIP}; top-1 {top1} %",
         **more,
     )
@@ -65,7 +65,7 @@ def _mmaction(size: str, name: str, date: str, digest: str, top1: float, data: s
         citation=VIDEO_SWIN,
         data=("ImageNet-1k", f"Kinetics-{data}"),
         sha256=digest,
-        format="Video Swin / mmaction2",
+        format="Video Swin / MMAction2",
         note=f"{CLIP}; top-1 {top1} %",
     )
 
