@@ -33,8 +33,9 @@ class VoCoOptions:
     """Frozen moving average of the projector (v2), of encoder and projector (v1), or no teacher (v0, nnssl)."""
     teacher_momentum: float = 0.9
     """Share of its old weights that the teacher keeps at an update. v1, v2: 0.9, constant."""
-    ema_timing: Literal["after_step", "before_step"] = "after_step"
-    """When the teacher is updated. v1, v2: before_step (inside forward, before the optimiser has moved)."""
+    ema_timing: Literal["after_step", "before_step", "after_teacher"] = "after_step"
+    """When the teacher is updated: after the optimiser step; inside forward, before the optimiser has moved (v1, v2);
+    or there, but after the teacher's own pass (2D-VoCo V2), so that it lags one step more."""
     intra: Literal["student_teacher", "symmetric", "detached"] = "student_teacher"
     """Logits of a random crop r and a base b: cos(r_s, b_t) (v2); half of that plus half of cos(r_t, b_s) (v1);
     cos(r_s, b_s) with no gradient to b (v0, nnssl)."""
@@ -126,18 +127,25 @@ class VoCoSettings:
 
 
 def resolve(preset: str = "default", **changes: Any) -> VoCoSettings:
-    """Settings of a preset, with ``changes`` by flat name on top.
+    """Settings of a preset of VoCo 3D, with ``changes`` by flat name on top.
 
     Raises:
         InputError: unknown preset or setting.
     """
-    if preset not in PRESETS:
-        raise InputError(f"unknown preset {preset!r}; known: {', '.join(PRESETS)}")
-    values = {"region": "window", **PRESETS[preset], **changes}
+    return resolve_from(PRESETS, VoCoOptions, preset, changes)
+
+
+def resolve_from(
+    presets: dict[str, dict[str, Any]], options: type[VoCoOptions], preset: str, changes: dict[str, Any]
+) -> VoCoSettings:
+    """``resolve`` for a method with its own ``presets`` and ``options`` class."""
+    if preset not in presets:
+        raise InputError(f"unknown preset {preset!r}; known: {', '.join(presets)}")
+    values = {"region": "window", **presets[preset], **changes}
     region, parts = values.pop("region"), []
-    for kind in (Geometry, Augmentation, VoCoOptions):
+    for kind in (Geometry, Augmentation, options):
         parts.append(kind(**{f.name: values.pop(f.name) for f in fields(kind) if f.name in values}))
     if values:
-        known = [f.name for kind in (Geometry, Augmentation, VoCoOptions) for f in fields(kind)]
+        known = [f.name for kind in (Geometry, Augmentation, options) for f in fields(kind)]
         raise InputError(f"unknown VoCo settings {sorted(values)}; known: {', '.join(['region', *known])}")
     return VoCoSettings(*parts, region)

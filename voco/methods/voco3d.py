@@ -98,7 +98,7 @@ class VoCo3D(nn.Module):
         self.geometry = geometry or Geometry()
         self.augmentation = augmentation or Augmentation()
         self.options = options or VoCoOptions()
-        _check_crop(encoder, self.geometry)
+        _check_crop(encoder, self._network_shape)
         self.encoder = convert_batchnorm(encoder) if self.options.norm_scope == "global" else encoder
         self.student = Projector(self.features, self.options.projector_dim, self.options.projector_norm)
         self.teacher = self._make_teacher()
@@ -150,6 +150,8 @@ class VoCo3D(nn.Module):
             keep = None if keep is None else gather(keep)
         student = self._split(self.student(self._drop(features, keep)))
         teacher = self._project_teacher(teacher_features)
+        if self.training and options.ema_timing == "after_teacher":
+            self._update_teacher()
         return self._losses(student, teacher, labels, case, volumes=len(batch["case"]))
 
     def after_step(self) -> None:
@@ -214,16 +216,20 @@ class VoCo3D(nn.Module):
             teacher = nn.ModuleDict({"encoder": copy.deepcopy(self.encoder), "projector": teacher})
         return teacher.requires_grad_(False)
 
+    def _followed(self) -> tuple[nn.Module, nn.Module]:
+        """What of the teacher moves, and what of the student it moves towards."""
+        if self.options.teacher == "projector":
+            return self.teacher, self.student
+        return self.teacher, nn.ModuleDict({"encoder": self.encoder, "projector": self.student})
+
     @torch.no_grad()
     def _update_teacher(self) -> None:
         """Moving average of all parameters and buffers; buffers that are counts are copied."""
         if self.teacher is None:
             return
-        source = self.student
-        if self.options.teacher == "model":
-            source = nn.ModuleDict({"encoder": self.encoder, "projector": self.student})
-        old, new = list(self.teacher.parameters()), list(source.parameters())
-        for mine, other in zip(self.teacher.buffers(), source.buffers(), strict=True):
+        teacher, source = self._followed()
+        old, new = list(teacher.parameters()), list(source.parameters())
+        for mine, other in self._followed_buffers(teacher, source):
             if mine.is_floating_point():
                 old.append(mine)
                 new.append(other)
@@ -231,19 +237,31 @@ class VoCo3D(nn.Module):
                 mine.copy_(other)
         torch._foreach_lerp_(old, new, 1.0 - self.options.teacher_momentum)
 
+    def _followed_buffers(self, teacher: nn.Module, source: nn.Module) -> list[tuple[Tensor, Tensor]]:
+        return list(zip(teacher.buffers(), source.buffers(), strict=True))
+
     def _starts(self, random: Tensor) -> Tensor:
         """Corners (B, N+K, 3) of all crops, base crops first."""
         return torch.cat([self.geometry.base_starts(random.device).expand(len(random), -1, -1), random], dim=1)
 
+    @property
+    def _network_shape(self) -> tuple[int, int, int]:
+        """(D, H, W) of a crop as the encoder gets it."""
+        return self.geometry.network_shape
+
     def _prepare(self, hu: Tensor, starts: Tensor) -> Tensor:
         """Cut crops (M = B * crops) out of windows and make them the network's input."""
+        return self.encoder.prepare(self._cut(hu, starts))
+
+    def _cut(self, hu: Tensor, starts: Tensor) -> Tensor:
+        """(M, 1, d, h, w) crops in Hounsfield units."""
         crops = cut(hu, starts, self.geometry.size).flatten(0, 1).unsqueeze(1)
         if self.geometry.network_shape != self.geometry.size:
             # v1 windows the volume before it resizes crops (corners aligned), so bone and air must be clipped first
             windows = self.encoder.input_spec.windows
             crops = crops.float().clamp(min(low for low, _ in windows), max(high for _, high in windows))
             crops = F.interpolate(crops, self.geometry.network_shape, mode="trilinear", align_corners=True)
-        return self.encoder.prepare(crops)
+        return crops
 
     def _embed(self, encoder: nn.Module, x: Tensor) -> Tensor:
         """(M, F) features of prepared crops."""
@@ -324,15 +342,15 @@ class VoCo3D(nn.Module):
         pairs are left out, and 0 is returned when none remains.
         """
         bases = self.geometry.bases
-        target = relu_cosine(teacher[:, bases:], teacher[:, :bases].roll(-1, 0))
+        target = relu_cosine(teacher[:, bases:], teacher[:, :bases].roll(-1, 0)).detach()
         logits = relu_cosine(student[:, bases:], student[:, :bases].roll(-1, 0))
         valid = case != case.roll(-1, 0)
         positive, negative = self._cross_entropy(target, logits)
         return torch.where(valid, positive + negative, 0.0).sum() / valid.sum().clamp(min=1)
 
 
-def _check_crop(encoder: nn.Module, geometry: Geometry) -> None:
-    spec, shape = encoder.input_spec, geometry.network_shape
+def _check_crop(encoder: nn.Module, shape: tuple[int, int, int]) -> None:
+    spec = encoder.input_spec
     small = any(n < low for n, low in zip(shape, spec.min_size))
     if small or any(n % m for n, m in zip(shape, spec.size_multiple)):
         raise InputError(
