@@ -1,0 +1,407 @@
+"""Video files -> frames: presentation times from the packets, seeks instead of whole files, rotation, damage.
+
+Only this file knows PyAV. What cannot be used is a :class:`ScanError` with one reason.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from voco.errors import InputError, ScanError
+
+SUFFIXES = frozenset(
+    ".mp4 .m4v .mov .avi .mkv .webm .mpg .mpeg .ts .m2ts .mts .flv .wmv .asf .3gp .3g2 .ogv .vob .divx".split()
+)
+# Play lists and other text formats would let a "video" name any file or address of this machine.
+_FORMATS = "mov,matroska,avi,mpegts,mpeg,flv,ogg,asf,mpegvideo,h264,hevc,m4v,ivf,mjpeg,dv,gxf,mxf,nut,rm"
+_OPEN_SECONDS = 30.0
+_LARGEST = 1 << 26  # pixels of a frame; 8K video has half of that
+_WORTH_A_SEEK = 8  # frames that a seek must save: below, decoding on is as fast
+CHANNELS = {"rgb": 3, "gray": 1}
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a video file holds, measured from its packets and its first frame, not from its header.
+
+    Attributes:
+        frames: number of frames.
+        fps: mean frames per second; with a variable rate, the rate at no particular moment.
+        duration_s: from the first frame to the end of the last one, in seconds.
+        size: (H, W) in pixels as shown, after rotation.
+        rotation: degrees counter-clockwise that were needed to show it; mirrored files count as their rotation.
+        keyframes: frames at which decoding can start.
+        codec: as FFmpeg names it.
+    """
+
+    frames: int
+    fps: float
+    duration_s: float
+    size: tuple[int, int]
+    rotation: int
+    keyframes: int
+    codec: str
+
+
+@dataclass(frozen=True)
+class FrameIndex:
+    """When each frame is shown.
+
+    Attributes:
+        pts: presentation times in units of the stream, ascending.
+        times_s: the same in seconds from the first frame.
+        keys: whether decoding can start at that frame.
+        in_order: the file holds no true presentation times; frames are numbered as they leave the decoder.
+    """
+
+    pts: np.ndarray
+    times_s: np.ndarray
+    keys: np.ndarray
+    in_order: bool = False
+
+    @property
+    def step_s(self) -> float:
+        """Usual time between two frames in seconds."""
+        return float(np.median(np.diff(self.times_s))) if len(self.times_s) > 1 else 0.0
+
+    @property
+    def duration_s(self) -> float:
+        """From the first frame to the end of the last one; a lone frame lasts no time."""
+        return float(self.times_s[-1]) + self.step_s
+
+    def nearest(self, times_s: np.ndarray) -> np.ndarray:
+        """Numbers of the frames whose presentation times are nearest; the earlier one where two are equally near."""
+        right = np.searchsorted(self.times_s, times_s).clip(1, max(1, len(self.times_s) - 1))
+        right = np.minimum(right, len(self.times_s) - 1)
+        left = np.maximum(right - 1, 0)
+        nearer_left = times_s - self.times_s[left] <= self.times_s[right] - times_s
+        return np.where(nearer_left, left, right)
+
+
+class VideoReader:
+    """One open video file; a context manager. Open it in the process that reads: decoders do not survive a fork.
+
+    Args:
+        path: a file.
+        index: of an earlier reader of the same file; spares reading all packets once more.
+
+    Attributes:
+        index: when each frame is shown.
+        decoded: frames decoded so far.
+        damaged: packets that could not be read or decoded so far.
+
+    Raises:
+        ScanError: no video that can be used.
+    """
+
+    def __init__(self, path: str | Path, index: FrameIndex | None = None):
+        self.path, self.decoded, self.damaged = Path(path), 0, 0
+        self._container, self._stream = _open(self.path)
+        try:
+            self.index = index or self._read_index()
+            self._in_order = self.index.in_order
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> VideoReader:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._container.close()
+
+    def info(self) -> VideoInfo:
+        """Describe the file; decodes its first frame.
+
+        Raises:
+            ScanError: not a single frame can be decoded.
+        """
+        _, frame = next(self._decode(0), (None, None))
+        if frame is None:
+            raise ScanError(f"no frame of its {len(self.index.times_s)} can be decoded")
+        swap, flip_y, _ = _orientation(frame, self._stream)
+        height, width = (frame.width, frame.height) if swap else (frame.height, frame.width)
+        step = self.index.step_s
+        count, duration = len(self.index.times_s), self.index.duration_s
+        return VideoInfo(
+            frames=count,
+            fps=count / duration if step > 0 else 0.0,
+            duration_s=duration,
+            size=(height, width),
+            rotation=(90 if flip_y else 270) if swap else (180 if flip_y else 0),
+            keyframes=int(self.index.keys.sum()),
+            codec=self._stream.codec_context.name,
+        )
+
+    def read(
+        self, indices: Sequence[int] | np.ndarray, *, size: int | tuple[int, int] | None = None, colour: str = "rgb"
+    ) -> np.ndarray:
+        """Decode chosen frames, in any order and with repeats.
+
+        Decoding starts at the keyframe before a wanted frame and jumps to a later one where that saves work. A frame
+        that is damaged is replaced by the one shown before it.
+
+        Args:
+            indices: numbers of frames in order of presentation, T of them.
+            size: short side of the result in pixels, or its (H, W), or None for the size as stored. FFmpeg's area
+                average where the image shrinks, bilinear where it grows.
+            colour: ``"rgb"`` or ``"gray"`` (luma, full range).
+
+        Returns:
+            (T, H, W, C) uint8, as shown, that is after rotation.
+
+        Raises:
+            ScanError: none of the frames can be decoded.
+        """
+        if colour not in CHANNELS:
+            raise InputError(f"unknown colour {colour!r}; expected one of {', '.join(CHANNELS)}")
+        indices = np.asarray(indices, np.int64)
+        wanted = np.unique(indices)
+        if not len(wanted) or wanted[0] < 0 or wanted[-1] >= len(self.index.times_s):
+            raise InputError(f"frames {indices.tolist()} are wanted of a video with {len(self.index.times_s)} frames")
+        convert = _Converter(self._stream, size, colour)
+        try:
+            found = self._pick(wanted, convert)
+        except _WrongTimes:
+            self._in_order = True
+            found = self._pick(wanted, convert)
+        return np.stack([found[int(i)] for i in indices])
+
+    def _pick(self, wanted: np.ndarray, convert: _Converter) -> dict[int, np.ndarray]:
+        pts, keys = self.index.pts, np.flatnonzero(self.index.keys)
+        key_of = keys[np.maximum(np.searchsorted(keys, wanted, side="right") - 1, 0)] if len(keys) else wanted * 0
+        found: dict[int, np.ndarray] = {}
+        todo, from_start = 0, self._in_order
+        while todo < len(wanted):
+            first = 0 if from_start else int(key_of[todo])
+            previous, jumped = None, False
+            for time, frame in self._decode(first):
+                if previous is None and first > 0 and time > pts[wanted[todo]]:
+                    break  # the seek went too far, or the keyframe is damaged: only decoding from the start is sure
+                while todo < len(wanted) and pts[wanted[todo]] <= time:
+                    exact = pts[wanted[todo]] == time
+                    found[int(wanted[todo])] = convert(frame if exact or previous is None else previous)
+                    todo += 1
+                if todo == len(wanted):
+                    return found
+                previous = frame
+                here = int(np.searchsorted(pts, time))
+                if not from_start and key_of[todo] - here > _WORTH_A_SEEK:
+                    jumped = True
+                    break
+            if jumped:
+                continue
+            if previous is not None:  # the file ends sooner than its packets promised
+                found |= {int(i): convert(previous) for i in wanted[todo:]}
+                return found
+            if first == 0:
+                if not found:
+                    raise ScanError("none of the wanted frames can be decoded")
+                last = found[max(found)]
+                return found | {int(i): last for i in wanted[todo:]}
+            from_start = True
+        return found
+
+    def _decode(self, first: int) -> Iterator[tuple[int, object]]:
+        """Frames from a keyframe on, in order of presentation, with their presentation times in stream units."""
+        import av
+
+        self._container.seek(int(self.index.pts[first]), stream=self._stream)
+        last, count = None, 0
+        for packet in self._packets():
+            try:
+                frames = packet.decode()
+            except (av.error.FFmpegError, ValueError):
+                self.damaged += 1
+                continue
+            for frame in frames:
+                self.decoded += 1
+                if self._in_order:
+                    yield int(self.index.pts[min(count, len(self.index.pts) - 1)]), frame
+                    count += 1
+                    continue
+                if frame.pts is None or (last is not None and frame.pts < last):
+                    if self.damaged == 0:
+                        raise _WrongTimes
+                    continue
+                if frame.pts != last:
+                    last = frame.pts
+                    yield last, frame
+
+    def _packets(self) -> Iterator:
+        import av
+
+        try:
+            yield from self._container.demux(self._stream)
+        except av.error.FFmpegError:
+            self.damaged += 1
+
+    def _read_index(self) -> FrameIndex:
+        """Presentation times of all packets; nothing is decoded, and headers, which may be wrong, are not asked."""
+        times: dict[int, bool] = {}
+        packets = [p for p in self._packets() if p.size and not p.is_discard]
+        # Where only some packets have a presentation time, decoding times (one each, ascending) are the better guess.
+        attribute = "pts" if all(p.pts is not None for p in packets) else "dts"
+        # AVI stores no presentation times. Where frames are stored in another order than shown, only the order in which
+        # they leave the decoder is right, and only from the start.
+        in_order = self._container.format.name == "avi" and any(p.pts != p.dts for p in packets)
+        for number, packet in enumerate(packets):
+            time = getattr(packet, attribute)
+            time = number if time is None else time
+            times[time] = times.get(time, False) or packet.is_keyframe
+        if not times:
+            raise ScanError("its video stream holds no frames")
+        pts = np.array(sorted(times), np.int64)
+        seconds = (pts - pts[0]) * float(self._stream.time_base)
+        return FrameIndex(pts, seconds, np.array([times[t] for t in pts.tolist()], bool), in_order)
+
+
+class _WrongTimes(Exception):
+    """Frames leave the decoder in another order than their times say."""
+
+
+class _Converter:
+    """Decoded frame -> (H, W, C) uint8 of the wanted size, as shown."""
+
+    def __init__(self, stream, size: int | tuple[int, int] | None, colour: str):
+        self.stream, self.size, self.colour = stream, size, colour
+
+    def __call__(self, frame) -> np.ndarray:
+        from av.video.reformatter import Interpolation
+
+        swap, flip_y, flip_x = _orientation(frame, self.stream)
+        height, width = shown = (frame.width, frame.height) if swap else (frame.height, frame.width)
+        if isinstance(self.size, tuple):
+            height, width = self.size
+        elif self.size is not None:
+            height, width = short_side_size(shown, self.size)
+        shrinks = height <= shown[0] and width <= shown[1]
+        # The exact flags make the result independent of the processor's instruction set.
+        how = (Interpolation.AREA if shrinks else Interpolation.BILINEAR).value
+        how |= Interpolation.ACCURATE_RND.value | Interpolation.BITEXACT.value
+        image = frame.reformat(
+            width=width if not swap else height,
+            height=height if not swap else width,
+            format="gray" if self.colour == "gray" else "rgb24",
+            interpolation=how,
+        ).to_ndarray()
+        image = image[..., None] if image.ndim == 2 else image
+        if swap:
+            image = image.swapaxes(0, 1)
+        return np.ascontiguousarray(image[:: -1 if flip_y else 1, :: -1 if flip_x else 1])
+
+
+def short_side_size(shown: tuple[int, int], short: int) -> tuple[int, int]:
+    """(H, W) with the given short side and the proportions of ``shown``, rounded to whole pixels."""
+    height, width = shown
+    if height <= width:
+        return short, max(short, round(width * short / height))
+    return max(short, round(height * short / width)), short
+
+
+def probe(path: str | Path) -> VideoInfo:
+    """Describe a video file, or say why it cannot be used.
+
+    Raises:
+        ScanError: not a file, no video, audio only, no frames, or none that can be decoded.
+    """
+    with VideoReader(path) as reader:
+        return reader.info()
+
+
+def read_frames(
+    path: str | Path,
+    *,
+    times_s: Sequence[float] | None = None,
+    indices: Sequence[int] | None = None,
+    size: int | tuple[int, int] | None = None,
+    colour: str = "rgb",
+) -> np.ndarray:
+    """Decode frames of a file by presentation time or by number; see :meth:`VideoReader.read`.
+
+    Args:
+        times_s: seconds from the first frame; the frame whose presentation time is nearest is taken.
+        indices: numbers of frames, instead of times.
+
+    Returns:
+        (T, H, W, C) uint8.
+    """
+    if (times_s is None) == (indices is None):
+        raise InputError("read_frames takes either times_s or indices")
+    with VideoReader(path) as reader:
+        if indices is None:
+            indices = reader.index.nearest(np.asarray(times_s, float))
+        return reader.read(indices, size=size, colour=colour)
+
+
+def _open(path: Path):
+    """Container and video stream, with one decoder thread: loaders already run one process per core."""
+    import av
+
+    if not path.is_file():
+        raise ScanError("no such file" if not path.exists() else "not a regular file")
+    if path.stat().st_size == 0:
+        raise ScanError("the file is empty")
+    try:
+        container = av.open(
+            os.path.abspath(path),
+            metadata_errors="ignore",
+            options={"format_whitelist": _FORMATS, "protocol_whitelist": "file"},
+            timeout=(_OPEN_SECONDS, _OPEN_SECONDS),
+        )
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        raise ScanError(f"no video file, or its header is cut off or damaged: {_text(error)}") from None
+    try:
+        streams = [s for s in container.streams.video if not _is_cover(s)]
+        if not streams:
+            kinds = ", ".join(sorted({s.type for s in container.streams})) or "nothing"
+            raise ScanError(f"no video stream; the file holds {kinds}")
+        stream = streams[0]
+        context = stream.codec_context
+        if context is None:
+            raise ScanError("its codec is not known to this FFmpeg")
+        if context.width * context.height > _LARGEST:
+            raise ScanError(f"frames of {context.width} x {context.height} pixels are larger than what is read")
+        context.thread_type, context.thread_count = "NONE", 1
+        return container, stream
+    except BaseException:
+        container.close()
+        raise
+
+
+def _is_cover(stream) -> bool:
+    """Whether a video stream is only the picture on the sleeve of a piece of music."""
+    with contextlib.suppress(AttributeError):
+        return "attached_pic" in str(stream.disposition)
+    return False
+
+
+def _orientation(frame, stream) -> tuple[bool, bool, bool]:
+    """(transpose, then flip rows, then flip columns) that shows a frame as it was meant."""
+    side = frame.side_data.get("DISPLAYMATRIX")
+    if side is not None:
+        # x' = a x + c y, y' = b x + d y (ISO 14496-12, 6.2.2); the image is moved back to the origin afterwards.
+        m = np.frombuffer(bytes(side)[:36], np.int32)
+        a, b, c, d = (int(v) for v in m[[0, 1, 3, 4]])
+        if abs(b) + abs(c) > abs(a) + abs(d):
+            return True, b < 0, c < 0
+        return False, d < 0, a < 0
+    # Old files carry a tag instead: degrees clockwise.
+    with contextlib.suppress(ValueError):
+        turn = round(float(stream.metadata.get("rotate", "0")) / 90) % 4
+        return ((False, False, False), (True, False, True), (False, True, True), (True, True, False))[turn]
+    return False, False, False
+
+
+def _text(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
