@@ -71,6 +71,7 @@ SWIN_WRAPPERS = {
     "nested": lambda s: {"model": {"state_dict": prefixed(s, "module._orig_mod.backbone.")}},
     "model_prefix": lambda s: prefixed(s, "model.module."),
     "ema_wrapper": lambda s: {"ema": s},
+    "other_ema_wrapper": lambda s: {"ema_model": s},
     "in_house_v2": lambda s: {
         "global_step": 7,
         "state_dict": prefixed(prefixed(s, "backbone.") | PROJECTOR, "module."),
@@ -123,7 +124,10 @@ def test_student_and_teacher_are_a_choice(cnn, tmp_path):
         {"student": student, "teacher": prefixed(teacher, "module.")},
     ):
         torch.save(content, path)
-        assert load_weights(cnn, path).which == "student"
+        report = load_weights(cnn, path)
+        assert report.which == "student"
+        assert not report.unexpected
+        assert set(report.dropped.values()) <= {"teacher"}
         assert_holds(cnn, student)
         report = load_weights(cnn, path, which="teacher")
         assert report.which == "teacher"
@@ -132,6 +136,29 @@ def test_student_and_teacher_are_a_choice(cnn, tmp_path):
     cnn.load_report = None
     assert_refused(cnn, path, "holds no ema encoder", which="ema")
     assert_refused(cnn, path, "which must be one of", which="best")
+
+
+def test_a_teacher_may_be_deeper_but_not_the_student(cnn, tmp_path):
+    state = random_state(cnn)
+    for deeper in ("teacher.", "student."):
+        torch.save(prefixed(state, "student.") | {f"{deeper}stages.7.conv1.weight": torch.ones(2)}, tmp_path / "x.pt")
+        if deeper == "teacher.":
+            load_weights(cnn, tmp_path / "x.pt")
+            cnn.load_report = None
+        else:
+            assert_refused(cnn, tmp_path / "x.pt", r"student\.stages\.7")
+
+
+def test_two_networks_of_the_same_names_are_not_mixed(cnn, tmp_path):
+    """Copies are one network; tensors that differ are two, and nobody said which of them is wanted."""
+    first, second = random_state(cnn, 1), random_state(cnn, 2)
+    torch.save(prefixed(first, "encoder.") | prefixed(first, "model."), tmp_path / "copies.pt")
+    load_weights(cnn, tmp_path / "copies.pt")
+    assert_holds(cnn, first)
+    cnn.load_report = None
+    del first["stem.0.weight"]  # the other network would fill the gap
+    torch.save(prefixed(first, "encoder.") | prefixed(second, "model."), tmp_path / "two.pt")
+    assert_refused(cnn, tmp_path / "two.pt", r"two networks .* encoder\.stem\.1\.weight and model\.stem\.1\.weight")
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "unnamed_safetensors", "legacy", "half"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from voco.encoders.base import Encoder
@@ -18,11 +19,15 @@ EXAMPLES = 10
 
 @dataclass(frozen=True)
 class Examination:
-    """Names (``match``), shapes (``fit``) and both in words (``report``)."""
+    """Names (``match``), shapes (``fit``) and both in words (``report``).
+
+    ``torn`` is a pair of the file's keys that claim one place with different values: two networks under one name.
+    """
 
     match: Match
     fit: Fit
     report: LoadReport
+    torn: tuple[str, str] | None = None
 
 
 def examine(
@@ -65,7 +70,8 @@ def examine(
         format=match.format.name,
         dropped=match.dropped,
     )
-    return Examination(match, fit, report)
+    torn = next((pair for pair in match.doubles if not _same(*(tensors[key] for key in pair))), None)
+    return Examination(match, fit, report, torn)
 
 
 def misfit(encoder: Encoder, found: Examination, exact: bool = False) -> str | None:
@@ -92,13 +98,22 @@ def misfit(encoder: Encoder, found: Examination, exact: bool = False) -> str | N
             f"the file's network has {len(match.strangers)} tensors more, inside what the encoder also has (a deeper "
             f"or otherwise different network?): {', '.join(match.strangers[:EXAMPLES])}"
         )
-    if exact and (report.missing or report.unexpected):
+    if found.torn:
+        return (
+            f"it holds two networks of these names, of which {' and '.join(found.torn)} differ; "
+            f"save the tensors of the one that you want in a file of their own"
+        )
+    if exact and (report.missing or report.unexpected or report.dropped):
         return "the folder's config.json and its weights do not belong together"
     if lost_statistics and match.format.minimum is None:
         return f"running statistics are missing: {', '.join(lost_statistics[:EXAMPLES])}"
     if fit.not_finite:
         return f"it holds values that are not finite, for example in {fit.not_finite[0]}"
     return None
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b)
 
 
 def _percent(share: float) -> str:

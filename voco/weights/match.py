@@ -23,8 +23,9 @@ class Match:
         format: how the file names things.
         network: student, teacher or ema where the file's keys say so, else None.
         keys: tensor of the encoder -> keys of the file, several where they are stacked.
-        dropped: key of the file -> what it is, for what an encoder has no use for.
+        dropped: key of the file -> what it is, for what an encoder has no use for, other networks included.
         strangers: keys of the file that belong inside the encoder by their names and have no place in it.
+        doubles: pairs of keys that claim one place, the first of which has it.
     """
 
     format: Format
@@ -32,6 +33,7 @@ class Match:
     keys: dict[str, tuple[str, ...]] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
     strangers: tuple[str, ...] = ()
+    doubles: list[tuple[str, str]] = field(default_factory=list)
 
 
 def stripped(key: str) -> Iterator[tuple[str, str | None]]:
@@ -67,7 +69,8 @@ def find_match(
     Raises:
         InputError: the file does not hold the network that was asked for.
     """
-    matches = [m for fmt in (*family.formats, OWN) for m in _matches(fmt, wanted, tensors)]
+    candidates = [_matches(fmt, wanted, tensors) for fmt in (*family.formats, OWN)]
+    matches = [match for several in candidates for match in several]
     if which != "auto" and chosen != which:
         networks = sorted({m.network for m in matches if m.network and m.keys} | ({chosen} if chosen else set()))
         matches = [m for m in matches if m.network == which]
@@ -81,39 +84,50 @@ def find_match(
         fitting = sum(_plausible(tensors[keys[0]], wanted[name], match.format) for name, keys in match.keys.items())
         return fitting, len(match.keys), -order.index(match.network)
 
-    return max(matches, key=rank)  # of equals the first: the home project's format
+    best = max(matches, key=rank)  # of equals the first: the home project's format
+    for other in next(several for several in candidates if any(match is best for match in several)):
+        if other is not best:
+            label = other.network or "network without a name"
+            best.dropped |= {key: label for keys in other.keys.values() for key in keys}
+    return best
 
 
 def _matches(fmt: Format, wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> list[Match]:
     """One match per network that the file's keys name."""
     found: dict[str | None, Match] = {None: Match(fmt)}
     parts: dict[tuple[str | None, str], dict[int, tuple[str, int]]] = {}
-    dropped, strangers = {}, []
+    dropped: dict[str, str] = {}
+    strangers: dict[str | None, list[str]] = {}
     modules = {name.partition(".")[0] for name in wanted if "." in name}
     for key in tensors:
+        targets, network = [], None
         for name, network in stripped(key):
             target = fmt.rename(name)
-            if isinstance(target, Part):
-                if target.key in wanted:
-                    parts.setdefault((network, target.key), {}).setdefault(target.index, (key, target.of))
-                    break
-            elif target in wanted:
-                found.setdefault(network, Match(fmt, network)).keys.setdefault(target, (key,))
+            ours = target.key if isinstance(target, Part) else target
+            if ours in wanted:
+                match = found.setdefault(network, Match(fmt, network))
+                if isinstance(target, Part):
+                    first, _ = parts.setdefault((network, ours), {}).setdefault(target.index, (key, target.of))
+                else:
+                    [first] = match.keys.setdefault(ours, (key,))
+                if first != key:
+                    match.doubles.append((first, key))
                 break
             if reason := fmt.dropped(name):
                 dropped[key] = reason
                 break
+            targets.append(ours)
         else:
-            targets = [fmt.rename(name) for name, _ in stripped(key)]
-            owners = {t.partition(".")[0] for t in targets if isinstance(t, str) and "." in t}
+            owners = {target.partition(".")[0] for target in targets if "." in target}
             if owners & modules and tensors[key].is_floating_point():
-                strangers.append(key)
+                strangers.setdefault(network, []).append(key)
     for (network, target), pieces in parts.items():
         if all(index in pieces for index in range(next(iter(pieces.values()))[1])):
-            match = found.setdefault(network, Match(fmt, network))
-            match.keys.setdefault(target, tuple(pieces[index][0] for index in sorted(pieces)))
+            found[network].keys.setdefault(target, tuple(pieces[index][0] for index in sorted(pieces)))
     for match in found.values():
-        match.dropped, match.strangers = dropped, tuple(strangers)
+        match.dropped = dict(dropped)
+        of_network = strangers.get(match.network, []) if match.network else []
+        match.strangers = (*strangers.get(None, ()), *of_network)
     return list(found.values())
 
 

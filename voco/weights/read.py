@@ -26,6 +26,7 @@ WRAPPERS = (
     "teacher",
     "ema",
     "model_ema",
+    "ema_model",
     "blobs",
 )
 # Deeper than any published checkpoint; a dict that holds itself has no end.
