@@ -23,6 +23,7 @@ class Registry(Generic[T]):
         self.kind = kind
         self._items: dict[str, T] = {}
         self._aliases: dict[str, str] = {}
+        self._prefixes: dict[str, tuple[Callable[[str], T], Callable[[], list[str]]]] = {}
 
     def register(self, name: str, *aliases: str) -> Callable[[T], T]:
         """Decorator that files an object under ``name``; ``aliases`` resolve to it and are not listed."""
@@ -37,17 +38,39 @@ class Registry(Generic[T]):
 
         return add
 
+    def register_prefix(self, prefix: str, make: Callable[[str], T], names: Callable[[], list[str]]) -> None:
+        """File all names that begin with ``prefix`` at once, where there are too many to make beforehand.
+
+        Args:
+            prefix: such as ``"slices/"``.
+            make: the object behind a whole name; raises ``InputError`` for one that does not exist.
+            names: all whole names, listed only for a pattern that begins with the prefix and never iterated over.
+        """
+        self._prefixes[prefix] = (make, names)
+
+    @property
+    def prefixes(self) -> list[str]:
+        """Beginnings of names that stand for many more than are iterated over."""
+        return sorted(self._prefixes)
+
+    def _maker(self, name: str) -> Callable[[str], T] | None:
+        return next((make for prefix, (make, _) in self._prefixes.items() if name.startswith(prefix)), None)
+
     def canonical(self, name: str) -> str:
         """The registered name behind ``name`` (aliases resolved).
 
         Raises:
             InputError: unknown name, with the closest known ones.
         """
+        if make := self._maker(name):
+            make(name)
+            return name
         name = self._aliases.get(name, name)
         if name not in self._items:
             close = difflib.get_close_matches(name, [*self._items, *self._aliases], n=3, cutoff=0.5)
             hint = f"; did you mean {' or '.join(close)}?" if close else ""
-            raise InputError(f"unknown {self.kind} {name!r}{hint} Known: {', '.join(sorted(self._items))}")
+            known = [*sorted(self._items), *(f"{prefix}NAME" for prefix in self.prefixes)]
+            raise InputError(f"unknown {self.kind} {name!r}{hint} Known: {', '.join(known)}")
         return name
 
     def aliases(self, name: str) -> list[str]:
@@ -60,14 +83,25 @@ class Registry(Generic[T]):
         return [alias for alias, target in self._aliases.items() if target == name]
 
     def __getitem__(self, name: str) -> T:
+        if make := self._maker(name):
+            return make(name)
         return self._items[self.canonical(name)]
 
     def __contains__(self, name: str) -> bool:
+        if make := self._maker(name):
+            try:
+                make(name)
+            except InputError:
+                return False
+            return True
         return name in self._items or name in self._aliases
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._items))
 
     def names(self, pattern: str = "*") -> list[str]:
-        """Registered names that match a shell pattern, sorted."""
-        return [name for name in self if fnmatch.fnmatch(name, pattern)]
+        """Registered names that match a shell pattern, sorted; those under a prefix if the pattern begins with it."""
+        under = [
+            name for prefix, (_, names) in self._prefixes.items() if pattern.startswith(prefix) for name in names()
+        ]
+        return sorted(name for name in [*self, *under] if fnmatch.fnmatch(name, pattern))
