@@ -8,8 +8,9 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from voco.describe_weights import WEIGHTS_SUFFIXES, describe_encoder, describe_weights, table
+from voco.describe_weights import describe_encoder, describe_weights, table
 from voco.errors import InputError
+from voco.weights import SUFFIXES as WEIGHTS_SUFFIXES
 
 
 def describe(path: Path) -> Iterator[str]:

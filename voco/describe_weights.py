@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from voco.encoders import InputSpec
     from voco.weights.recognise import Guess
 
-WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth", ".pyth", ".bin", ".ckpt", ".tar", ".pkl")
-
 
 def table(rows: dict[str, object]) -> Iterator[str]:
     """Two aligned columns; rows without a value are left out."""

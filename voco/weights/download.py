@@ -18,12 +18,12 @@ from pathlib import Path
 import torch
 
 from voco.errors import InputError
+from voco.weights import SUFFIXES
 from voco.weights.folder import CONFIG_FILE, WEIGHTS_FILE, find_encoder_folder, read_config
 from voco.weights.sources import WeightSource
 
 TIMEOUT_SECONDS = 30
 _HUB_URL = re.compile(r"https://huggingface\.co/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<file>[^?]+)")
-_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".pyth", ".ckpt", ".pkl")
 _PREFERRED = (WEIGHTS_FILE, "pytorch_model.bin")
 
 
@@ -84,7 +84,7 @@ def fetch_hub_file(repo_id: str, filename: str | None = None) -> Path:
     if filename is not None:
         return _hub_file(repo_id, filename)
     files = _hub_files(repo_id)
-    weights = [file for file in files if file.endswith(_SUFFIXES)]
+    weights = [file for file in files if file.endswith(SUFFIXES)]
     chosen = next((file for file in _PREFERRED if file in weights), weights[0] if len(weights) == 1 else None)
     if chosen is None:
         found = f"{len(weights)} weights files: {', '.join(weights[:20])}" if weights else "no weights file"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from voco.encoders.base import ENCODERS
 from voco.errors import InputError
+from voco.weights import SUFFIXES
 from voco.weights.sources import WeightSource, find_source, list_weights, source_of_file
 
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*(/[\w./-]+)?")
@@ -75,7 +76,7 @@ def is_hub_id(text: str) -> bool:
     """``owner/name`` or ``owner/name/file``; a mistyped path into a folder that is here is not one."""
     if not _HUB_ID.fullmatch(text) or Path(text.split("/")[0]).is_dir():
         return False
-    return text.count("/") > 1 or Path(text).suffix not in (".pt", ".pth", ".pyth", ".pkl", ".safetensors", ".tar")
+    return text.count("/") > 1 or Path(text).suffix not in SUFFIXES
 
 
 def from_hub(text: str) -> Path:
