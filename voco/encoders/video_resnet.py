@@ -23,7 +23,7 @@ CLIP32_SPEC = kinetics_spec((32, 112, 112), (8, 32, 32), RGB_MEAN, RGB_STD)
 
 STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
 WIDTHS = (64, 64, 128, 256, 512)
-PLANE_STRIDES = (2, 1, 2, 2, 2)
+DEPTH_STRIDES, PLANE_STRIDES = (1, 1, 2, 2, 2), (2, 1, 2, 2, 2)
 
 
 class VideoResNetEncoder(Encoder):
@@ -87,40 +87,18 @@ def _with_channels(conv: nn.Conv3d, channels: int) -> nn.Conv3d:
     return new
 
 
-@register_encoder(
-    "r3d_18", family="video_resnet", input_spec=SPEC, summary="torchvision R3D-18 (Kinetics-400 weights exist)"
-)
-def r3d_18(input_spec: InputSpec, depth_stride: int | None = None) -> VideoResNetEncoder:
-    from torchvision.models import video
+def _register(name: str, published_strides: tuple[int, ...], summary: str) -> None:
+    @register_encoder(name, family="video_resnet", input_spec=SPEC, summary=f"torchvision {summary}")
+    def build(input_spec: InputSpec, depth_stride: int | None = None) -> VideoResNetEncoder:
+        from torchvision.models import video
 
-    strides = reduced_depth_strides((1, 1, 2, 2, 2), depth_stride, "r3d_18")
-    return VideoResNetEncoder(input_spec, video.r3d_18(weights=None), strides)
-
-
-@register_encoder(
-    "mc3_18",
-    family="video_resnet",
-    input_spec=SPEC,
-    summary="torchvision MC3-18: 3D kernels in stem and layer1, then 1x3x3; full depth resolution throughout",
-)
-def mc3_18(input_spec: InputSpec, depth_stride: int | None = None) -> VideoResNetEncoder:
-    from torchvision.models import video
-
-    strides = reduced_depth_strides((1, 1, 1, 1, 1), depth_stride, "mc3_18")
-    return VideoResNetEncoder(input_spec, video.mc3_18(weights=None), strides)
+        strides = reduced_depth_strides(published_strides, depth_stride, name)
+        return VideoResNetEncoder(input_spec, getattr(video, name)(weights=None), strides)
 
 
-@register_encoder(
-    "r2plus1d_18",
-    family="video_resnet",
-    input_spec=SPEC,
-    summary="torchvision R(2+1)D-18: in-plane, then depth convolutions (Kinetics-400 weights exist)",
-)
-def r2plus1d_18(input_spec: InputSpec, depth_stride: int | None = None) -> VideoResNetEncoder:
-    from torchvision.models import video
-
-    strides = reduced_depth_strides((1, 1, 2, 2, 2), depth_stride, "r2plus1d_18")
-    return VideoResNetEncoder(input_spec, video.r2plus1d_18(weights=None), strides)
+_register("r3d_18", DEPTH_STRIDES, "R3D-18 (Kinetics-400 weights exist)")
+_register("mc3_18", (1,) * 5, "MC3-18: 3D kernels in stem and layer1, then 1x3x3; full depth resolution throughout")
+_register("r2plus1d_18", DEPTH_STRIDES, "R(2+1)D-18: in-plane, then depth convolutions (Kinetics-400 weights exist)")
 
 
 @register_encoder(
@@ -153,5 +131,5 @@ def r2plus1d_34(input_spec: InputSpec, depth_stride: int | None = None, bn_momen
     for module in net.modules():
         if isinstance(module, nn.BatchNorm3d):
             module.eps, module.momentum = 1e-3, bn_momentum
-    strides = reduced_depth_strides((1, 1, 2, 2, 2), depth_stride, "r2plus1d_34")
+    strides = reduced_depth_strides(DEPTH_STRIDES, depth_stride, "r2plus1d_34")
     return VideoResNetEncoder(input_spec, net, strides)

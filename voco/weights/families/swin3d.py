@@ -9,6 +9,8 @@ from torch import Tensor
 from voco.weights import positions
 from voco.weights.formats import Family, Format
 
+# The authors' and timm's names; where the merging stands tells them apart.
+_LAYERS = (r"^patch_embed\.proj\.weight$", r"^layers\.3\.blocks\.0\.attn\.relative_position_bias_table$")
 _DROP = {
     r".*relative_position_index$": "index table",
     r".*attn_mask$": "attention mask",
@@ -64,32 +66,20 @@ FAMILY = Family(
         ),
         Format(
             "Video Swin / MMAction2",
-            marks=(
-                r"^patch_embed\.proj\.weight$",
-                r"^layers\.3\.blocks\.0\.attn\.relative_position_bias_table$",
-                r"^layers\.0\.downsample\.reduction\.weight$",
-            ),
+            marks=(*_LAYERS, r"^layers\.0\.downsample\.reduction\.weight$"),
             rename=_swin,
             drop=_DROP,
         ),
         Format(
             "Swin (2D)",
-            marks=(
-                r"^patch_embed\.proj\.weight$",
-                r"^layers\.3\.blocks\.0\.attn\.relative_position_bias_table$",
-                r"^layers\.0\.downsample\.reduction\.weight$",
-            ),
+            marks=(*_LAYERS, r"^layers\.0\.downsample\.reduction\.weight$"),
             rename=_swin,
             drop=_DROP,
             inflate=True,
         ),
         Format(
             "timm Swin (2D)",
-            marks=(
-                r"^patch_embed\.proj\.weight$",
-                r"^layers\.3\.blocks\.0\.attn\.relative_position_bias_table$",
-                r"^layers\.3\.downsample\.reduction\.weight$",
-            ),
+            marks=(*_LAYERS, r"^layers\.3\.downsample\.reduction\.weight$"),
             rename=_timm,
             drop=_DROP,
             inflate=True,
