@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from voco.config import Schema, changed, to_dict
 from voco.errors import InputError
 from voco.geometry import Augmentation, Geometry
-from voco.methods.options import PRESETS, VoCoOptions, VoCoSettings, resolve
+from voco.methods import options, options2d
+from voco.methods.options import VoCoOptions, VoCoSettings
+from voco.methods.options2d import VoCo2DOptions
 
 
 @dataclass
@@ -38,12 +40,14 @@ class EncoderConfig:
     """Hounsfield window, low and high; empty = the one the encoder asks for."""
     depth_stride: int = 0
     """Total depth stride of a video network, smaller than published; 0 = as published."""
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of the architecture by name, e.g. {chunk: 8, pool: flatten} for slice encoders."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
 
 
 @dataclass
-class DataConfig:
+class ScanData:
     """Scans."""
 
     root: str | None = None
@@ -86,6 +90,24 @@ class VoCo3DConfig:
     """Augmentation of every crop on its own."""
     options: VoCoOptions = field(default_factory=VoCoOptions)
     """Network heads and losses."""
+
+
+@dataclass
+class VoCo2DConfig:
+    """2D-VoCo; see docs/voco2d.md for which option is which published version."""
+
+    name: Literal["voco2d"] = "voco2d"
+    """Method."""
+    preset: Literal["default", "published_v1", "published_v2"] = "default"
+    """default: the published method with its defects repaired; published_v1, published_v2: as published."""
+    region: Literal["window", "whole"] = "window"
+    """window: a random local window; whole: the whole volume resized to the window (published)."""
+    geometry: Geometry = field(default_factory=Geometry)
+    """Grid and crops."""
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    """Augmentation of every crop on its own."""
+    options: VoCo2DOptions = field(default_factory=VoCo2DOptions)
+    """Slices, network heads and losses."""
 
 
 @dataclass
@@ -158,25 +180,32 @@ CONFIG_DIR = Path(__file__).parent / "configs"
 
 
 def _as_settings(preset: VoCoSettings) -> dict:
-    """A resolved VoCo preset as values of ``VoCo3DConfig``."""
+    """A resolved VoCo preset as values of ``VoCo3DConfig`` or ``VoCo2DConfig``."""
     groups = {name: asdict(getattr(preset, name)) for name in ("geometry", "augmentation", "options")}
     return {"region": preset.region, **groups}
 
 
 SCHEMA = Schema(
     prog="pretrain/run.py",
-    description="Turn unlabeled CT scans into an encoder. Start with `accelerate launch pretrain/run.py …`.",
+    description="Turn unlabeled CT scans (--method.name voco3d or voco2d) or labeled clips (video) into an encoder. "
+    "Start with `accelerate launch pretrain/run.py …`. The options shown are those of the method chosen.",
     top=Run,
     groups={
         "encoder": EncoderConfig,
-        "data": DataConfig,
-        "method": {"voco3d": VoCo3DConfig},
+        "data": {"voco3d": ScanData, "voco2d": ScanData},
+        "method": {"voco3d": VoCo3DConfig, "voco2d": VoCo2DConfig},
         "train": TrainConfig,
         "eval": EvalConfig,
         "log": LogConfig,
     },
-    presets={"method": {"voco3d": {name: _as_settings(resolve(name)) for name in PRESETS}}},
+    presets={
+        "method": {
+            "voco3d": {name: _as_settings(options.resolve(name)) for name in options.PRESETS},
+            "voco2d": {name: _as_settings(options2d.resolve(name)) for name in options2d.PRESETS},
+        }
+    },
     config_dir=CONFIG_DIR,
+    follows={"data": "method"},
 )
 
 # What may differ between a run and its continuation: none of it changes a number in metrics.jsonl.
@@ -213,9 +242,6 @@ def check(config: dict, world: int) -> None:
     for name in ("accumulate", "keep", "max_skipped"):
         if getattr(train, name) < 1:
             raise InputError(f"--train.{name} must be at least 1, found {getattr(train, name)}")
-    for name in ("scans", "windows", "queries"):
-        if getattr(config["eval"], name) < 1:
-            raise InputError(f"--eval.{name} must be at least 1, found {getattr(config['eval'], name)}")
     if data.workers < 0:
         raise InputError(f"--data.workers must be 0 or more, found {data.workers}")
     if late := [step for step in train.milestones if not 0 < step <= train.steps]:
@@ -240,8 +266,8 @@ def check_same_settings(resume: Path, config: dict) -> None:
         )
 
 
-def check_same_scans(resume: Path, cohort) -> None:
-    """With other scans, positions in the data mean something else: the curve would go on, the run would be another."""
+def check_same_data(resume: Path, cohort) -> None:
+    """With other data, positions in the data mean something else: the curve would go on, the run would be another."""
     record = resume.parent.parent / "run.json"
     saved = json.loads(record.read_text()) if record.is_file() else {}
     if saved.get("data_fingerprint", cohort.fingerprint) != cohort.fingerprint:
@@ -249,16 +275,3 @@ def check_same_scans(resume: Path, cohort) -> None:
             f"{record.parent} was started with other scans: {saved.get('data')} then, {cohort.counts} now. Bring them "
             "back, or use another --out (with --encoder.weights to start from its encoder)"
         )
-
-
-def notes(config: dict, world: int, counts: dict[str, int]) -> list[str]:
-    """What a user may not expect of settings that are not wrong."""
-    train, options, found = config["train"], config["method"].options, []
-    processes = world if options.inter_scope == "local" else 1
-    together = train.batch_size // (train.accumulate * processes)
-    if options.inter_weight > 0 and (together == 1 or counts["train_patients"] == 1):
-        why = "one volume at a time" if together == 1 else "one patient"
-        found.append(f"with {why} there are no pairs of volumes: the inter-volume loss is 0")
-    if counts["heldout_scans"] == 0:
-        found.append("no held-out scans (--data.heldout): nothing will tell whether the run learns")
-    return found

@@ -31,6 +31,7 @@ class Schema:
         description: what the command does, for ``--help``.
         top: dataclass of the settings without a prefix (``--out``, ``--seed``).
         groups: prefix to dataclass, or to ``{name: dataclass}`` where ``--prefix.name`` chooses.
+        follows: prefix to the prefix whose name chooses among its dataclasses, where that is another one.
         presets: prefix to ``{name: {preset: nested values}}``; ``--prefix.preset`` replaces the defaults of the group.
         config_dir: folder in which ``--config NAME`` is also looked for.
     """
@@ -41,6 +42,7 @@ class Schema:
     groups: Mapping[str, Any]
     presets: Mapping[str, Mapping[str, Mapping[str, dict]]]
     config_dir: Path
+    follows: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def parse(schema: Schema, argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -171,9 +173,10 @@ def _build_parser(schema: Schema, argv: list[str]):
     for prefix, group in schema.groups.items():
         name = None
         if isinstance(group, Mapping):
-            name = _chosen(argv, f"{prefix}.name", next(iter(group)))
+            chooser = schema.follows.get(prefix, prefix)
+            name = _chosen(argv, f"{chooser}.name", next(iter(group)))
             if name not in group:
-                raise InputError(f"unknown {prefix} {name!r}; known: {', '.join(group)}")
+                raise InputError(f"unknown {chooser} {name!r}; known: {', '.join(group)}")
             group = group[name]
         classes[prefix] = group
         reserved = {f.name for f in dataclasses.fields(group) if f.name.endswith("_")}

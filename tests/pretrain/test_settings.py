@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from pretrain import run
-from pretrain.config import SCHEMA, check, check_same_scans, notes
+from pretrain.config import SCHEMA, check, check_same_data
+from pretrain.volumes import VolumeJob
 from voco.config import parse
 from voco.encoders.spec import InputSpec
 from voco.errors import InputError
@@ -32,8 +32,10 @@ def settings(tmp_path, *options):
     ],
 )
 def test_settings_that_cannot_work_are_named(tmp_path, options, words):
+    config = settings(tmp_path, *options)
     with pytest.raises(InputError, match=words):
-        check(settings(tmp_path, *options), world=1)
+        check(config, world=1)
+        VolumeJob(config).check()
 
 
 def test_processes_count_for_the_batch(tmp_path):
@@ -44,22 +46,22 @@ def test_processes_count_for_the_batch(tmp_path):
 
 
 def test_notes_say_when_there_are_no_pairs_or_no_report(tmp_path):
-    assert notes(settings(tmp_path), 1, COUNTS) == []
+    assert VolumeJob(settings(tmp_path)).notes(1, COUNTS) == []
     alone = settings(tmp_path, "--train.batch_size", "4", "--train.accumulate", "4")
-    assert "one volume at a time" in notes(alone, 1, COUNTS)[0]
+    assert "one volume at a time" in VolumeJob(alone).notes(1, COUNTS)[0]
     local = settings(tmp_path, "--train.batch_size", "4", "--method.preset", "v2")
-    assert notes(local, 2, COUNTS) == [] and "one volume at a time" in notes(local, 4, COUNTS)[0]
-    assert "one patient" in notes(settings(tmp_path), 1, COUNTS | {"train_patients": 1})[0]
-    assert "held-out" in notes(settings(tmp_path), 1, COUNTS | {"heldout_scans": 0})[0]
-    assert notes(settings(tmp_path, "--method.preset", "v1", "--train.batch_size", "1"), 1, COUNTS) == []
+    assert VolumeJob(local).notes(2, COUNTS) == [] and "one volume at a time" in VolumeJob(local).notes(4, COUNTS)[0]
+    assert "one patient" in VolumeJob(settings(tmp_path)).notes(1, COUNTS | {"train_patients": 1})[0]
+    assert "held-out" in VolumeJob(settings(tmp_path)).notes(1, COUNTS | {"heldout_scans": 0})[0]
+    assert VolumeJob(settings(tmp_path, "--method.preset", "v1", "--train.batch_size", "1")).notes(1, COUNTS) == []
 
 
 def test_a_continued_run_must_see_the_same_scans(tmp_path):
     checkpoint = tmp_path / "checkpoints" / "step-00000001"
     (tmp_path / "run.json").write_text(json.dumps({"data_fingerprint": "aa", "data": {"train_scans": 3}}))
-    check_same_scans(checkpoint, SimpleNamespace(fingerprint="aa", counts={}))
+    check_same_data(checkpoint, SimpleNamespace(fingerprint="aa", counts={}))
     with pytest.raises(InputError, match=r"other scans: .*3.* then, .*4.* now"):
-        check_same_scans(checkpoint, SimpleNamespace(fingerprint="bb", counts={"train_scans": 4}))
+        check_same_data(checkpoint, SimpleNamespace(fingerprint="bb", counts={"train_scans": 4}))
 
 
 @pytest.mark.parametrize(
@@ -80,6 +82,6 @@ def test_a_continued_run_must_see_the_same_scans(tmp_path):
 )
 def test_the_export_states_the_voxels_that_the_network_saw(tmp_path, options, prepared, spacing, size):
     config = settings(tmp_path, *options)
-    assert run._spacing(config, SPEC) == prepared
-    fed = run._as_fed(SPEC, config)
+    assert VolumeJob(config)._spacing(SPEC) == prepared
+    fed = VolumeJob(config).as_fed(SPEC)
     assert fed.spacing_mm == spacing and fed.size == size

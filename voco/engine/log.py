@@ -53,7 +53,14 @@ class MetricLog:
 
     def rows(self) -> list[dict]:
         """All rows of ``metrics.jsonl`` so far."""
-        path = self.out / "metrics.jsonl"
+        return self._rows("metrics.jsonl")
+
+    def timing_rows(self) -> list[dict]:
+        """All rows of ``timings.jsonl`` so far."""
+        return self._rows("timings.jsonl")
+
+    def _rows(self, name: str) -> list[dict]:
+        path = self.out / name
         return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
     def progress(self, step: int, steps: int, text: str, every: float = 5.0) -> None:

@@ -1,0 +1,184 @@
+"""One stretch of training in a run folder: steps, reports, exports and the last words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from voco.config import flatten
+
+
+@dataclass
+class Session:
+    """What training needs at hand; ``run.py`` puts it together.
+
+    Attributes:
+        config: resolved settings.
+        job: the part that knows its data, e.g. ``pretrain.volumes.VolumeJob``.
+        data: what ``job.prepare_data`` gave: ``train``, ``heldout``, ``counts``, ``fingerprint``.
+        method: the unwrapped ``nn.Module`` with ``encoder``.
+        monitor: of held-out data; None without any, and on all processes but the first.
+    """
+
+    config: dict
+    job: Any
+    data: Any
+    accelerator: Any
+    method: Any
+    log: Any
+    record: Any
+    monitor: Any
+
+    @property
+    def out(self) -> Path:
+        return Path(self.config["out"])
+
+    def train(self, model, optimizer, state, checkpoints, stop):
+        """Take the steps that are left; returns the state after the last one."""
+        from functools import partial
+
+        from voco.data.dataset import batches_of
+        from voco.engine.loop import LoopSettings, fit
+        from voco.engine.optim import learning_rate
+
+        train = self.config["train"]
+        loader = training_loader(
+            self.config, self.job, self.data, self.method, self.accelerator, state.step, train.steps
+        )
+        with batches_of(loader) as batches:
+            return fit(
+                self.accelerator,
+                model,
+                optimizer,
+                batches,
+                settings=LoopSettings(
+                    steps=train.steps,
+                    learning_rate=partial(
+                        learning_rate, steps=train.steps, lr=train.lr, warmup=train.warmup, floor=train.lr_floor
+                    ),
+                    accumulate=train.accumulate,
+                    clip=train.clip,
+                    log_every=self.config["log"].every,
+                    save_every=train.save_every,
+                    eval_every=self.config["eval"].every,
+                    milestones=train.milestones,
+                    max_skipped=train.max_skipped,
+                ),
+                state=state,
+                checkpoints=checkpoints,
+                log=self.log,
+                stop=stop,
+                evaluate=self.report if self.data.heldout else None,
+                on_milestone=self._milestone,
+            )
+
+    def report(self, step: int) -> dict[str, float]:
+        """Score the method now, draw every picture, and say at once what should not wait for the end."""
+        from voco.rng import generator
+
+        if self.monitor is None:
+            return {}
+        device, dtype = self.accelerator.device, autocast_dtype(self.accelerator)
+        row = self.monitor.report(self.method, step, device, dtype)
+        self.accelerator.log(self.monitor.constants(), step=step)
+        for sentence in self.monitor.warnings():
+            self.log.say(f"step {step}: {sentence}")
+        draws = self.method.sampler(generator(self.config["seed"], "figure"))
+        self.monitor.draw(self.method, [*self.log.rows(), {"step": step, **row}], draws, device, dtype)
+        return row
+
+    def finish(self, state, signal_name: str | None) -> None:
+        """Export and say where to look; only the main process has anything to do."""
+        if not self.accelerator.is_main_process:
+            return
+        self.record.update(cost=self.cost(state.step))
+        if state.step < self.config["train"].steps:
+            self.record.close("stopped", signal=signal_name, last_step=state.step)
+            self.log.say(f"stopped by {signal_name} after step {state.step}; the same command continues from there")
+            return
+        if self.monitor is not None and self.monitor.latest is None:  # killed after the last checkpoint: row is written
+            self.report(state.step)
+        folder = self.export(self.out / "encoder", state.step, self.monitor)
+        self.record.close("finished", last_step=state.step, skipped_steps=state.skipped)
+        lines = ["", f"finished {state.step} steps; wrote"]
+        lines += [f"  {folder}   load with: voco.load_encoder({str(folder)!r})"]
+        files = ("figures", "metrics.jsonl", "run.json", "rejected.csv")
+        lines += [f"  {self.out / name}" for name in files if (self.out / name).exists()]
+        lines += [f"  curves: tensorboard --logdir {self.out}"] if "tensorboard" in self.config["log"].with_ else []
+        if self.monitor is not None:
+            lines += ["did it learn?", *(f"  {sentence}" for sentence in self.monitor.verdict)]
+        for line in lines:
+            self.log.say(line)
+
+    def cost(self, step: int) -> dict:
+        """What the run took so far, measured; operations were counted at the start."""
+        from voco.engine.cost import peak_memory_bytes
+
+        seen = step * self.config["train"].batch_size
+        seconds, last = 0.0, 0
+        for row in self.log.timing_rows():
+            seconds += row["seconds_per_step"] * (row["step"] - last)
+            last = row["step"]
+        known = self.record.values.get("cost", {})
+        peak = peak_memory_bytes(self.accelerator.device)
+        return known | {
+            "volumes_seen": seen,
+            "seconds_training": seconds,
+            "seconds_per_volume": seconds / seen if seen else None,
+            "peak_memory_bytes": max(peak, known.get("peak_memory_bytes", 0)),
+        }
+
+    def export(self, folder: Path, step: int, monitor=None) -> Path:
+        """Write the encoder as it is now, with its history."""
+        from voco import __version__
+        from voco.weights.export import save_encoder
+
+        train, facts = self.config["train"], self.job.provenance(self.data, monitor)
+        provenance = {
+            "method": self.config["method"].name,
+            **facts,
+            "data_fingerprint": self.data.fingerprint,
+            "steps": step,
+            "volumes_seen": step * train.batch_size,
+            "settings": facts["settings"]
+            | flatten({"lr": train.lr, "batch_size": train.batch_size, "seed": self.config["seed"]}),
+            "cost": self.cost(step),
+            "library_version": __version__,
+        }
+        return save_encoder(self.method.encoder, folder, provenance)
+
+    def _milestone(self, step: int) -> None:
+        self.export(self.out / "milestones" / f"step-{step:08d}" / "encoder", step)
+
+
+def training_loader(config: dict, job, data, method, accelerator, start: int, steps: int):
+    """Batches from step ``start`` to ``steps`` for this process."""
+    from voco.data.dataset import StepSampler, make_loader
+
+    settings, train = config["data"], config["train"]
+    sampler = StepSampler(
+        start, steps, train.batch_size, train.accumulate, accelerator.process_index, accelerator.num_processes
+    )
+    pin = accelerator.device.type == "cuda"
+    return make_loader(job.dataset(data, method), sampler, workers=settings.workers, timeout=settings.timeout, pin=pin)
+
+
+def ready_to_train(config: dict, accelerator, method, out: Path):
+    """Prepared model and optimizer, and the checkpoints of the run."""
+    from voco.engine.checkpoint import Checkpoints
+    from voco.engine.optim import make_optimizer
+
+    train = config["train"]
+    optimizer = make_optimizer(
+        method, lr=train.lr, weight_decay=train.weight_decay, betas=train.betas, amsgrad=train.amsgrad
+    )
+    model, optimizer = accelerator.prepare(method, optimizer)
+    return model, optimizer, Checkpoints(out / "checkpoints", keep=train.keep, accelerator=accelerator)
+
+
+def autocast_dtype(accelerator):
+    """The half precision of the run, None in float32."""
+    import torch
+
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)

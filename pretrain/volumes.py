@@ -1,0 +1,169 @@
+"""VoCo on unlabeled CT: the parts of a run that depend on scans and crops, for 3D VoCo and 2D-VoCo."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from voco.config import flatten
+from voco.errors import InputError
+
+_CARD_SCORES = ("intra", "position_accuracy", "position_accuracy_balanced", "disjoint_accuracy_balanced", "mean_cosine")
+_CITATIONS = {
+    "voco3d": "Wu, Zhuang, Chen: VoCo (CVPR 2024, arXiv 2402.17300); Large-Scale 3D Medical Image Pre-training "
+    "(arXiv 2410.09890)",
+    "voco2d": "Chiu, Chen: 2D-VoCo (arXiv 2601.14593); Wu, Zhuang, Chen: VoCo (CVPR 2024, arXiv 2402.17300)",
+}
+
+
+class VolumeJob:
+    """What ``pretrain/run.py`` needs to know of VoCo.
+
+    Args:
+        config: resolved settings.
+    """
+
+    def __init__(self, config: dict):
+        self.config = config
+
+    @property
+    def find_unused(self) -> bool:
+        """Whether parameters of the encoder may get no gradient; in 2D all of them are on the way to the features."""
+        return self.config["method"].name == "voco3d" and self.config["method"].options.embedding != "pyramid"
+
+    def build_method(self, encoder):
+        """The method around an encoder, with fresh heads."""
+        import torch
+
+        from voco.methods.voco2d import VoCo2D
+        from voco.methods.voco3d import VoCo3D
+        from voco.rng import derive_seed
+
+        settings = self.config["method"]
+        torch.manual_seed(derive_seed(self.config["seed"], "heads"))
+        kind = {"voco3d": VoCo3D, "voco2d": VoCo2D}[settings.name]
+        return kind(encoder, settings.geometry, settings.augmentation, settings.options)
+
+    def prepare_data(self, spec, rank: int, world: int, say):
+        """Prepared scans, split by patient."""
+        from voco.data.cohort import load_cohort
+        from voco.data.prepare import PrepareSettings
+
+        data = self.config["data"]
+        return load_cohort(
+            data.root,
+            Path(data.cache) if data.cache else Path(self.config["out"]).parent / "cache",
+            PrepareSettings(spacing_mm=self._spacing(spec), crop_body=data.crop_body),
+            select=data.select,
+            exclude=data.exclude,
+            patient_regex=data.patient_regex,
+            heldout=data.heldout,
+            seed=self.config["seed"],
+            workers=data.workers,
+            rank=rank,
+            world=world,
+            say=say,
+        )
+
+    def _spacing(self, spec) -> list:
+        """Spacing of the prepared volumes: the user's, else the encoder's where a voxel has a fixed size."""
+        native = self.config["method"].region == "whole" or spec.spacing_mm is None
+        return self.config["data"].spacing or (["native"] if native else list(spec.spacing_mm))
+
+    def as_fed(self, spec):
+        """The encoder's input spec with the geometry that it is trained on, which its export must state."""
+        from voco.data.resample import parse_spacing
+
+        settings, numbers = self.config["method"], None
+        geometry, prepared = settings.geometry, parse_spacing(self._spacing(spec))
+        if settings.region != "whole" and None not in prepared:  # whole volumes are resized, whatever they measure
+            shrunk = zip(prepared, geometry.size, geometry.network_shape)
+            numbers = tuple(mm * cut / fed for mm, cut, fed in shrunk)
+        return replace(spec, spacing_mm=numbers, size=geometry.network_shape)
+
+    def dataset(self, cohort, method):
+        """Windows of training scans by position."""
+        from voco.data.dataset import WindowDataset
+
+        settings = self.config["method"]
+        return WindowDataset(
+            [[entry.path for entry in patient] for patient in cohort.train],
+            size=settings.geometry.window,
+            region=settings.region,
+            draws=method.sampler,
+            seed=self.config["seed"],
+        )
+
+    def start_monitor(self, cohort, encoder, build_untrained, accelerator, goes_on: bool):
+        """The health report on held-out scans, its lines measured (once a run); None without held-out scans.
+
+        Args:
+            build_untrained: makes the method with fresh weights.
+            goes_on: the lines may be taken from an earlier session of this run.
+        """
+        from voco.health.monitor import HealthMonitor
+        from voco.reference import reference_lines
+
+        entries = [entry for patient in cohort.heldout for entry in patient]
+        if not entries:
+            return None
+        settings, scope = self.config["method"], self.config["eval"]
+        monitor = HealthMonitor(
+            Path(self.config["out"]),
+            volumes=[e.path for e in entries],
+            names=[e.case.id for e in entries],
+            geometry=settings.geometry,
+            region=settings.region,
+            hu_windows=encoder.input_spec.windows,
+            references=reference_lines(
+                settings.geometry,
+                negative=settings.options.negative,
+                positive_weight=settings.options.positive_weight,
+            ),
+            per_scan=scope.windows,
+            queries=scope.queries,
+            max_scans=scope.scans,
+            seed=self.config["seed"],
+            warmup=self.config["train"].warmup,
+        )
+        monitor.measure_lines(build_untrained, accelerator.device, reuse=goes_on)
+        return monitor
+
+    def provenance(self, cohort, monitor=None) -> dict:
+        """What the model card and later trainings should know, without what every method has."""
+        settings, results = self.config["method"], {}
+        if monitor is not None and monitor.latest is not None:
+            scores = {name: monitor.latest.score(name) for name in _CARD_SCORES}
+            results = {name: value for name, value in scores.items() if value is not None}
+        return {
+            "preset": settings.preset,
+            "data": "unlabeled CT of the user",
+            "cases": cohort.counts["train_scans"],
+            "patients": cohort.counts["train_patients"],
+            "settings": flatten(asdict(settings)),
+            "results": results,
+            "citation": _CITATIONS[settings.name],
+        }
+
+    def disk(self, cohort) -> str:
+        """What the prepared data take, for ``--plan``."""
+        scans = (entry for patients in (cohort.train, cohort.heldout) for found in patients for entry in found)
+        return f"{sum(entry.bytes for entry in scans) / 1e9:.2f} GB of prepared scans (already there)"
+
+    def check(self) -> None:
+        """Settings that cannot work, before any work."""
+        for name in ("scans", "windows", "queries"):
+            if getattr(self.config["eval"], name) < 1:
+                raise InputError(f"--eval.{name} must be at least 1, found {getattr(self.config['eval'], name)}")
+
+    def notes(self, world: int, counts: dict[str, int]) -> list[str]:
+        """What a user may not expect of settings that are not wrong."""
+        train, options, found = self.config["train"], self.config["method"].options, []
+        processes = world if options.inter_scope == "local" else 1
+        together = train.batch_size // (train.accumulate * processes)
+        if options.inter_weight > 0 and (together == 1 or counts["train_patients"] == 1):
+            why = "one volume at a time" if together == 1 else "one patient"
+            found.append(f"with {why} there are no pairs of volumes: the inter-volume loss is 0")
+        if counts["heldout_scans"] == 0:
+            found.append("no held-out scans (--data.heldout): nothing will tell whether the run learns")
+        return found
