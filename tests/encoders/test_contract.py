@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import itertools
 import pickle
+import re
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,12 +30,13 @@ def hu_volume(size, batch=1, seed=0):
     return torch.randint(-1100, 1200, (batch, 1, *size), generator=generator, dtype=torch.int16)
 
 
-def parameters_of(name):
+@functools.cache
+def on_meta(name):
     with torch.device("meta"):
-        return sum(p.numel() for p in create_encoder(name).parameters())
+        return create_encoder(name)
 
 
-SIZES = {name: parameters_of(name) for name in list_encoders()}
+SIZES = {name: sum(p.numel() for p in on_meta(name).parameters()) for name in list_encoders()}
 WIDE = sorted(name for name in SIZES if SIZES[name] > MOST_PARAMETERS)
 NARROW = [name for name in SIZES if name not in WIDE]
 # Smaller sisters of these run everything with the same code in a fraction of the time.
@@ -221,8 +225,9 @@ DEPTH_STRIDED = [name for name in SIZES if "depth_stride" in inspect.signature(E
 @pytest.mark.parametrize("name", DEPTH_STRIDED)
 def test_depth_stride_can_be_one(name):
     """Same tensors, every slice kept, and published weights would still fit."""
+    published = on_meta(name)
     with torch.device("meta"):
-        published, dense = create_encoder(name), create_encoder(name, depth_stride=1)
+        dense = create_encoder(name, depth_stride=1)
         size = dense.input_spec.min_size
         size = (max(size[0], published.input_spec.min_size[0]), *size[1:])
         deepest = dense.forward_features(dense.prepare(torch.zeros(1, 1, *size, dtype=torch.int16)))
@@ -230,7 +235,7 @@ def test_depth_stride_can_be_one(name):
     assert deepest.shape[2] == size[0]
     shapes = {key: value.shape for key, value in published.state_dict().items()}
     assert {key: value.shape for key, value in dense.state_dict().items()} == shapes
-    with pytest.raises(InputError, match="depth stride"):
+    with pytest.raises(InputError, match="depth stride"), torch.device("meta"):
         create_encoder(name, depth_stride=7)
 
 
@@ -240,8 +245,21 @@ def test_networks_with_depth_strides_can_lose_them():
 
 
 def reduction(name):
-    with torch.device("meta"):
-        return create_encoder(name).feature_info[-1]["reduction"][0]
+    return on_meta(name).feature_info[-1]["reduction"][0]
+
+
+def test_the_page_on_encoders_lists_every_one_as_it_is():
+    page = (Path(__file__).parents[2] / "docs" / "encoders.md").read_text()
+    rows = [line for line in page.splitlines() if re.match(r"\| `\w+`.*\| [\d.]+ M \|", line)]
+    expected = []
+    for name in SIZES:
+        also = "".join(f" (`{alias}`)" for alias in ENCODERS.aliases(name))
+        depth, plane, _ = on_meta(name).feature_info[-1]["reduction"]
+        spec = ENCODERS[name].input_spec
+        size, smallest = (" x ".join(map(str, values)) for values in (spec.size, spec.min_size))
+        numbers = f"{SIZES[name] / 1e6:.2f} M | {on_meta(name).num_features} | {depth}, {plane}"
+        expected.append(f"| `{name}`{also} | {numbers} | {size} | {smallest} |")
+    assert rows == expected
 
 
 def test_prepare_by_hand():
@@ -305,11 +323,12 @@ def test_replaced_geometry_is_kept():
     assert copy.deepcopy(encoder).input_spec.spacing_mm == (2.0, 2.0, 2.0)
 
 
-def test_names_tags_and_arguments():
+def test_names_tags_and_arguments(monkeypatch):
     assert create_encoder("swin_t").name == "swinunetr_t"
     assert list_encoders("swinunetr_?") == ["swinunetr_b", "swinunetr_h", "swinunetr_l", "swinunetr_t"]
     with pytest.raises(InputError, match=r"did you mean"):
         create_encoder("swin_bb")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(InputError, match=r"VoCo_B_SSL_head.pt.*f80c4da2f81d700bdae3df188f2057eb"):
         create_encoder("swin_b.voco_ssl")
     with pytest.raises(InputError, match=r"known for swinunetr_l: voco_ssl"):

@@ -121,6 +121,7 @@ def r2plus1d_34(input_spec: InputSpec, depth_stride: int | None = None, bn_momen
     """
     from torchvision.models.video.resnet import BasicBlock, Conv2Plus1D, R2Plus1dStem, VideoResNet
 
+    strides = reduced_depth_strides(DEPTH_STRIDES, depth_stride, "r2plus1d_34")
     net = VideoResNet(BasicBlock, [Conv2Plus1D] * 4, [3, 4, 6, 3], R2Plus1dStem)
     for layer, width in ((net.layer2, 128), (net.layer3, 256), (net.layer4, 512)):
         # A 3x3x3 kernel has width * width * 27 weights; the pair with the same number has this mid width.
@@ -131,5 +132,4 @@ def r2plus1d_34(input_spec: InputSpec, depth_stride: int | None = None, bn_momen
     for module in net.modules():
         if isinstance(module, nn.BatchNorm3d):
             module.eps, module.momentum = 1e-3, bn_momentum
-    strides = reduced_depth_strides(DEPTH_STRIDES, depth_stride, "r2plus1d_34")
     return VideoResNetEncoder(input_spec, net, strides)
