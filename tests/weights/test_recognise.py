@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +16,9 @@ from voco.encoders import create_encoder, load_encoder
 from voco.encoders.base import ENCODERS
 from voco.errors import InputError
 from voco.weights import download, sources
+from voco.weights.families import families
 from voco.weights.load import load_weights
+from voco.weights.read import WRAPPERS
 from voco.weights.recognise import recognise
 from voco.weights.resolve import resolve
 from voco.weights.sources import all_sources, list_weights, usual_input
@@ -143,6 +147,16 @@ def test_every_record_is_complete():
     ke_et_al = ("slow_r50", "slowfast_r50", "r2plus1d_r50", "csn_r101", "mvit_b_32x3", "swin3d_t", "penet")
     assert all(list_weights(f"{arch}.kinetics*") for arch in ke_et_al)
     assert set(list_weights("swinunetr_[blh].*")) >= {f"swinunetr_{s}.voco_ssl" for s in "blh"}
+
+
+def test_the_page_on_weights_names_every_format():
+    page = (Path(__file__).parents[2] / "docs" / "weights.md").read_text()
+    named = {
+        word for row in re.findall(r"^\|[^|]+\|([^|]+)\|[^|]+\|$", page, re.M) for word in re.findall("`([^`]+)`", row)
+    }
+    assert named == {fmt.name for family in families().values() for fmt in family.formats}
+    listed = re.search(r"\*\*Wrappers\*\*, in any nesting: `([^`]+)`", page)[1]
+    assert listed.split() == list(WRAPPERS)
 
 
 def test_projects_that_feed_one_network_differently_are_kept_apart(monkeypatch):

@@ -67,8 +67,9 @@ class Encoder(nn.Module):
         name: registered name, set by ``create_encoder``; ``arguments`` are the keywords that rebuild it.
         provenance: one dict per training that the weights went through, oldest first.
         load_report: what the last ``load_weights`` did, or None.
-        pooling: what ``pool`` gives: ``"deepest"`` or ``"pyramid"``, the average of the deepest map or of all;
-            ``"class_token"`` (MViT) and ``"head"`` (X3D), made by a ``pool`` of their own.
+        pooling: what ``pool`` gives: ``"deepest"`` or ``"pyramid"``, the average of the deepest map or of all; a family
+            with a ``pool`` of its own has a word of its own: ``"class_token"`` (MViT), ``"head"`` (X3D), ``"flatten"``
+            (slices), ``"recurrent"`` (sequences).
         stem_keys: tensors whose second dimension is the number of input channels.
         minimum_coverage: share of the parameters that a weights file must fill.
     """
