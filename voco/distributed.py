@@ -128,11 +128,25 @@ class GlobalBatchNorm3d(_GlobalBatchNorm, nn.BatchNorm3d):
     pass
 
 
+class GlobalBatchNormAct2d(GlobalBatchNorm2d):
+    """timm's BatchNormAct2d, which drops and activates what it has normalised."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.drop(super().forward(x)))
+
+
 _GLOBAL = {
     nn.BatchNorm1d: GlobalBatchNorm1d,
     nn.BatchNorm2d: GlobalBatchNorm2d,
     nn.BatchNorm3d: GlobalBatchNorm3d,
 }
+
+
+def _global_class(module: nn.Module) -> type | None:
+    # by its name: tensor code does not import timm
+    if type(module).__name__ == "BatchNormAct2d" and type(module).__module__.startswith("timm."):
+        return GlobalBatchNormAct2d
+    return _GLOBAL.get(type(module))
 
 
 def convert_batchnorm(module: nn.Module) -> nn.Module:
@@ -151,9 +165,9 @@ def convert_batchnorm(module: nn.Module) -> nn.Module:
     """
     known = tuple(_GLOBAL.values())
     for name, child in module.named_modules():
-        if type(child) in _GLOBAL:
+        if replacement := _global_class(child):
             # Changing the class keeps parameters, buffers, hooks and references of others to this very module.
-            child.__class__ = _GLOBAL[type(child)]
+            child.__class__ = replacement
         elif (
             isinstance(child, nn.modules.batchnorm._BatchNorm)
             and not isinstance(child, (*known, nn.SyncBatchNorm))
