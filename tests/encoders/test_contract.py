@@ -64,7 +64,7 @@ def trained_pass(encoder):
 
 def forward_backward(encoder):
     # Two volumes where BatchNorm would otherwise see a single value per channel.
-    batch = 2 if any(isinstance(m, torch.nn.BatchNorm3d) for m in encoder.modules()) else 1
+    batch = 2 if any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in encoder.modules()) else 1
     encoder = copy.deepcopy(encoder).train()
     torch.manual_seed(1)  # dropout and stochastic depth
     x = encoder.prepare(hu_volume(encoder.input_spec.min_size, batch))

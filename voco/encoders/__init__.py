@@ -18,6 +18,7 @@ from voco.encoders import (  # noqa: F401  (they register themselves)
     penet,
     resnet3d,
     s3d,
+    sequences,
     slices,
     slowfast,
     swin3d,
