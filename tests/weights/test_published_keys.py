@@ -73,6 +73,16 @@ def random_file(listing, pool, seed):
     return state
 
 
+def empty_encoder(name, **arguments):
+    """Without the time that initial weights take: every parameter and every statistic is NaN until it is filled."""
+    with torch.device("meta"):
+        encoder = create_encoder(name, **arguments)
+    encoder.to_empty(device="cpu")
+    for value in encoder.state_dict().values():
+        value.fill_(float("nan") if value.is_floating_point() else 0)
+    return encoder
+
+
 @pytest.fixture(scope="module")
 def pool():
     return torch.randn(12_000_000, generator=torch.Generator().manual_seed(0)) * 0.05
@@ -91,8 +101,7 @@ def test_published_file_loads_whole(listing, pool, tmp_path):
 
     assert name in [guess.arch for guess in recognise(path)]
     # SlowFast's X3D normalises one shortcut more; create_encoder(checkpoint=...) finds that out by itself.
-    encoder = create_encoder(name, **({"shortcut_norm": True} if listing == "sf_x3d_m" else {}))
-    before = {key: value.clone() for key, value in encoder.state_dict().items()}
+    encoder = empty_encoder(name, **({"shortcut_norm": True} if listing == "sf_x3d_m" else {}))
     report = load_weights(encoder, path)
     assert project in report.format
     assert not report.unexpected
@@ -102,10 +111,10 @@ def test_published_file_loads_whole(listing, pool, tmp_path):
     # What is neither a head nor a copy arrived, value for value or summed over the colours.
     sums = {round(float(value.double().sum()), 4) for value in state.values()}
     after = encoder.state_dict()
+    assert all(torch.isfinite(value).all() for value in after.values())
     for key in report.loaded:
         if after[key].is_floating_point() and ".qkv." not in key:
             assert round(float(after[key].double().sum()), 4) in sums, key
-            assert after[key].numel() == 1 or not torch.equal(after[key], before[key])
     for key in encoder.stem_keys:
         assert report.adapted[key].startswith("sum of 3 input channels") or "2D kernel" in report.adapted[key]
         assert min(abs(float(after[key].double().sum()) - s) for s in sums) < 1e-3
