@@ -58,16 +58,16 @@ def test_confusion_says_what_was_taken_for_what(tmp_path, texts, count):
 
 
 def test_the_diagonal_is_dark_and_rows_are_true_classes(tmp_path):
-    def cell(matrix, row, column):
-        image = check(confusion(matrix, ["a", "b", "c"], tmp_path / "c.png", title="t"))
-        left, side = 36 + int(1.02 * 10), 620 / 3
-        at = [int(110 + (row + 0.2) * side), int(left + (column + 0.2) * side)]
-        return image[at[0], at[1], :3].tolist()
-
     matrix = np.array([[3, 0, 0], [4, 0, 0], [0, 0, 0]])
+    image = check(confusion(matrix, ["a", "b", "c"], tmp_path / "c.png", title="t"))
+    left, side = 36 + int(1.02 * 10), 620 / 3
+
+    def cell(row, column):
+        return image[int(110 + (row + 0.2) * side), int(left + (column + 0.2) * side), :3].tolist()
+
     blue, white = [0, 0x72 / 255, 0xB2 / 255], [1, 1, 1]
-    assert cell(matrix, 0, 0) == pytest.approx(blue, abs=0.01) and cell(matrix, 1, 0) == pytest.approx(blue, abs=0.01)
-    assert cell(matrix, 0, 1) == pytest.approx(white) and cell(matrix, 2, 2) == pytest.approx(white)
+    assert cell(0, 0) == pytest.approx(blue, abs=0.01) and cell(1, 0) == pytest.approx(blue, abs=0.01)
+    assert cell(0, 1) == pytest.approx(white) and cell(2, 2) == pytest.approx(white)
 
 
 def test_classes_without_clips_and_no_mistakes(tmp_path, texts):

@@ -172,8 +172,9 @@ def test_every_parameter_gets_a_gradient_and_two_classes_have_one_accuracy():
 
 def test_learns_which_way_something_moves():
     method = small_method()
-    optimiser = torch.optim.AdamW(method.parameters(), 5e-3)
+    optimiser = torch.optim.AdamW(method.parameters())
     for step in range(60):
+        optimiser.param_groups[0]["lr"] = 8e-3 * min(1, (60 - step) / 25)
         method(make_batch(method, range(16 * step, 16 * step + 16)))["loss"].backward()
         optimiser.step()
         optimiser.zero_grad()

@@ -146,7 +146,7 @@ def evaluate_clips(
         for batch in batches:
             with precision:
                 logits = method.logits(batch["frames"].to(device))
-            answer = logits.double().softmax(1).cpu().numpy()
+            answer = logits.cpu().double().softmax(1).numpy()  # not every device has float64
             found.append((batch["case"].numpy(), batch["label"].numpy(), answer))
     if not found:
         why = "; ".join(f"{clip}: {reason}" for clip, reason in list((unreadable or {}).items())[:3])
