@@ -13,17 +13,18 @@ from pathlib import Path
 
 import numpy as np
 
+from voco.data.video_frames import CHANNELS, Converter, orientation
 from voco.errors import InputError, ScanError
 
 SUFFIXES = frozenset(
-    ".mp4 .m4v .mov .avi .mkv .webm .mpg .mpeg .ts .m2ts .mts .flv .wmv .asf .3gp .3g2 .ogv .vob .divx".split()
+    f".{name}"
+    for name in "mp4 m4v mov avi mkv webm mpg mpeg ts m2ts mts flv wmv asf 3gp 3g2 ogv vob divx".split()  # noqa: SIM905
 )
 # Play lists and other text formats would let a "video" name any file or address of this machine.
 _FORMATS = "mov,matroska,avi,mpegts,mpeg,flv,ogg,asf,mpegvideo,h264,hevc,m4v,ivf,mjpeg,dv,gxf,mxf,nut,rm"
 _OPEN_SECONDS = 30.0
 _LARGEST = 1 << 26  # pixels of a frame; 8K video has half of that
 _WORTH_A_SEEK = 8  # frames that a seek must save: below, decoding on is as fast
-CHANNELS = {"rgb": 3, "gray": 1}
 
 
 @dataclass(frozen=True)
@@ -57,12 +58,15 @@ class FrameIndex:
         pts: presentation times in units of the stream, ascending.
         times_s: the same in seconds from the first frame.
         keys: whether decoding can start at that frame.
+        targets: time to seek to so as to reach that frame, if it is a key: presentation or decoding time, as the
+            demuxer of the format expects.
         in_order: the file holds no true presentation times; frames are numbered as they leave the decoder.
     """
 
     pts: np.ndarray
     times_s: np.ndarray
     keys: np.ndarray
+    targets: np.ndarray
     in_order: bool = False
 
     @property
@@ -129,7 +133,7 @@ class VideoReader:
         _, frame = next(self._decode(0), (None, None))
         if frame is None:
             raise ScanError(f"no frame of its {len(self.index.times_s)} can be decoded")
-        swap, flip_y, _ = _orientation(frame, self._stream)
+        swap, flip_y, _ = orientation(frame, self._stream)
         height, width = (frame.width, frame.height) if swap else (frame.height, frame.width)
         step = self.index.step_s
         count, duration = len(self.index.times_s), self.index.duration_s
@@ -169,7 +173,7 @@ class VideoReader:
         wanted = np.unique(indices)
         if not len(wanted) or wanted[0] < 0 or wanted[-1] >= len(self.index.times_s):
             raise InputError(f"frames {indices.tolist()} are wanted of a video with {len(self.index.times_s)} frames")
-        convert = _Converter(self._stream, size, colour)
+        convert = Converter(self._stream, size, colour)
         try:
             found = self._pick(wanted, convert)
         except _WrongTimes:
@@ -177,7 +181,7 @@ class VideoReader:
             found = self._pick(wanted, convert)
         return np.stack([found[int(i)] for i in indices])
 
-    def _pick(self, wanted: np.ndarray, convert: _Converter) -> dict[int, np.ndarray]:
+    def _pick(self, wanted: np.ndarray, convert: Converter) -> dict[int, np.ndarray]:
         pts, keys = self.index.pts, np.flatnonzero(self.index.keys)
         key_of = keys[np.maximum(np.searchsorted(keys, wanted, side="right") - 1, 0)] if len(keys) else wanted * 0
         found: dict[int, np.ndarray] = {}
@@ -196,7 +200,8 @@ class VideoReader:
                     return found
                 previous = frame
                 here = int(np.searchsorted(pts, time))
-                if not from_start and key_of[todo] - here > _WORTH_A_SEEK:
+                # Never to the key that the last seek was meant for: a demuxer that stops earlier would do so again.
+                if not from_start and key_of[todo] > first and key_of[todo] - here > _WORTH_A_SEEK:
                     jumped = True
                     break
             if jumped:
@@ -216,7 +221,7 @@ class VideoReader:
         """Frames from a keyframe on, in order of presentation, with their presentation times in stream units."""
         import av
 
-        self._container.seek(int(self.index.pts[first]), stream=self._stream)
+        self._container.seek(int(self.index.targets[first]), stream=self._stream)
         last, count = None, 0
         for packet in self._packets():
             try:
@@ -248,65 +253,36 @@ class VideoReader:
 
     def _read_index(self) -> FrameIndex:
         """Presentation times of all packets; nothing is decoded, and headers, which may be wrong, are not asked."""
-        times: dict[int, bool] = {}
         packets = [p for p in self._packets() if p.size and not p.is_discard]
+        if not packets:
+            raise ScanError("its video stream holds no frames")
         # Where only some packets have a presentation time, decoding times (one each, ascending) are the better guess.
-        attribute = "pts" if all(p.pts is not None for p in packets) else "dts"
+        by_pts = all(p.pts is not None for p in packets)
+        by_shown = any(name in self._container.format.name for name in ("mov", "matroska"))
+        keys: dict[int, bool] = {}
+        targets: dict[int, int] = {}
+        for number, packet in enumerate(packets):
+            time = packet.pts if by_pts else packet.dts
+            time = number if time is None else time
+            keys[time] = keys.get(time, False) or packet.is_keyframe
+            target = time if packet.dts is None or by_shown else packet.dts
+            targets[time] = min(target, targets.get(time, target))
+        pts = sorted(keys)
+        targets[pts[0]] = min(pts[0], min(targets.values()))
         # AVI stores no presentation times. Where frames are stored in another order than shown, only the order in which
         # they leave the decoder is right, and only from the start.
         in_order = self._container.format.name == "avi" and any(p.pts != p.dts for p in packets)
-        for number, packet in enumerate(packets):
-            time = getattr(packet, attribute)
-            time = number if time is None else time
-            times[time] = times.get(time, False) or packet.is_keyframe
-        if not times:
-            raise ScanError("its video stream holds no frames")
-        pts = np.array(sorted(times), np.int64)
-        seconds = (pts - pts[0]) * float(self._stream.time_base)
-        return FrameIndex(pts, seconds, np.array([times[t] for t in pts.tolist()], bool), in_order)
+        return FrameIndex(
+            pts=np.array(pts, np.int64),
+            times_s=(np.array(pts) - pts[0]) * float(self._stream.time_base),
+            keys=np.array([keys[time] for time in pts], bool),
+            targets=np.array([targets[time] for time in pts], np.int64),
+            in_order=in_order,
+        )
 
 
 class _WrongTimes(Exception):
     """Frames leave the decoder in another order than their times say."""
-
-
-class _Converter:
-    """Decoded frame -> (H, W, C) uint8 of the wanted size, as shown."""
-
-    def __init__(self, stream, size: int | tuple[int, int] | None, colour: str):
-        self.stream, self.size, self.colour = stream, size, colour
-
-    def __call__(self, frame) -> np.ndarray:
-        from av.video.reformatter import Interpolation
-
-        swap, flip_y, flip_x = _orientation(frame, self.stream)
-        height, width = shown = (frame.width, frame.height) if swap else (frame.height, frame.width)
-        if isinstance(self.size, tuple):
-            height, width = self.size
-        elif self.size is not None:
-            height, width = short_side_size(shown, self.size)
-        shrinks = height <= shown[0] and width <= shown[1]
-        # The exact flags make the result independent of the processor's instruction set.
-        how = (Interpolation.AREA if shrinks else Interpolation.BILINEAR).value
-        how |= Interpolation.ACCURATE_RND.value | Interpolation.BITEXACT.value
-        image = frame.reformat(
-            width=width if not swap else height,
-            height=height if not swap else width,
-            format="gray" if self.colour == "gray" else "rgb24",
-            interpolation=how,
-        ).to_ndarray()
-        image = image[..., None] if image.ndim == 2 else image
-        if swap:
-            image = image.swapaxes(0, 1)
-        return np.ascontiguousarray(image[:: -1 if flip_y else 1, :: -1 if flip_x else 1])
-
-
-def short_side_size(shown: tuple[int, int], short: int) -> tuple[int, int]:
-    """(H, W) with the given short side and the proportions of ``shown``, rounded to whole pixels."""
-    height, width = shown
-    if height <= width:
-        return short, max(short, round(width * short / height))
-    return max(short, round(height * short / width)), short
 
 
 def probe(path: str | Path) -> VideoInfo:
@@ -384,23 +360,6 @@ def _is_cover(stream) -> bool:
     with contextlib.suppress(AttributeError):
         return "attached_pic" in str(stream.disposition)
     return False
-
-
-def _orientation(frame, stream) -> tuple[bool, bool, bool]:
-    """(transpose, then flip rows, then flip columns) that shows a frame as it was meant."""
-    side = frame.side_data.get("DISPLAYMATRIX")
-    if side is not None:
-        # x' = a x + c y, y' = b x + d y (ISO 14496-12, 6.2.2); the image is moved back to the origin afterwards.
-        m = np.frombuffer(bytes(side)[:36], np.int32)
-        a, b, c, d = (int(v) for v in m[[0, 1, 3, 4]])
-        if abs(b) + abs(c) > abs(a) + abs(d):
-            return True, b < 0, c < 0
-        return False, d < 0, a < 0
-    # Old files carry a tag instead: degrees clockwise.
-    with contextlib.suppress(ValueError):
-        turn = round(float(stream.metadata.get("rotate", "0")) / 90) % 4
-        return ((False, False, False), (True, False, True), (False, True, True), (True, True, False))[turn]
-    return False, False, False
 
 
 def _text(error: Exception) -> str:

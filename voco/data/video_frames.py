@@ -1,0 +1,70 @@
+"""Decoded frames -> arrays of the wanted size, the right way up."""
+
+from __future__ import annotations
+
+import contextlib
+
+import numpy as np
+
+CHANNELS = {"rgb": 3, "gray": 1}
+
+
+class Converter:
+    """Decoded frame -> (H, W, C) uint8 of the wanted size, as shown.
+
+    Args:
+        stream: of the frame.
+        size, colour: as in ``VideoReader.read``.
+    """
+
+    def __init__(self, stream, size: int | tuple[int, int] | None, colour: str):
+        self.stream, self.size, self.colour = stream, size, colour
+
+    def __call__(self, frame) -> np.ndarray:
+        from av.video.reformatter import Interpolation
+
+        swap, flip_y, flip_x = orientation(frame, self.stream)
+        height, width = shown = (frame.width, frame.height) if swap else (frame.height, frame.width)
+        if isinstance(self.size, tuple):
+            height, width = self.size
+        elif self.size is not None:
+            height, width = short_side_size(shown, self.size)
+        shrinks = height <= shown[0] and width <= shown[1]
+        # The exact flags make the result independent of the processor's instruction set.
+        how = (Interpolation.AREA if shrinks else Interpolation.BILINEAR).value
+        how |= Interpolation.ACCURATE_RND.value | Interpolation.BITEXACT.value
+        image = frame.reformat(
+            width=width if not swap else height,
+            height=height if not swap else width,
+            format="gray" if self.colour == "gray" else "rgb24",
+            interpolation=how,
+        ).to_ndarray()
+        image = image[..., None] if image.ndim == 2 else image
+        if swap:
+            image = image.swapaxes(0, 1)
+        return np.ascontiguousarray(image[:: -1 if flip_y else 1, :: -1 if flip_x else 1])
+
+
+def short_side_size(shown: tuple[int, int], short: int) -> tuple[int, int]:
+    """(H, W) with the given short side and the proportions of ``shown``, rounded to whole pixels."""
+    height, width = shown
+    if height <= width:
+        return short, max(short, round(width * short / height))
+    return max(short, round(height * short / width)), short
+
+
+def orientation(frame, stream) -> tuple[bool, bool, bool]:
+    """(transpose, then flip rows, then flip columns) that shows a frame as it was meant."""
+    side = frame.side_data.get("DISPLAYMATRIX")
+    if side is not None:
+        # x' = a x + c y, y' = b x + d y (ISO 14496-12, 6.2.2); the image is moved back to the origin afterwards.
+        m = np.frombuffer(bytes(side)[:36], np.int32)
+        a, b, c, d = (int(v) for v in m[[0, 1, 3, 4]])
+        if abs(b) + abs(c) > abs(a) + abs(d):
+            return True, b < 0, c < 0
+        return False, d < 0, a < 0
+    # Old files carry a tag instead: degrees clockwise.
+    with contextlib.suppress(ValueError):
+        turn = round(float(stream.metadata.get("rotate", "0")) / 90) % 4
+        return ((False, False, False), (True, False, True), (False, True, True), (True, True, False))[turn]
+    return False, False, False
