@@ -208,3 +208,10 @@ def test_sequence_heads_read_time_in_order_and_get_gradients(head):
     method.eval()
     alone = torch.cat([method.logits(batch["frames"][i : i + 1]) for i in range(4)])
     torch.testing.assert_close(alone, method.logits(batch["frames"]))
+
+
+def test_a_sequence_head_takes_flattened_slices():
+    encoder = create_encoder("slices/resnet18", pool="flatten", plane=(64, 64))
+    method = VideoClassification(encoder, ["a", "b"], VideoOptions(head="gru"), clip_size=(2, 64, 64))
+    frames = torch.zeros(1, 2, 64, 64, 3, dtype=torch.uint8)
+    assert encoder.num_features == 4 * 512 and method.logits(frames).shape == (1, 2)
