@@ -162,7 +162,8 @@ def describe_encoders(pattern: str) -> Iterator[str]:
     from voco.weights.sources import sources_of
 
     architectures, weights = [], []
-    for name in ENCODERS:
+    under = next((prefix for prefix in ENCODERS.prefixes if pattern.startswith(prefix)), None)
+    for name in ENCODERS.names(f"{under}*") if under else ENCODERS:
         arch, aliases, sources = ENCODERS[name], ENCODERS.aliases(name), sources_of(name)
         found = [s for s in sources if any(fnmatch.fnmatch(f"{n}.{s.tag}", pattern) for n in (name, *aliases))]
         if any(fnmatch.fnmatch(item, pattern) for item in (name, *aliases)):
@@ -174,8 +175,14 @@ def describe_encoders(pattern: str) -> Iterator[str]:
             [name, ", ".join(aliases), size(spec.size), size(spec.min_size), windows(spec), arch.summary]
         )
         weights += [_source_row(source) for source in found]
+    architectures += [
+        [f"{prefix}NAME", "", "", "", "", f"{summary}; `voco encoders '{prefix}*'` lists them"]
+        for prefix, summary in ENCODERS.prefixes.items()
+        if not under and fnmatch.fnmatch(f"{prefix}NAME", pattern)
+    ]
     if not architectures:
-        raise InputError(f"no encoder matches {pattern!r}; known: {', '.join(ENCODERS)}")
+        known = f"`voco encoders '{under}*'` lists all" if under else f"known: {', '.join(ENCODERS)}"
+        raise InputError(f"no encoder matches {pattern!r}; {known}")
     yield from _columns(["encoder", "also", "size", "smallest", "window HU", "what it is"], architectures)
     if weights:
         yield ""

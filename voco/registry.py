@@ -23,7 +23,7 @@ class Registry(Generic[T]):
         self.kind = kind
         self._items: dict[str, T] = {}
         self._aliases: dict[str, str] = {}
-        self._prefixes: dict[str, tuple[Callable[[str], T], Callable[[], list[str]]]] = {}
+        self._prefixes: dict[str, tuple[Callable[[str], T], Callable[[], list[str]], str]] = {}
 
     def register(self, name: str, *aliases: str) -> Callable[[T], T]:
         """Decorator that files an object under ``name``; ``aliases`` resolve to it and are not listed."""
@@ -38,23 +38,26 @@ class Registry(Generic[T]):
 
         return add
 
-    def register_prefix(self, prefix: str, make: Callable[[str], T], names: Callable[[], list[str]]) -> None:
+    def register_prefix(
+        self, prefix: str, make: Callable[[str], T], names: Callable[[], list[str]], summary: str
+    ) -> None:
         """File all names that begin with ``prefix`` at once, where there are too many to make beforehand.
 
         Args:
             prefix: such as ``"slices/"``.
             make: the object behind a whole name; raises ``InputError`` for one that does not exist.
             names: all whole names, listed only for a pattern that begins with the prefix and never iterated over.
+            summary: one line for people.
         """
-        self._prefixes[prefix] = (make, names)
+        self._prefixes[prefix] = (make, names, summary)
 
     @property
-    def prefixes(self) -> list[str]:
-        """Beginnings of names that stand for many more than are iterated over."""
-        return sorted(self._prefixes)
+    def prefixes(self) -> dict[str, str]:
+        """Beginnings of names that stand for many more than are iterated over, with a line for people."""
+        return {prefix: summary for prefix, (_, _, summary) in sorted(self._prefixes.items())}
 
     def _maker(self, name: str) -> Callable[[str], T] | None:
-        return next((make for prefix, (make, _) in self._prefixes.items() if name.startswith(prefix)), None)
+        return next((make for prefix, (make, *_) in self._prefixes.items() if name.startswith(prefix)), None)
 
     def canonical(self, name: str) -> str:
         """The registered name behind ``name`` (aliases resolved).

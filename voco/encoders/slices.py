@@ -22,6 +22,8 @@ FLATTENED_PLANE = (64, 64)  # crops of 2D-VoCo, whose maps are flattened
 POOLS, NORMS = ("gap", "flatten"), ("batch", "frozen")
 # Slices run at a time where nothing is asked for: as many as hold 16 planes of 256 x 256.
 _PIXELS = 16 * 256 * 256
+# A backward pass holds the activations of all layers at once, a forward pass those of two or three.
+_RECOMPUTED_SHARE = 4
 
 
 class SliceEncoder(Encoder):
@@ -29,7 +31,8 @@ class SliceEncoder(Encoder):
 
     Slices are run in chunks, so that activations take memory for a chunk and not for the volume; what is kept is one
     vector or one deepest map per slice. With gradients that needs slices that are frozen (``requires_grad_(False)``)
-    or checkpointed (``set_grad_checkpointing``): each chunk is then run again in the backward pass.
+    or checkpointed (``set_grad_checkpointing``): quarters of a chunk are then run at a time, and again in the backward
+    pass.
 
     Chunks never change a result, and BatchNorm decides how that is kept in training mode: ``norm="batch"`` takes its
     statistics over all slices of a call, which therefore go through in one piece; ``norm="frozen"`` leaves the running
@@ -41,7 +44,8 @@ class SliceEncoder(Encoder):
         model: timm's name, without a tag.
         pool: ``gap``, the mean over the plane; ``flatten``, the whole deepest map as published in 2D-VoCo
             (arXiv 2601.14593), which ties the encoder to one ``plane``.
-        chunk: slices run at a time, all volumes of a batch counted; None for as many as make up 16 x 256 x 256 pixels.
+        chunk: slices run at a time, at most, all volumes of a batch counted; None for as many as make up 16 x 256 x 256
+            pixels.
         norm: ``batch`` or ``frozen``; by default ``frozen`` where a chunk is given and ``batch`` where none is.
         plane: (H, W) of the slices. For ``flatten`` 64 x 64 as published, unless given; for networks that take one size
             only timm's, unless given.
@@ -158,7 +162,10 @@ class SliceEncoder(Encoder):
                     f"running statistics, or chunk=None"
                 )
             return len(slices)
-        return self.chunk or max(1, _PIXELS // (slices.shape[-2] * slices.shape[-1]))
+        chunk = self.chunk or max(1, _PIXELS // (slices.shape[-2] * slices.shape[-1]))
+        if self.grad_checkpointing and torch.is_grad_enabled():
+            return -(-chunk // _RECOMPUTED_SHARE)
+        return chunk
 
     def _check_input(self, x: Tensor) -> None:
         super()._check_input(x)
@@ -233,4 +240,4 @@ def _names() -> list[str]:
     return [f"{PREFIX}{model}" for model in timm.list_models()]
 
 
-ENCODERS.register_prefix(PREFIX, _arch, _names)
+ENCODERS.register_prefix(PREFIX, _arch, _names, "any 2D network of timm, over the slices")

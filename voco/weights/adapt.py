@@ -11,18 +11,18 @@ INFLATIONS = ("repeat", "centre")
 
 
 def adapt_input_channels(weight: Tensor, channels: int) -> tuple[Tensor, str]:
-    """A 3D convolution kernel for another number of input channels.
+    """A convolution kernel, 2D or 3D, for another number of input channels.
 
     To one channel the kernels are summed: exact for a gray volume that would have been repeated (a mean would shrink
     the activations, and normalisation statistics would no longer fit). To k windows that sum is repeated and divided
     by k: exact when all windows show the same. A kernel that has the right number already is not touched.
 
     Args:
-        weight: (out, in, kD, kH, kW).
+        weight: (out, in, kD, kH, kW) or (out, in, kH, kW).
         channels: input channels wanted.
 
     Returns:
-        The kernel (out, channels, kD, kH, kW) and the name of the rule.
+        The kernel with ``channels`` in place of ``in``, and the name of the rule.
     """
     found = weight.shape[1]
     if found == channels:
@@ -32,7 +32,8 @@ def adapt_input_channels(weight: Tensor, channels: int) -> tuple[Tensor, str]:
     if channels == 1:
         return total, rule
     rule = f"{rule}, then " if rule else ""
-    return total.expand(-1, channels, -1, -1, -1) / channels, f"{rule}repeated over {channels} windows / {channels}"
+    kernel = total.expand(-1, channels, *total.shape[2:]) / channels
+    return kernel, f"{rule}repeated over {channels} windows / {channels}"
 
 
 def inflate(weight: Tensor, depth: int, how: str = "repeat") -> tuple[Tensor, str]:

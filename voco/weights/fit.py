@@ -116,7 +116,7 @@ class Fitter:
         if flat and value.shape[0] == wanted.shape[0] and self._channels_fit(name, value, wanted):
             value, rule = adapt.inflate(value, wanted.shape[2], self.inflate)
             rules.append(rule)
-        kernels = value.ndim == wanted.ndim == 5 and value.shape[2:] == wanted.shape[2:]
+        kernels = value.ndim == wanted.ndim in (4, 5) and value.shape[2:] == wanted.shape[2:]
         if kernels and value.shape[0] == wanted.shape[0] and self._channels_fit(name, value, wanted):
             if value.shape[1] != wanted.shape[1]:
                 value, rule = adapt.adapt_input_channels(value, wanted.shape[1])

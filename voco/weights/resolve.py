@@ -9,7 +9,7 @@ from pathlib import Path
 from voco.encoders.base import ENCODERS
 from voco.errors import InputError
 from voco.weights import SUFFIXES
-from voco.weights.sources import WeightSource, find_source, list_weights, source_of_file
+from voco.weights.sources import WeightSource, find_source, source_of_file, sources_of
 
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*(/[\w./-]+)?")
 
@@ -49,7 +49,7 @@ def resolve(arch: str, tag: str, checkpoint: str | Path | None) -> Weights | Non
         return _download(named)
     if is_hub_id(text):
         return Weights(from_hub(text), source)
-    known = ", ".join(name.partition(".")[2] for name in list_weights(f"{arch}.*"))
+    known = ", ".join(source.tag for source in sources_of(arch))
     raise InputError(
         f"no weights at {text}: expected a file, an encoder or run folder, "
         f"a Hugging Face id owner/name{f', or one of the tags {known}' if known else ''}"

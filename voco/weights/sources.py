@@ -36,6 +36,7 @@ class WeightSource:
         arguments: keywords of the architecture that go with these weights.
         format: name of the ``Format`` that the file is in, where one architecture has files of several.
         note: clips, accuracy, traps.
+        also: further tags that mean this one.
     """
 
     arch: str
@@ -52,6 +53,7 @@ class WeightSource:
     arguments: Mapping = field(default_factory=dict)
     format: str = ""
     note: str = ""
+    also: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -73,7 +75,8 @@ class WeightSource:
     def to_dict(self) -> dict:
         """For JSON; the first entry of the provenance of an encoder that starts from these weights."""
         values = {key: value for key, value in asdict(self).items() if value not in ("", {}, ())}
-        del values["input_spec"], values["download"]
+        for key in ("input_spec", "download", "also"):
+            values.pop(key, None)
         return {"source": self.name, **values, "data": list(self.data)}
 
 
@@ -110,6 +113,10 @@ def list_weights(pattern: str = "*") -> list[str]:
 def sources_of(arch: str) -> list[WeightSource]:
     """All records of one architecture, which may be given by an alias."""
     arch = ENCODERS.canonical(arch)
+    if ENCODERS[arch].family == "slices":
+        from voco.weights.timm_sources import timm_sources
+
+        return list(timm_sources(arch))
     return [source for source in all_sources().values() if source.arch == arch]
 
 
@@ -120,9 +127,10 @@ def find_source(arch: str, tag: str) -> WeightSource:
         InputError: unknown tag, with the known ones.
     """
     arch = ENCODERS.canonical(arch)
-    if source := all_sources().get(f"{arch}.{tag}"):
+    sources = sources_of(arch)
+    if source := next((source for source in sources if tag in (source.tag, *source.also)), None):
         return source
-    known = [source.tag for source in sources_of(arch)]
+    known = [source.tag for source in sources]
     close = difflib.get_close_matches(tag, known, n=1)
     hint = f"; did you mean {arch}.{close[0]}?" if close else ""
     listed = f"known for {arch}: {', '.join(known)}" if known else f"none is known for {arch}"
