@@ -170,7 +170,8 @@ def test_verdict_says_what_the_numbers_say():
     bad = verdict(chance, {"single_frame": good}, step=100, warmup_steps=10)
     assert [s.split(":")[0] for s in bad] == ["nothing learned", "not learned"]
     assert "not above the single frame" in bad[1] or "and the single frame" in bad[1]
-    assert verdict(chance, step=5, warmup_steps=10)[0].startswith("loss: ") and "warm-up" in bad[0]
+    early = verdict(chance, step=5, warmup_steps=10)[0]
+    assert early.startswith("loss: ") and "still in warm-up" in early
     found = differences(good, {"single_frame": chance}, "top1_balanced")
     assert found["single_frame"].value == pytest.approx(good.score("top1_balanced") - chance.score("top1_balanced"))
     assert found["single_frame"].surely_above
@@ -185,6 +186,7 @@ def test_one_answer_to_everything_is_called_collapsed():
     found = verdict(report, step=10, warmup_steps=0)
     assert found[0].startswith("collapsed: 100% of the held-out clips are called 'c' (25% are)")
     assert any("one held-out group" in s for s in found)
+    assert [s.split(":")[0] for s in verdict(report, step=0, warmup_steps=0)][:2] == ["loss", "not learned"]
     few = report_of(np.arange(4), label[:4], answer[:4], classes="abcd", groups="ggh.", unreadable={"x.mp4": "why"})
     found = verdict(few, step=10, warmup_steps=0)
     assert any("only 3 held-out groups" in s for s in found) and any("3 of 4 classes: b, c, d" in s for s in found)

@@ -269,7 +269,7 @@ def verdict(
         report: the network as it is now.
         lines: reports of what learned nothing about motion, by name (``single_frame``), on the same clips.
         step: steps taken so far.
-        warmup_steps: the loss is judged only after these.
+        warmup_steps: loss and collapse are judged only after these.
     """
     loss, chance = report.score("loss"), math.log(len(report.classes))
     if not math.isfinite(loss) or (report.predicted < 0).any():
@@ -277,7 +277,9 @@ def verdict(
             f"broken: {np.count_nonzero(report.predicted < 0)} of {len(report.label)} held-out answers are not finite; "
             "go back to an earlier checkpoint and lower the learning rate, or train in bf16 or fp32 instead of fp16."
         ]
-    sentences = [*_about_one_answer(report), _about_loss(loss, chance, step, warmup_steps)]
+    early = step < max(1, warmup_steps)  # a fresh network gives one answer to everything
+    sentences = [] if early else _about_one_answer(report)
+    sentences.append(_about_loss(loss, chance, step, early))
     sentences.append(_about_score(report, lines or {}))
     groups = len(set(report.group))
     if groups < 2:
@@ -308,13 +310,13 @@ def _about_one_answer(report: VideoReport) -> list[str]:
     ]
 
 
-def _about_loss(loss: float, chance: float, step: int, warmup_steps: int) -> str:
+def _about_loss(loss: float, chance: float, step: int, early: bool) -> str:
     if loss < chance - _EQUAL:
         return f"loss: held-out cross-entropy {loss:.3f} is below that of not knowing ({chance:.3f})."
-    if step < warmup_steps:
+    if early:
         return (
             f"loss: held-out cross-entropy {loss:.3f} is not below that of not knowing ({chance:.3f}) yet; step {step} "
-            f"is still in warm-up ({warmup_steps} steps), too early to judge."
+            "is still in warm-up, too early to judge."
         )
     return (
         f"nothing learned: held-out cross-entropy {loss:.3f} is at or above that of not knowing ({chance:.3f}) after "
