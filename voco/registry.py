@@ -104,7 +104,6 @@ class Registry(Generic[T]):
 
     def names(self, pattern: str = "*") -> list[str]:
         """Registered names that match a shell pattern, sorted; those under a prefix if the pattern begins with it."""
-        under = [
-            name for prefix, (_, names) in self._prefixes.items() if pattern.startswith(prefix) for name in names()
-        ]
+        listings = [listing for prefix, (_, listing, _) in self._prefixes.items() if pattern.startswith(prefix)]
+        under = [name for listing in listings for name in listing()]
         return sorted(name for name in [*self, *under] if fnmatch.fnmatch(name, pattern))
