@@ -37,7 +37,8 @@ class EncoderConfig:
     """Weights to start from: a file of any project, the folder of an encoder or a run, a tag (see `voco encoders`;
     published files are downloaded where they are missing), or a Hugging Face id owner/name."""
     window: list[float] = field(default_factory=list)
-    """Hounsfield window, low and high; empty = the one the encoder asks for."""
+    """Hounsfield window, low and high; two or three pairs one after the other make as many input channels; empty = what
+    the encoder asks for."""
     depth_stride: int = 0
     """Total depth stride of a video network, smaller than published; 0 = as published."""
     arguments: dict[str, Any] = field(default_factory=dict)
@@ -237,6 +238,8 @@ def check(config: dict, world: int) -> None:
         raise InputError(f"--data.root {data.root} does not exist")
     if not 0 <= data.heldout < 1:
         raise InputError(f"--data.heldout is a share of the patients, at least 0 and less than 1; found {data.heldout}")
+    if len(config["encoder"].window) % 2:
+        raise InputError(f"--encoder.window takes pairs of low and high, found {config['encoder'].window}")
     if train.steps < 1:
         raise InputError(f"--train.steps must be positive, found {train.steps}")
     for name in ("accumulate", "keep", "max_skipped"):

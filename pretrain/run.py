@@ -183,7 +183,8 @@ def _build_encoder(config: dict, *, like=None):
     if like is not None:
         return create_encoder(like.name, input_spec=like.input_spec, **like.arguments)
     arguments = settings.arguments | ({"depth_stride": settings.depth_stride} if settings.depth_stride else {})
-    encoder = create_encoder(settings.name, checkpoint=settings.weights, window=settings.window or None, **arguments)
+    pairs = list(zip(settings.window[::2], settings.window[1::2])) or None
+    encoder = create_encoder(settings.name, checkpoint=settings.weights, window=pairs, **arguments)
     encoder.set_grad_checkpointing(settings.activation_checkpointing)
     return encoder
 
