@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from voco.encoders import create_encoder, load_encoder
 from voco.encoders.sequences import with_differences
 from voco.errors import InputError
 from voco.weights.export import save_encoder
+from voco.weights.resolve import Weights
 
 PROVENANCE = {"method": "voco2d", "data": ["a set"], "cases": 3, "steps": 5}
 
@@ -82,16 +84,12 @@ def test_lrcn_counts():
     assert encoder.num_features == 512
 
 
-@pytest.mark.parametrize(
-    ("backbone", "rgb_parameters", "stem", "width"),
-    [("efficientnetv2_rw_t", 13_649_388, 24 * 9, 1024), ("efficientnet_b0", 5_288_548, 32 * 9, 1280)],
-)
-def test_voco2d_lstm_counts(backbone, rgb_parameters, stem, width):
-    """The 2D networks' published counts, less the ImageNet classifier and two of the three colours of the stem."""
-    encoder = on_meta("voco2d_lstm", backbone=backbone)
-    assert count(encoder.slices) == rgb_parameters - 1000 * (width + 1) - 2 * stem
-    assert encoder.slice_features == width
-    assert count(encoder.lstm) == 2 * 4 * (128 * (width + 128) + 2 * 128)
+def test_voco2d_lstm_counts():
+    """The 2D network's published count, less the ImageNet classifier and two of the three colours of the stem."""
+    encoder = on_meta("voco2d_lstm")
+    assert count(encoder.slices) == 13_649_388 - 1000 * 1025 - 2 * 24 * 9
+    assert encoder.slice_features == 1024
+    assert count(encoder.lstm) == 2 * 4 * (128 * (1024 + 128) + 2 * 128)
     assert count(encoder) == count(encoder.slices) + count(encoder.lstm)
     assert encoder.num_features == 256
 
@@ -245,7 +243,7 @@ def test_folder_of_a_slice_encoder_starts_a_sequence_model(small, tmp_path):
     save_encoder(slices, tmp_path / "run" / "encoder", PROVENANCE)
     encoder = create_encoder("voco2d_lstm", backbone="resnet18").eval()
     lstm = copy.deepcopy(encoder.lstm.state_dict())
-    report = encoder.load_slices(tmp_path / "run")
+    report = encoder.load_part(tmp_path / "run")
     hu = hu_volume()
     with torch.inference_mode():
         x = slices.eval().prepare(hu)
@@ -268,13 +266,32 @@ def test_folder_of_a_slice_encoder_starts_a_sequence_model(small, tmp_path):
         assert torch.equal(again(hu), encoder(hu))
 
 
+def test_imagenet_file_starts_a_sequence_model(tmp_path, monkeypatch):
+    rgb = torchvision.models.resnet18().eval()
+    torch.save(rgb.state_dict(), tmp_path / "resnet18.pth")
+    encoder = create_encoder("voco2d_lstm", backbone="resnet18").eval()
+    report = encoder.load_part(tmp_path / "resnet18.pth")
+    assert re.match("sum of 3 input channels", report.adapted["slices.net.conv1.weight"])
+    assert set(report.dropped) == {"fc.weight", "fc.bias"}
+    x = torch.rand(1, 1, 2, 32, 32)
+    with torch.inference_mode():
+        expected = per_slice(nn.Sequential(*list(rgb.children())[:-2]), x.expand(-1, 3, -1, -1, -1))
+        torch.testing.assert_close(encoder.sequence(x), expected, rtol=1e-4, atol=1e-5)
+    assert encoder.provenance == [{"source": "file", "file": "resnet18.pth"}]
+    assert encoder.input_spec.mean == (0.0,)  # fed as the published model, not as ImageNet
+
+    monkeypatch.setattr("voco.weights.resolve._download", lambda source: Weights(tmp_path / "resnet18.pth", source))
+    encoder.load_part("tv_in1k")
+    assert [step["source"] for step in encoder.provenance] == ["slices/resnet18.tv_in1k"]
+
+
 def test_vgg_file_starts_viptt(viptt, tmp_path):
     """Whole 2D network, stem in front untouched; a file that lacks a part is refused and changes nothing."""
     encoder = copy.deepcopy(viptt)
     theirs = {key.removeprefix("net."): torch.rand_like(v) for key, v in viptt.slices.state_dict().items()}
     stem = encoder.stem.weight.clone()
     torch.save(theirs | {"classifier.0.weight": torch.rand(4, 4)}, tmp_path / "vgg16.pth")
-    report = encoder.load_slices(tmp_path / "vgg16.pth")
+    report = encoder.load_part(tmp_path / "vgg16.pth")
     assert all(torch.equal(encoder.slices.state_dict()[f"net.{key}"], value) for key, value in theirs.items())
     assert torch.equal(encoder.stem.weight, stem)
     assert encoder.input_spec == viptt.input_spec
@@ -286,7 +303,7 @@ def test_vgg_file_starts_viptt(viptt, tmp_path):
     lost = next(reversed(theirs))
     torch.save({key: value for key, value in theirs.items() if key != lost}, tmp_path / "torn.pth")
     with pytest.raises(InputError, match=r"torn\.pth does not fit"):
-        encoder.load_slices(tmp_path / "torn.pth")
+        encoder.load_part(tmp_path / "torn.pth")
     assert all(torch.equal(value, viptt.state_dict()[key]) for key, value in encoder.state_dict().items())
     assert encoder.load_report is None
 
@@ -296,9 +313,9 @@ def test_folders_that_do_not_fit_are_refused(tmp_path):
     save_encoder(create_encoder("slices/resnet18", window=windows), tmp_path / "two", PROVENANCE)
     encoder = create_encoder("voco2d_lstm", backbone="resnet18")
     with pytest.raises(InputError, match=r"create it with window=\[\(-1000.0, 500.0\), \(-175.0, 250.0\)\]"):
-        encoder.load_slices(tmp_path / "two")
-    assert (
-        create_encoder("voco2d_lstm", backbone="resnet18", window=windows).load_slices(tmp_path / "two").coverage > 0.9
-    )
-    with pytest.raises(InputError, match="slices/resnet18"):
-        create_encoder("voco2d_lstm", backbone="resnet10t").load_slices(tmp_path / "two")
+        encoder.load_part(tmp_path / "two")
+    assert create_encoder("voco2d_lstm", backbone="resnet18", window=windows).load_part(tmp_path / "two").coverage > 0.9
+    with pytest.raises(InputError, match="no weights at"):
+        encoder.load_part(tmp_path / "none")
+    with pytest.raises(InputError, match="holds a slices/resnet18, which does not fit a slices/resnet10t"):
+        create_encoder("voco2d_lstm", backbone="resnet10t").load_part(tmp_path / "two")

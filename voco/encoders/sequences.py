@@ -99,12 +99,13 @@ class SequenceEncoder(Encoder):
         super().set_grad_checkpointing(enable)
         self.slices.set_grad_checkpointing(enable)
 
-    def load_slices(self, source: str | Path, *, which: str = "auto") -> LoadReport:
+    def load_part(self, source: str | Path, *, which: str = "auto") -> LoadReport:
         """Start the network of the slices from weights of its own; all else keeps its values.
 
         Args:
-            source: weights file or encoder folder of ``slices/MODEL``: ImageNet, or a pretraining by 2D-VoCo. A folder
-                also brings windows, mean and std, unless a stem of ours stands in front of the 2D network.
+            source: weights file, tag, Hugging Face id or encoder folder of ``slices/MODEL``: ImageNet, or a pretraining
+                by 2D-VoCo. A folder also brings windows, mean and std, unless a stem of ours stands in front of the 2D
+                network; published weights do not, since the published models are fed as their own spec says.
             which: see ``voco.weights.load.load_weights``.
 
         Returns:
@@ -116,11 +117,14 @@ class SequenceEncoder(Encoder):
         """
         from voco.weights.folder import read_config
         from voco.weights.load import load_weights
+        from voco.weights.resolve import resolve
 
-        spec, config = self.input_spec, read_config(source)
+        weights = resolve(self.slices.name, "", source)
+        spec, config = self.input_spec, read_config(weights.path)
         if config is not None and config["arch"] == self.slices.name and self.stem is None:
             spec = self._fed_as(InputSpec.from_dict(config["input_spec"]), source)
-        report = load_weights(self.slices, source, which=which)
+        self.slices.provenance = [weights.source.to_dict()] if weights.source else []
+        report = load_weights(self.slices, weights.path, which=which)
         self.input_spec, self.provenance = spec, list(self.slices.provenance)
         self.load_report = self._whole(report)
         return self.load_report
