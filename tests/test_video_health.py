@@ -64,8 +64,9 @@ class KnownMethod(nn.Module):
 class Clips(torch.utils.data.Dataset):
     """Clip i of class i % 3; ``broken`` ones cannot be read; counts how often anything is read."""
 
-    def __init__(self, count, views=1, broken=(), still=False):
+    def __init__(self, count, views=1, broken=(), still=False, replaces=False):
         self.count, self.views, self.broken, self.still, self.reads = count, views, broken, still, 0
+        self.replaces = replaces
 
     def __len__(self):
         return self.count * self.views
@@ -73,6 +74,8 @@ class Clips(torch.utils.data.Dataset):
     def __getitem__(self, index):
         clip, self.reads = index // self.views, self.reads + 1
         if clip in self.broken:
+            if self.replaces:
+                return {**self[index + self.views], "replaced": torch.tensor(1.0)}
             raise ScanError("no frame can be decoded")
         frames = torch.full((4, 32, 32, 3), 90, dtype=torch.uint8)
         frames[0, 0, 0] = clip % 3  # not in the middle frame
@@ -255,3 +258,12 @@ def test_a_constant_method_is_warned_about_at_once(tmp_path):
     )  # fmt: skip
     monitor.report(KnownMethod(scale=0.0), 5, "cpu")
     assert [s.split(":")[0] for s in monitor.warnings()] == ["collapsed", "nothing learned"]
+
+
+def test_a_clip_that_the_data_set_replaced_is_not_scored(tmp_path):
+    monitor = VideoMonitor(
+        tmp_path, heldout=Clips(6, broken=(2,), replaces=True), names=list("abcdef"), groups=list("abcdef"),
+        classes=("left", "right", "up"), seed=0, warmup=0,
+    )  # fmt: skip
+    metrics = monitor.report(KnownMethod(), 1, "cpu")
+    assert metrics["heldout/clips"] == 5 and monitor.latest.unreadable == {"c": "cannot be decoded"}

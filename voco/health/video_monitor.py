@@ -27,7 +27,7 @@ class VideoMonitor:
     Args:
         out: run folder; the latest answers and verdict go to ``video.json``, lines to ``video_lines.json``.
         heldout: samples of the held-out clips, ``heldout[i] -> {"frames", "label", ...}`` and ``len(heldout)``, the
-            same each time. With several views per clip those of one clip follow each other: clip ``i // views``.
+            same each time. One that cannot be read raises, or says so in ``replaced``. With several views per clip those of one clip follow each other: clip ``i // views``.
         names, groups: of the held-out clips, in order.
         classes: names, in the order of the labels.
         seed: of the run.
@@ -230,6 +230,8 @@ class _Readable(Dataset):
             sample = self.dataset[index]
         except (ScanError, OSError, RuntimeError) as error:
             return index, str(error) or type(error).__name__
+        if float(sample.get("replaced", 0)) > 0:  # training takes the next clip instead; its answer is another's
+            return index, "cannot be decoded"
         return index, {"frames": sample["frames"], "label": torch.as_tensor(sample["label"])}
 
 
