@@ -27,7 +27,8 @@ class VideoMonitor:
     Args:
         out: run folder; the latest answers and verdict go to ``video.json``, lines to ``video_lines.json``.
         heldout: samples of the held-out clips, ``heldout[i] -> {"frames", "label", ...}`` and ``len(heldout)``, the
-            same each time. One that cannot be read raises, or says so in ``replaced``. With several views per clip those of one clip follow each other: clip ``i // views``.
+            same each time. One that cannot be read raises, or says so in ``replaced``. With several views per clip
+            those of one clip follow each other: clip ``i // views``.
         names, groups: of the held-out clips, in order.
         classes: names, in the order of the labels.
         seed: of the run.
