@@ -76,8 +76,10 @@ def _add_phantom(commands) -> None:
         "Write synthetic CT patients to try things with: no real person, the same for the same seed.",
     )
     command.add_argument("out", metavar="OUT", help="folder to fill; made if missing")
-    command.add_argument("--layout", default="folder", help="how the files are laid out")
-    command.add_argument("--cases", type=int, default=12, metavar="N", help="patients")
+    command.add_argument(
+        "--layout", default="folder", help="how the files are laid out: folder, or video for labeled clips"
+    )
+    command.add_argument("--cases", type=int, default=12, metavar="N", help="patients, or clips")
     command.add_argument("--seed", type=int, default=0, metavar="S", help="another seed, other patients")
     command.add_argument("--format", default="mixed", help="nifti, dicom, or mixed")
     command.add_argument(
@@ -102,8 +104,12 @@ def phantom(args: argparse.Namespace) -> int:
         spacing_mm=tuple(args.spacing) if args.spacing else None,
         workers=args.workers,
     )
-    print(f"wrote {args.cases} synthetic patients ({len(written)} scans) in {time.monotonic() - start:.1f} s")
-    print(f"look at: voco inspect {written[0]}" if written else "")
+    seconds = time.monotonic() - start
+    if args.layout == "video":
+        print(f"wrote {len(written)} synthetic clips in {seconds:.1f} s")
+    else:
+        print(f"wrote {args.cases} synthetic patients ({len(written)} scans) in {seconds:.1f} s")
+        print(f"look at: voco inspect {written[0]}" if written else "")
     print(args.out)
     return 0
 

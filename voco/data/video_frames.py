@@ -18,7 +18,10 @@ class Converter:
     """
 
     def __init__(self, stream, size: int | tuple[int, int] | None, colour: str):
+        from av.video.reformatter import VideoReformatter
+
         self.stream, self.size, self.colour = stream, size, colour
+        self._reformatter = VideoReformatter()  # one for all frames: its tables cost five times what a frame does
 
     def __call__(self, frame) -> np.ndarray:
         from av.video.reformatter import Interpolation
@@ -33,7 +36,8 @@ class Converter:
         # The exact flags make the result independent of the processor's instruction set.
         how = (Interpolation.AREA if shrinks else Interpolation.BILINEAR).value
         how |= Interpolation.ACCURATE_RND.value | Interpolation.BITEXACT.value
-        image = frame.reformat(
+        image = self._reformatter.reformat(
+            frame,
             width=width if not swap else height,
             height=height if not swap else width,
             format="gray" if self.colour == "gray" else "rgb24",

@@ -11,6 +11,7 @@ import numpy as np
 
 from voco.errors import InputError
 from voco.phantom.patient import Patient, make_patient
+from voco.phantom.video import write_clip, write_clip_list
 from voco.phantom.writers import write_dicom, write_nifti
 
 FORMATS = ("mixed", "nifti", "dicom")
@@ -33,8 +34,9 @@ def write_cohort(
 
     Args:
         out: folder to fill; made if missing.
-        layout: ``"folder"``, a small hospital export (docs/phantoms.md).
-        cases: patients. Patient i is the same in a cohort of 5 and in one of 500.
+        layout: ``"folder"``, a small hospital export (docs/phantoms.md); ``"video"``, labeled clips (docs/video.md);
+            format, size and spacing mean nothing for them.
+        cases: patients, or clips. Patient i is the same in a cohort of 5 and in one of 500.
         seed: cohort.
         format: ``"nifti"``, ``"dicom"``, or ``"mixed"``: each patient draws one.
         size: voxels (D, H, W) instead of the drawn ones.
@@ -43,7 +45,7 @@ def write_cohort(
         progress: draw a progress bar.
 
     Returns:
-        One path per scan: a NIfTI file or the folder of a DICOM series.
+        One path per scan: a NIfTI file or the folder of a DICOM series. One per clip.
 
     Raises:
         InputError: unknown layout or format, fewer than one case, a size or spacing that cannot be used.
@@ -61,9 +63,11 @@ def write_cohort(
     if progress:
         from tqdm import tqdm
 
-        done = tqdm(done, total=cases, unit="patient", desc="phantoms")
+        done = tqdm(done, total=cases, unit="clip" if layout == "video" else "patient", desc="phantoms")
     results = list(done)
     rows = [row for _, row in results]
+    if layout == "video":
+        write_clip_list(out, rows)
     (out / "phantoms.jsonl").write_text("".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))
     return [path for paths, _ in results for path in paths]
 
@@ -152,4 +156,11 @@ def _write_scout(folder: Path, patient: Patient, common: dict) -> None:
     dataset.save_as(path, enforce_file_format=True)
 
 
-_LAYOUTS = {"folder": _write_folder}
+def _write_clip(job: tuple) -> tuple[list[Path], dict]:
+    """One clip of the ``video`` layout: class folders, several containers, a list with the groups."""
+    out, seed, index, *_ = job
+    path, row = write_clip(out, seed, index)
+    return [path], row
+
+
+_LAYOUTS = {"folder": _write_folder, "video": _write_clip}
