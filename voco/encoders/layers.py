@@ -9,7 +9,7 @@ from torch import Tensor, nn
 def initialise_convolutions(module: nn.Module) -> None:
     """Normal weights by fan-out for every 3D convolution (He et al. 2015), zero biases, as torchvision's ResNets."""
     for part in module.modules():
-        if isinstance(part, nn.Conv3d):
+        if isinstance(part, nn.Conv3d) and not part.weight.is_meta:  # where drawing nothing takes longest of all
             nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
@@ -21,7 +21,7 @@ def initialise_linears(module: nn.Module) -> None:
     torchvision cuts this normal distribution at 2, which is 100 standard deviations.
     """
     for part in module.modules():
-        if isinstance(part, nn.Linear):
+        if isinstance(part, nn.Linear) and not part.weight.is_meta:
             nn.init.normal_(part.weight, std=0.02)
             if part.bias is not None:
                 nn.init.zeros_(part.bias)

@@ -21,6 +21,7 @@ from voco.errors import InputError
 
 PLAN_KEY = "nnssl_adaptation_plan"
 PLAN_FILE = "adaptation_plan.json"
+NNSSL_WRAPPER = "network_weights"  # under which nnssl and nnU-Net keep their tensors
 
 _ARCHS = {
     "ResEncL": "nnunet_resenc_l",

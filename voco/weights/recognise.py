@@ -15,7 +15,7 @@ from voco.errors import InputError
 from voco.weights.examine import EXAMPLES, examine, misfit
 from voco.weights.families import families
 from voco.weights.match import stripped
-from voco.weights.nnssl import plan_of
+from voco.weights.nnssl import NNSSL_WRAPPER, PLAN_FILE, NnsslPlan, plan_of
 from voco.weights.read import read_tensors
 from voco.weights.report import LoadReport
 from voco.weights.sources import WeightSource, source_of_file, sources_of, usual_input
@@ -57,7 +57,7 @@ def recognise(path: Path) -> list[Guess]:
         InputError: the file cannot be read.
     """
     content = read_tensors(path)
-    if plan := plan_of(path):
+    if plan := _plan(path, content):
         guess = _try(plan.arch, plan.arguments, content, path)
         return [replace(guess, input_spec=plan.input_spec)] if guess else []
     names = [name for key in content[0] for name, _ in stripped(key)]
@@ -69,6 +69,12 @@ def recognise(path: Path) -> list[Guess]:
     # Of twins the one that needs least adapting, then the one whose published file has this name.
     found = [guess for guess in guesses if guess is not None]
     return sorted(found, key=lambda g: (*_effort(g), g.source is None, g.arch))
+
+
+def _plan(path: Path, content: tuple) -> NnsslPlan | None:
+    """The adaptation plan of an nnssl checkpoint; other files are not read a second time to look for one."""
+    _, wrapper, _ = content
+    return plan_of(path) if NNSSL_WRAPPER in wrapper or (path.parent / PLAN_FILE).is_file() else None
 
 
 def recognise_as(arch: str, path: Path, arguments: Mapping) -> Guess | None:
