@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from voco.config import Schema, changed, to_dict
+from voco.data.clip_frames import ClipSettings
 from voco.errors import InputError
 from voco.geometry import Augmentation, Geometry
 from voco.methods import options, options2d
 from voco.methods.options import VoCoOptions, VoCoSettings
 from voco.methods.options2d import VoCo2DOptions
+from voco.methods.video_options import VideoOptions
 
 
 @dataclass
@@ -76,6 +78,37 @@ class ScanData:
 
 
 @dataclass
+class VideoData:
+    """Labeled clips."""
+
+    root: str | None = None
+    """Folder of class folders, UCF50 or UCF101; or a CSV (path, label, and optionally group, split, start_s, end_s), or
+    Kinetics' own CSV."""
+    label_regex: str | None = None
+    """Regular expression whose first group in the file name is the class, for files in no order."""
+    group_regex: str | None = None
+    """Regular expression whose first group in the relative path is the group (actor, source video)."""
+    split: int | None = None
+    """Official split of UCF101: 1, 2 or 3."""
+    classes: list[str] = field(default_factory=list)
+    """Take only these classes; empty = all."""
+    min_frames: int = 1
+    """Reject clips that are shorter; 1 = repeat their last frame."""
+    cache: str | None = None
+    """Folder for what was found in the files; unset = `cache` beside the run folder."""
+    keep_mb: float = 256.0
+    """Decoded clips that each loader process keeps in memory, in MB; 0 = decode every time."""
+    heldout: float = 0.2
+    """Share of groups kept out of training to measure learning, where no official list does; 0 = none."""
+    max_rejected: float = 0.2
+    """Stop before training when more than this share of the clips cannot be used."""
+    workers: int = 4
+    """Loader processes per training process. 0 = in the main process."""
+    timeout: float = 600.0
+    """Seconds after which a silent loader is an error."""
+
+
+@dataclass
 class VoCo3DConfig:
     """3D VoCo; see docs/voco3d.md for which option is which published version."""
 
@@ -109,6 +142,18 @@ class VoCo2DConfig:
     """Augmentation of every crop on its own."""
     options: VoCo2DOptions = field(default_factory=VoCo2DOptions)
     """Slices, network heads and losses."""
+
+
+@dataclass
+class VideoConfig:
+    """Supervised training on labeled clips; see docs/video.md."""
+
+    name: Literal["video"] = "video"
+    """Method."""
+    clip: ClipSettings = field(default_factory=ClipSettings)
+    """Frames and pixels of a sample."""
+    options: VideoOptions = field(default_factory=VideoOptions)
+    """Head, loss and augmentation."""
 
 
 @dataclass
@@ -193,8 +238,8 @@ SCHEMA = Schema(
     top=Run,
     groups={
         "encoder": EncoderConfig,
-        "data": {"voco3d": ScanData, "voco2d": ScanData},
-        "method": {"voco3d": VoCo3DConfig, "voco2d": VoCo2DConfig},
+        "data": {"voco3d": ScanData, "voco2d": ScanData, "video": VideoData},
+        "method": {"voco3d": VoCo3DConfig, "voco2d": VoCo2DConfig, "video": VideoConfig},
         "train": TrainConfig,
         "eval": EvalConfig,
         "log": LogConfig,
@@ -217,6 +262,7 @@ FREE_ON_RESUME = (
     "data.cache",
     "data.workers",
     "data.timeout",
+    "data.keep_mb",
     "data.max_rejected",
     "train.resume",
     "train.threads",
@@ -233,11 +279,13 @@ def check(config: dict, world: int) -> None:
 
     data, train = config["data"], config["train"]
     if not data.root:
-        raise InputError("no scans given: --data.root FOLDER, CSV or JSON")
+        raise InputError("no data given: --data.root FOLDER, or a list (CSV, JSON)")
     if not Path(data.root).exists():
         raise InputError(f"--data.root {data.root} does not exist")
     if not 0 <= data.heldout < 1:
-        raise InputError(f"--data.heldout is a share of the patients, at least 0 and less than 1; found {data.heldout}")
+        raise InputError(
+            f"--data.heldout is a share of patients or groups, at least 0 and less than 1; found {data.heldout}"
+        )
     if len(config["encoder"].window) % 2:
         raise InputError(f"--encoder.window takes pairs of low and high, found {config['encoder'].window}")
     if train.steps < 1:

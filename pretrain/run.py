@@ -81,9 +81,10 @@ def _run(config: dict, job, rank: int, world: int) -> int:
             say(f"{out} is already finished ({train.steps} steps); its encoder is in {out / 'encoder'}")
             return 0
     encoder = _build_encoder(config)
-    method = job.build_method(encoder)  # refuses crops that do not fit, before hours of preparing
+    job.check_encoder(encoder)  # refuses crops and clips that do not fit, before hours of preparing
     data = job.prepare_data(encoder.input_spec, rank, world, say)
     encoder.input_spec = job.as_fed(encoder.input_spec)
+    method = job.build_method(encoder, data)
     if resume is not None:
         check_same_data(resume, data)
     if main_process and not config["plan"]:
@@ -99,7 +100,7 @@ def _run(config: dict, job, rank: int, world: int) -> int:
         precision=train.precision,
         out=out,
         trackers=trackers,
-        find_unused=job.find_unused,
+        find_unused=job.find_unused(method),
         threads=train.threads,
     )
     _check_agreement(accelerator, data.fingerprint)
@@ -113,7 +114,7 @@ def _run(config: dict, job, rank: int, world: int) -> int:
     try:
         with StopRequest() as stop, explain_out_of_memory(_MEMORY_SETTINGS):
             goes_on = resume is not None and _is_own(resume, out)
-            untrained = lambda: job.build_method(_build_encoder(config, like=encoder))  # noqa: E731
+            untrained = lambda: job.build_method(_build_encoder(config, like=encoder), data)  # noqa: E731
             monitor = None
             if main_process:
                 monitor = job.start_monitor(data, encoder, untrained, accelerator, goes_on)

@@ -26,12 +26,15 @@ class VolumeJob:
     def __init__(self, config: dict):
         self.config = config
 
-    @property
-    def find_unused(self) -> bool:
+    def find_unused(self, method) -> bool:
         """Whether parameters of the encoder may get no gradient; in 2D all of them are on the way to the features."""
         return self.config["method"].name == "voco3d" and self.config["method"].options.embedding != "pyramid"
 
-    def build_method(self, encoder):
+    def check_encoder(self, encoder) -> None:
+        """Refuse crops that the encoder cannot take; building the method looks at all of it."""
+        self.build_method(encoder)
+
+    def build_method(self, encoder, cohort=None):
         """The method around an encoder, with fresh heads."""
         import torch
 

@@ -258,6 +258,15 @@ def test_folder_of_a_slice_encoder_starts_a_sequence_model(small, tmp_path):
     assert set(report.loaded) <= {f"slices.{key}" for key in slices.state_dict()}
     assert report.coverage == pytest.approx(count(slices) / count(encoder))
 
+    other = create_encoder("voco2d_lstm", checkpoint=tmp_path / "run").eval()
+    assert other.arguments == {"backbone": "resnet18"}
+    with torch.inference_mode():
+        assert torch.equal(other.sequence(x), encoder.sequence(x))
+    assert other.load_report.missing == report.missing
+    assert other.input_spec == encoder.input_spec
+    with pytest.raises(InputError, match=r"slices/resnet18, which does not fit a slices/efficientnetv2_rw_t"):
+        create_encoder("voco2d_lstm", checkpoint=tmp_path / "run", backbone="efficientnetv2_rw_t")
+
     # the chain: 2D-VoCo, then what is trained on top of it
     save_encoder(encoder, tmp_path / "next", {"method": "trauma"})
     again = load_encoder(tmp_path / "next")

@@ -6,8 +6,10 @@ what it is built from when one of its encoders is created.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -108,6 +110,11 @@ def _start(arch_name: str, weights: Weights | None, arguments: dict) -> _Start:
     from voco.weights.recognise import recognise_as
 
     if config := read_config(weights.path):
+        if fnmatchcase(config["arch"], ENCODERS[arch_name].part):
+            # load_part brings what belongs to the weights; the network that they are of is named here.
+            known = inspect.signature(ENCODERS[arch_name].build).parameters
+            model = {"backbone": config["arch"].partition("/")[2]} if "backbone" in known else {}
+            return _Start(ENCODERS[arch_name].input_spec, model)
         if config["arch"] != arch_name:
             raise InputError(
                 f"{weights.path} holds a {config['arch']}, not a {arch_name}; "

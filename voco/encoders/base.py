@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +18,9 @@ from torch.utils.checkpoint import checkpoint
 from voco.encoders.spec import InputSpec
 from voco.errors import InputError
 from voco.registry import Registry
+
+if TYPE_CHECKING:
+    from voco.weights.report import LoadReport
 
 AIR_HU = -1024
 
@@ -29,12 +34,15 @@ class Arch:
         input_spec: what the architecture is fed unless weights or the caller say otherwise.
         summary: one line for ``voco encoders``.
         family: encoders of one family share tensor names; names the conversion in ``voco.weights.families``.
+        part: shell pattern of the architectures that a part of this one is made of: with their weights it can start,
+            through ``Encoder.load_part``.
     """
 
     build: Callable[..., Encoder]
     input_spec: InputSpec
     summary: str
     family: str = ""
+    part: str = ""
 
     def check_arguments(self, name: str, arguments: dict) -> None:
         """Refuse arguments that ``build`` does not take.
@@ -172,6 +180,10 @@ class Encoder(nn.Module):
         """Recompute activations in the backward pass instead of keeping them: less memory, about a third more time."""
         self.grad_checkpointing = enable
 
+    def load_part(self, source: str | Path, *, which: str = "auto") -> LoadReport:
+        """Fill the part that ``Arch.part`` names from weights of its own; called by ``load_weights``."""
+        raise NotImplementedError
+
     def _maps(self, x: Tensor) -> list[Tensor]:
         """Pyramid maps in the network's own axes, shallow to deep."""
         raise NotImplementedError
@@ -221,11 +233,13 @@ class Encoder(nn.Module):
         return f"encoder {self.name}" if self.name else type(self).__name__
 
 
-def register_encoder(name: str, *aliases: str, input_spec: InputSpec, summary: str, family: str = "") -> Callable:
-    """Decorator that files ``build(input_spec, **arguments) -> Encoder`` under ``name``."""
+def register_encoder(
+    name: str, *aliases: str, input_spec: InputSpec, summary: str, family: str = "", part: str = ""
+) -> Callable:
+    """Decorator that files ``build(input_spec, **arguments) -> Encoder`` under ``name``; see ``Arch``."""
 
     def add(build: Callable[..., Encoder]) -> Callable[..., Encoder]:
-        ENCODERS.register(name, *aliases)(Arch(build, input_spec, summary, family))
+        ENCODERS.register(name, *aliases)(Arch(build, input_spec, summary, family, part))
         return build
 
     return add

@@ -285,7 +285,11 @@ def _colours_of(spec: InputSpec) -> InputSpec:
 
 
 @register_encoder(
-    "viptt", family="sequences", input_spec=VIPTT_SPEC, summary="ViPTT-Net: VGG16 over slices, LSTM 256, dense 1024"
+    "viptt",
+    family="sequences",
+    part="slices/*",
+    input_spec=VIPTT_SPEC,
+    summary="ViPTT-Net: VGG16 over slices, LSTM 256, dense 1024",
 )
 def viptt(input_spec: InputSpec, chunk: int | None = None) -> ViPTT:
     return ViPTT(input_spec, chunk)
@@ -293,7 +297,7 @@ def viptt(input_spec: InputSpec, chunk: int | None = None) -> ViPTT:
 
 @register_encoder(
     "lrcn",
-    family="sequences",
+    family="sequences", part="slices/*",
     input_spec=LRCN_SPEC,
     summary="ResNeXt-101 over slices, bidirectional GRU 256, three windows",
 )
@@ -308,7 +312,7 @@ def lrcn(
 
 @register_encoder(
     "voco2d_lstm",
-    family="sequences",
+    family="sequences", part="slices/*",
     input_spec=VOCO2D_SPEC,
     summary="2D-VoCo: EfficientNet (or any 2D network of timm) over slices, bidirectional LSTM 128, maximum",
 )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from voco.encoders.base import Encoder
+from voco.encoders.base import ENCODERS, Encoder
 from voco.errors import InputError
 from voco.weights.adapt import INFLATIONS
 from voco.weights.examine import EXAMPLES, examine, misfit
@@ -45,6 +46,8 @@ def load_weights(encoder: Encoder, path: str | Path, *, which: str = "auto", inf
         raise InputError(f"which must be one of {', '.join(WHICH)}; found {which!r}")
     if inflate not in INFLATIONS:
         raise InputError(f"inflate must be one of {', '.join(INFLATIONS)}; found {inflate!r}")
+    if _is_of_a_part(encoder, path):
+        return encoder.load_part(path, which=which)
     file, config = _locate(encoder, path)
     tensors, wrapper, chosen = read_tensors(file, which)
     found = examine(encoder, tensors, file.name, which=which, inflate=inflate, wrapper=wrapper, chosen=chosen)
@@ -61,6 +64,13 @@ def load_weights(encoder: Encoder, path: str | Path, *, which: str = "auto", inf
     elif not encoder.provenance:
         encoder.provenance = [{"source": "file", "file": file.name}]
     return report
+
+
+def _is_of_a_part(encoder: Encoder, path: str | Path) -> bool:
+    """Whether a folder holds an architecture that a part of the encoder is made of."""
+    part = ENCODERS[encoder.name].part if encoder.name in ENCODERS else ""
+    config = read_config(path) if part else None
+    return config is not None and fnmatchcase(config["arch"], part)
 
 
 def _locate(encoder: Encoder, path: str | Path) -> tuple[Path, dict | None]:

@@ -1,0 +1,148 @@
+"""Supervised training on labeled clips: the parts of a run that depend on videos."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from voco.config import flatten
+from voco.errors import InputError
+
+_CITATION = (
+    "Ke et al.: Video Pretraining Advances 3D Deep Learning on Chest CT Tasks (arXiv 2304.00546); Zunair et al.: "
+    "ViPTT-Net (arXiv 2105.12810)"
+)
+
+
+class VideoJob:
+    """What ``pretrain/run.py`` needs to know of videos.
+
+    Args:
+        config: resolved settings.
+    """
+
+    def __init__(self, config: dict):
+        self.config = config
+
+    @property
+    def clip_size(self) -> tuple[int, int, int]:
+        """(T, H, W) of a sample."""
+        clip = self.config["method"].clip
+        return (clip.frames, *clip.size)
+
+    def find_unused(self, method) -> bool:
+        """Whether parameters of the encoder may get no gradient."""
+        return method.find_unused
+
+    def check(self) -> None:
+        """Settings that cannot work, before any work."""
+        data = self.config["data"]
+        if data.split is not None and data.split not in (1, 2, 3):
+            raise InputError(f"--data.split is one of the official lists 1, 2 or 3, found {data.split}")
+
+    def check_encoder(self, encoder) -> None:
+        """Refuse clips that the encoder cannot take."""
+        from voco.video_input import check_clip_size, clip_colour
+
+        clip_colour(encoder)
+        check_clip_size(encoder, self.clip_size)
+
+    def build_method(self, encoder, cohort):
+        """The method around an encoder, with a fresh head for the classes of the data."""
+        import torch
+
+        from voco.methods.video import VideoClassification
+        from voco.rng import derive_seed
+
+        torch.manual_seed(derive_seed(self.config["seed"], "heads"))
+        return VideoClassification(encoder, cohort.classes, self.config["method"].options, self.clip_size)
+
+    def prepare_data(self, spec, rank: int, world: int, say):
+        """Clips that can be decoded, split by group."""
+        from voco.data.clip_cohort import load_clips
+
+        data = self.config["data"]
+        return load_clips(
+            data.root,
+            Path(data.cache) if data.cache else Path(self.config["out"]).parent / "cache",
+            heldout=data.heldout,
+            seed=self.config["seed"],
+            workers=data.workers,
+            split=data.split,
+            label_regex=data.label_regex,
+            group_regex=data.group_regex,
+            classes=data.classes or None,
+            min_frames=data.min_frames,
+            rank=rank,
+            world=world,
+            say=say,
+        )
+
+    def as_fed(self, spec):
+        """The encoder's input spec with the size of the clips; pixels of a video have no size in mm."""
+        return replace(spec, spacing_mm=None, size=self.clip_size)
+
+    def dataset(self, cohort, method):
+        """Training clips by position."""
+        return self._clips(cohort, cohort.train, method, train=True)
+
+    def _clips(self, cohort, clips, method, train: bool):
+        from voco.data.clips import ClipDataset
+
+        return ClipDataset(
+            cohort.root,
+            clips,
+            cohort.classes,
+            settings=self.config["method"].clip,
+            colour=method.colour,
+            draws=method.sampler if train else None,
+            seed=self.config["seed"],
+            train=train,
+            keep_bytes=int(self.config["data"].keep_mb * 1e6),
+        )
+
+    def start_monitor(self, cohort, encoder, build_untrained, accelerator, goes_on: bool):
+        """The report on held-out clips, its lines measured (once a run); None without held-out clips."""
+        from voco.health.video_monitor import VideoMonitor
+
+        if not cohort.heldout:
+            return None
+        method, data = build_untrained(), self.config["data"]
+        monitor = VideoMonitor(
+            Path(self.config["out"]),
+            heldout=self._clips(cohort, cohort.heldout, method, train=False),
+            names=[clip.id for clip in cohort.heldout],
+            groups=[clip.group for clip in cohort.heldout],
+            classes=cohort.classes,
+            seed=self.config["seed"],
+            warmup=self.config["train"].warmup,
+            workers=data.workers,
+            timeout=data.timeout,
+        )
+        monitor.measure_lines(self.dataset(cohort, method), reuse=goes_on)
+        return monitor
+
+    def provenance(self, cohort, monitor=None) -> dict:
+        """What the model card and later trainings should know, without what every method has."""
+        settings, results = self.config["method"], {}
+        if monitor is not None and monitor.latest is not None:
+            report = monitor.latest
+            results = {name: report.score(name) for name in report.score_names if report.score(name) is not None}
+        return {
+            "data": "labeled clips of the user",
+            "cases": cohort.counts["train_clips"],
+            "classes": list(cohort.classes),
+            "settings": flatten(asdict(settings)),
+            "results": results,
+            "citation": _CITATION,
+        }
+
+    def disk(self, cohort) -> str:
+        """What prepared data take, for ``--plan``."""
+        return "0 GB of prepared data: clips are decoded as they come"
+
+    def notes(self, world: int, counts: dict[str, int]) -> list[str]:
+        """What a user may not expect of settings that are not wrong."""
+        if counts["heldout_clips"] == 0:
+            return ["no held-out clips (--data.heldout, or official lists): nothing will tell whether the run learns"]
+        return []
