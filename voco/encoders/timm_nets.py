@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from voco.errors import InputError
 
 _MOST_PREFIX_TOKENS = 64  # class and register tokens in front of the patches
+# A multiple of the usual strides and patches (64, 32, 28, 16, 14, 8 …), so that they can be read off a map.
+_TRIAL_EDGE = 448
 
 
 @dataclass(frozen=True)
@@ -86,13 +88,11 @@ def look_at(model: str, plane: tuple[int, int] | None = None) -> Layout:
     usual = tuple(cfg.input_size[1:]) if cfg else (224, 224)
     # Building for a look must not move the random numbers that the real weights are drawn with.
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
-        arguments, net = _any_size(model, usual, plane, bool(cfg and cfg.fixed_input_size))
+        arguments, net, output = _any_size(model, bool(cfg and cfg.fixed_input_size))
         fixed = None if net is not None else (plane or usual)
-        if net is None:
-            arguments, net = _one_size(model, usual, fixed)
-        edge = fixed or usual
-        net.train()
-        output = net.forward_features(torch.zeros(2, 1, *edge))
+        if fixed:
+            arguments, net, output = _one_size(model, usual, fixed)
+        edge = fixed or (_TRIAL_EDGE, _TRIAL_EDGE)
         stride, width = _stride_and_width(model, net, output, edge)
         unused = _without_gradient(net, output)
         net = _without(net, unused)
@@ -109,7 +109,8 @@ def look_at(model: str, plane: tuple[int, int] | None = None) -> Layout:
             unused=unused,
             arguments=arguments,
         )
-        return trial if fixed else _with_sizes(net, trial, model)
+        # Attention over one token has nothing to learn.
+        return trial if fixed else _with_sizes(net, trial, model, least=2 if output.ndim == 3 else 1)
 
 
 def _create(model: str, channels: int, arguments: dict) -> nn.Module:
@@ -129,26 +130,29 @@ def _create(model: str, channels: int, arguments: dict) -> nn.Module:
     return net
 
 
-def _any_size(model: str, usual: tuple, plane: tuple | None, fixed: bool) -> tuple[dict, nn.Module | None]:
-    """The keywords with which a network takes planes of any size, and the network; (…, None) where there are none."""
+# What timm's networks raise for keywords that they do not take and for sizes that do not fit.
+_REFUSALS = (TypeError, AssertionError, RuntimeError, ValueError, IndexError, AttributeError)
+
+
+def _any_size(model: str, fixed: bool) -> tuple[dict, nn.Module | None, Tensor | None]:
+    """Keywords with which a network takes planes of any size, the network, its output; None where there are none."""
     for arguments in ({"dynamic_img_size": True}, {"strict_img_size": False}) if fixed else ({},):
         try:
             net = _create(model, 1, arguments)
-            for size in (usual, tuple(2 * n for n in usual)):
-                net.forward_features(torch.zeros(1, 1, *size))
-            return arguments, net
-        except (TypeError, AssertionError, RuntimeError, ValueError, IndexError):
+            net.forward_features(torch.zeros(2, 1, _TRIAL_EDGE // 2, _TRIAL_EDGE // 2))
+            return arguments, net, net.forward_features(torch.zeros(2, 1, _TRIAL_EDGE, _TRIAL_EDGE))
+        except _REFUSALS:
             continue
-    return {}, None
+    return {}, None, None
 
 
-def _one_size(model: str, usual: tuple, plane: tuple) -> tuple[dict, nn.Module]:
+def _one_size(model: str, usual: tuple, plane: tuple) -> tuple[dict, nn.Module, Tensor]:
+    """The same for a network that is built for one size."""
     for arguments in ({"img_size": plane}, *([{}] if plane == usual else [])):
         try:
             net = _create(model, 1, arguments)
-            net.forward_features(torch.zeros(1, 1, *plane))
-            return arguments, net
-        except (TypeError, AssertionError, RuntimeError, ValueError, IndexError, AttributeError) as error:
+            return arguments, net, net.forward_features(torch.zeros(2, 1, *plane))
+        except _REFUSALS as error:
             reason = error
     raise InputError(
         f"timm's {model} cannot be run on slices of {plane[0]}x{plane[1]} ({str(reason)[:200]}); "
@@ -209,8 +213,8 @@ def _intermediates(net: nn.Module, size: tuple, deepest: int) -> list[tuple[int,
     if not hasattr(net, "forward_intermediates"):
         return []
     try:
-        _, maps = net.forward_intermediates(torch.zeros(1, 1, *size), output_fmt="NCHW")
-    except (AssertionError, RuntimeError, TypeError, ValueError):
+        _, maps = net.forward_intermediates(torch.zeros(2, 1, *size), output_fmt="NCHW")
+    except _REFUSALS:
         return []
     info = net.feature_info if isinstance(net.feature_info, list) else []
     found = {}
@@ -247,12 +251,10 @@ def _stem_keys(model: str, net: nn.Module, arguments: dict, cfg) -> tuple[str, .
     return tuple(f"net.{key}" for key in keys)
 
 
-def _with_sizes(net: nn.Module, layout: Layout, model: str) -> Layout:
+def _with_sizes(net: nn.Module, layout: Layout, model: str, least: int) -> Layout:
     """Find the smallest plane, and whether edges have to be multiples of the stride."""
-    from dataclasses import replace
-
     stride = layout.strides[-1]
-    smallest = next((n * stride for n in (1, 2, 3, 4, 7) if _fits(net, layout, n * stride)), None)
+    smallest = next((n * stride for n in range(least, 8) if _fits(net, layout, n * stride)), None)
     if smallest is None:
         raise InputError(f"timm's {model} gives maps whose size does not follow its strides; choose another")
     free = all(_fits(net, layout, edge) for edge in (smallest + 1, smallest + stride // 2, 4 * stride - 1))
@@ -263,7 +265,7 @@ def _fits(net: nn.Module, layout: Layout, edge: int) -> bool:
     """Whether a plane of that size runs in training mode and gives the maps that the strides promise."""
     try:
         maps = all_maps(net, torch.zeros(2, 1, edge, edge), layout)
-    except (AssertionError, RuntimeError, ValueError, IndexError):
+    except _REFUSALS:
         return False
     expected = [(2, width, *[-(-edge // stride)] * 2) for width, stride in zip(layout.widths, layout.strides)]
     return [tuple(m.shape) for m in maps] == expected
