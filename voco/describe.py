@@ -182,6 +182,8 @@ _RUN_METRICS = (
     "heldout/position_accuracy_balanced",
     "heldout/disjoint_accuracy_balanced",
     "heldout/mean_cosine",
+    "heldout/top1",
+    "heldout/top1_balanced",
 )
 
 
@@ -198,12 +200,10 @@ def _run(path: Path) -> Iterator[str]:
     saved = sorted(item.name for item in (path / "checkpoints").glob("step-*"))
     rows["checkpoints"] = f"{len(saved)}, newest {saved[-1]}" if saved else "none"
     yield from table({"kind": "run", **rows})
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        yield from (
-            "",
-            "did it learn?",
-            *(f"  {line}" for line in json.loads((path / "health.json").read_text())["verdict"]),
-        )
+    for report in ("health.json", "video.json"):
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            verdict = json.loads((path / report).read_text())["verdict"]
+            yield from ("", "did it learn?", *(f"  {line}" for line in verdict))
     if (path / "encoder" / "config.json").is_file():
         yield ""
         yield from describe_encoder(path / "encoder")

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 METHODS: Registry[str] = Registry("pretraining method")
 METHODS.register("voco3d")("voco.methods.voco3d:VoCo3D")
 METHODS.register("voco2d")("voco.methods.voco2d:VoCo2D")
+METHODS.register("video")("voco.methods.video:VideoClassification")
 
 
 def method_class(name: str) -> type[nn.Module]:
