@@ -63,7 +63,7 @@ def describe_weights(path: Path) -> Iterator[str]:
     """A weights file of any project: what is inside, which encoders it fits and how it would be fed."""
     from voco.weights.folder import find_encoder_folder
     from voco.weights.read import read_tensors
-    from voco.weights.recognise import recognise
+    from voco.weights.recognise import nearest_miss, recognise
 
     if find_encoder_folder(path) is not None:
         yield from describe_encoder(path.parent)
@@ -82,6 +82,7 @@ def describe_weights(path: Path) -> Iterator[str]:
         yield from table(
             {
                 "fits": "no encoder that is known here; `voco encoders` lists them",
+                "nearest": " ".join((nearest_miss(path) or "").split()),
                 "first": ", ".join(names[:5]),
                 "last": ", ".join(names[-5:]),
             }

@@ -236,7 +236,7 @@ DAMAGE = {
     "nan": r"not finite.*stages\.2\.norm1\.weight",
     # stages.3 has 378,432 of the 505,116 parameters.
     "half_missing": r"fills 25\.0% of the parameters, 100% are needed",
-    "deeper": r"1 tensors more, inside what the encoder also has.*stages\.4\.conv1\.weight",
+    "deeper": r"1 tensor more, inside what the encoder also has.*stages\.4\.conv1\.weight",
     "integers": r"int64, wanted",
     "no_tensors": r"holds no weights.*epoch",
     "cut": r"its end is missing",

@@ -86,10 +86,34 @@ def test_wrong_architecture_is_told_which_would_be_right(torchvision_file):
 def test_unknown_network_shows_what_it_holds(tmp_path, capsys):
     save_file({f"blocks.{i}.thing.weight": torch.ones(2, 3) for i in range(30)}, tmp_path / "x.safetensors")
     assert recognise(tmp_path / "x.safetensors") == []
-    with pytest.raises(InputError, match=r"fits no encoder.*30 tensors: blocks\.0\.thing\.weight \(2, 3\)"):
+    with pytest.raises(InputError, match=r"fits no encoder.*30 tensors: blocks\.0\.thing\.weight \(2, 3\)") as error:
         load_encoder(tmp_path / "x.safetensors")
+    assert "nearest" not in str(error.value)
     assert main(["inspect", str(tmp_path / "x.safetensors")]) == 0
     assert "no encoder that is known here" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    (
+        ("renamed", r"mc3_18 \(torchvision\), but the stem is missing: stem\.0\.weight"),
+        ("transposed", r"mc3_18 .*1 tensor of another shape or type:\s+layer2\.0\.conv1\.0\.weight \(64, 128, 1, 3, 3\)"),
+        ("statistic", r"mc3_18 .*running statistics are missing: stem\.1\.running_var"),
+    ),
+)
+def test_file_that_nearly_fits_is_told_what_is_wrong_with_it(damage, said, torchvision_file, tmp_path, capsys):
+    state = dict(torch.load(torchvision_file, weights_only=True))
+    if damage == "renamed":
+        state["stem.0.weights"] = state.pop("stem.0.weight")
+    elif damage == "transposed":
+        state["layer2.0.conv1.0.weight"] = state["layer2.0.conv1.0.weight"].transpose(0, 1).contiguous()
+    else:
+        state["stem.1.variance"] = state.pop("stem.1.running_var")
+    torch.save(state, tmp_path / "x.pt")
+    with pytest.raises(InputError, match=r"fits no encoder.*nearest is " + said):
+        load_encoder(tmp_path / "x.pt")
+    assert main(["inspect", str(tmp_path / "x.pt")]) == 0
+    assert re.search("nearest +" + said, capsys.readouterr().out)
 
 
 def test_inspect_says_what_a_file_is(torchvision_file, tmp_path, capsys):

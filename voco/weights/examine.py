@@ -88,14 +88,16 @@ def misfit(encoder: Encoder, found: Examination, exact: bool = False) -> str | N
         return "no tensor has a name that the encoder knows (another architecture?)"
     if fit.mismatched:
         lines = [f"  {text}" for text in list(fit.mismatched.values())[:EXAMPLES]]
-        return f"{len(fit.mismatched)} tensors have another shape or type:\n" + "\n".join(lines)
+        return f"{_tensors(len(fit.mismatched))} of another shape or type:\n" + "\n".join(lines)
     if lost_stems:
         return f"the stem is missing: {', '.join(lost_stems)}"
     if fit.coverage < minimum:
         return f"it fills {_percent(fit.coverage)} of the parameters, {_percent(minimum)} are needed"
+    if lost_statistics and match.format.minimum is None:
+        return f"running statistics are missing: {', '.join(lost_statistics[:EXAMPLES])}"
     if match.strangers and not exact:
         return (
-            f"the file's network has {len(match.strangers)} tensors more, inside what the encoder also has (a deeper "
+            f"the file's network has {_tensors(len(match.strangers))} more, inside what the encoder also has (a deeper "
             f"or otherwise different network?): {', '.join(match.strangers[:EXAMPLES])}"
         )
     if found.torn:
@@ -105,8 +107,6 @@ def misfit(encoder: Encoder, found: Examination, exact: bool = False) -> str | N
         )
     if exact and (report.missing or report.unexpected or report.dropped):
         return "the folder's config.json and its weights do not belong together"
-    if lost_statistics and match.format.minimum is None:
-        return f"running statistics are missing: {', '.join(lost_statistics[:EXAMPLES])}"
     if fit.not_finite:
         return f"it holds values that are not finite, for example in {fit.not_finite[0]}"
     return None
@@ -114,6 +114,10 @@ def misfit(encoder: Encoder, found: Examination, exact: bool = False) -> str | N
 
 def _same(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b)
+
+
+def _tensors(count: int) -> str:
+    return f"{count} tensor{'' if count == 1 else 's'}"
 
 
 def _percent(share: float) -> str:

@@ -46,10 +46,11 @@ class Format:
         """What a key is that this format knows and an encoder does not want, else None."""
         return next((reason for pattern, reason in self.drop.items() if re.match(pattern, key)), None)
 
-    def may_be(self, keys: Iterable[str]) -> bool:
-        """Whether each of the marks is found in some key."""
+    def may_be(self, keys: Iterable[str], least: int | None = None) -> bool:
+        """Whether each of the marks, or ``least`` of them, is found in some key."""
         listing = "\n".join(keys)
-        return all(re.search(mark, listing, re.MULTILINE) for mark in self.marks)
+        found = sum(re.search(mark, listing, re.MULTILINE) is not None for mark in self.marks)
+        return found >= (len(self.marks) if least is None else least)
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,17 @@ from voco.encoders import create_encoder
 from voco.encoders.base import ENCODERS, Encoder
 from voco.encoders.spec import InputSpec
 from voco.errors import InputError
-from voco.weights.examine import EXAMPLES, examine, misfit
+from voco.weights.examine import EXAMPLES, Examination, examine, misfit
 from voco.weights.families import families
+from voco.weights.formats import Family
 from voco.weights.match import stripped
 from voco.weights.nnssl import NNSSL_WRAPPER, PLAN_FILE, NnsslPlan, plan_of
 from voco.weights.read import read_tensors
 from voco.weights.report import LoadReport
 from voco.weights.sources import WeightSource, source_of_file, sources_of, usual_input
+
+# Share of the parameters from which on a file that does not fit was meant for the network.
+_NEAR = 0.5
 
 
 @dataclass(frozen=True)
@@ -60,15 +64,50 @@ def recognise(path: Path) -> list[Guess]:
     if plan := _plan(path, content):
         guess = _try(plan.arch, plan.arguments, content, path)
         return [replace(guess, input_spec=plan.input_spec)] if guess else []
-    names = [name for key in content[0] for name, _ in stripped(key)]
-    guesses = []
-    for family in families().values():
-        if any(fmt.marks and fmt.may_be(names) for fmt in family.formats):
-            architectures = (name for name in ENCODERS if ENCODERS[name].family == family.name)
-            guesses += [_best_variant(arch, {}, content, path) for arch in architectures]
+    names = _names(content)
+    guesses = [
+        _best_variant(arch, {}, content, path)
+        for family in families().values()
+        if any(fmt.marks and fmt.may_be(names) for fmt in family.formats)
+        for arch in _architectures(family)
+    ]
     # Of twins the one that needs least adapting, then the one whose published file has this name.
     found = [guess for guess in guesses if guess is not None]
     return sorted(found, key=lambda g: (*_effort(g), g.source is None, g.arch))
+
+
+def nearest_miss(path: Path) -> str | None:
+    """What keeps a file that fits no encoder from the one that it comes closest to, in words.
+
+    For files with a damaged, renamed or missing tensor: here one mark of a format is enough to try its family.
+
+    Args:
+        path: weights file for which ``recognise`` finds nothing.
+
+    Returns:
+        The architecture and its objection, or None where the file fills less than half of any.
+    """
+    content = read_tensors(path)
+    names = _names(content)
+    misses = []
+    for family in families().values():
+        if not any(fmt.may_be(names, least=1) for fmt in family.formats if fmt.marks):
+            continue
+        for arch in _architectures(family):
+            for variant in _variants(arch, {}):
+                encoder, found = _examined(arch, variant, content, path)
+                if found.fit.coverage >= _NEAR and (problem := misfit(encoder, found)):
+                    rank = found.fit.coverage, -len(found.match.strangers), -len(found.fit.missing)
+                    misses.append((rank, f"{arch} ({found.report.format}), but {problem}"))
+    return max(misses, key=lambda miss: miss[0])[1] if misses else None
+
+
+def _names(content: tuple) -> list[str]:
+    return [name for key in content[0] for name, _ in stripped(key)]
+
+
+def _architectures(family: Family) -> list[str]:
+    return [name for name in ENCODERS if ENCODERS[name].family == family.name]
 
 
 def _plan(path: Path, content: tuple) -> NnsslPlan | None:
@@ -93,10 +132,7 @@ def recognise_as(arch: str, path: Path, arguments: Mapping) -> Guess | None:
 
 def _best_variant(arch: str, arguments: Mapping, content: tuple, path: Path) -> Guess | None:
     records = sources_of(arch)
-    variants = [{}, *(dict(source.arguments) for source in records)]
-    variants = [{**variant, **arguments} for variant in variants]
-    variants = [variant for i, variant in enumerate(variants) if variant not in variants[:i]]
-    guesses = [guess for variant in variants if (guess := _try(arch, variant, content, path))]
+    guesses = [guess for variant in _variants(arch, arguments) if (guess := _try(arch, variant, content, path))]
 
     def unusual(guess: Guess) -> tuple[bool, bool]:
         published = guess.source is not None and guess.source.is_published_file(path) is not False
@@ -110,15 +146,25 @@ def _best_variant(arch: str, arguments: Mapping, content: tuple, path: Path) -> 
     return min(guesses, key=lambda guess: (*_effort(guess), *unusual(guess)), default=None)
 
 
+def _variants(arch: str, arguments: Mapping) -> list[dict]:
+    """Arguments to try: the default and those of each published record, all with the given ones."""
+    variants = [{**variant, **arguments} for variant in ({}, *(source.arguments for source in sources_of(arch)))]
+    return [variant for i, variant in enumerate(variants) if variant not in variants[:i]]
+
+
 def _effort(guess: Guess) -> tuple[float, int]:
     return -guess.report.coverage, len(guess.report.adapted)
 
 
-def _try(arch: str, arguments: dict, content: tuple, path: Path) -> Guess | None:
+def _examined(arch: str, arguments: dict, content: tuple, path: Path) -> tuple[Encoder, Examination]:
     tensors, wrapper, chosen = content
     with torch.device("meta"):
         encoder = create_encoder(arch, **arguments)
-    found = examine(encoder, tensors, path.name, wrapper=wrapper, chosen=chosen)
+    return encoder, examine(encoder, tensors, path.name, wrapper=wrapper, chosen=chosen)
+
+
+def _try(arch: str, arguments: dict, content: tuple, path: Path) -> Guess | None:
+    encoder, found = _examined(arch, arguments, content, path)
     if misfit(encoder, found):
         return None
     source = source_of_file(arch, path)
@@ -136,8 +182,11 @@ def load_recognised(path: Path) -> Encoder:
     if not guesses:
         tensors, *_ = read_tensors(path)
         keys = ", ".join(f"{key} {tuple(value.shape)}" for key, value in list(tensors.items())[:EXAMPLES])
+        near = nearest_miss(path)
         raise InputError(
-            f"{path.name} fits no encoder that is known here; it holds {len(tensors)} tensors: {keys}; "
+            f"{path.name} fits no encoder that is known here; "
+            + (f"the nearest is {near}\n" if near else "")
+            + f"it holds {len(tensors)} tensors: {keys}; "
             f"`voco encoders` lists what there is, create_encoder(NAME, checkpoint=FILE) says what one of them misses"
         )
     best = guesses[0]

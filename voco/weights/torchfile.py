@@ -166,12 +166,12 @@ def _look_into_zip(path: Path, mapped: mmap.mmap) -> tuple[TorchFile, Pickle]:
     names = {entry.filename.casefold() for entry in entries}  # torch's reader takes A and a for the same record
     if len(names) < len(entries):
         raise UnpicklingError("two records have one name")
+    root = entries[0].filename.partition("/")[0]
+    if f"{root}/constants.pkl".casefold() in names:
+        raise UnpicklingError("a TorchScript program, not weights: save its state_dict()")
     if any(entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size for entry in entries):
         raise UnpicklingError("its records are compressed, which torch never does; pack them again without")
     places = {entry.filename: (*_place(mapped, entry), entry.CRC) for entry in entries}
-    root = entries[0].filename.partition("/")[0]
-    if f"{root}/constants.pkl" in places:
-        raise UnpicklingError("a TorchScript program, not weights: save its state_dict()")
     start, stop, crc = places[f"{root}/data.pkl"]
     data = mapped[start:stop]
     if crc and zlib.crc32(data) != crc:
