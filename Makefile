@@ -37,7 +37,7 @@ else
 endif
 
 test: $(READY)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations 15
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --durations 15
 
 lint: $(READY)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
