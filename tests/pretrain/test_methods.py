@@ -1,0 +1,76 @@
+"""2D-VoCo and videos through the same command, and one method started from what another one wrote."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+import voco
+
+SMALL = """
+data: {workers: 0, heldout: 0.34}
+train: {steps: 3, batch_size: 2, lr: 1.0e-3, warmup: 1, save_every: 2, threads: 1}
+eval: {every: 0, windows: 1, queries: 2}
+log: {every: 1, with: []}
+"""
+CROPS = ("--data.spacing", "3", "--method.geometry.crop", "32", "--method.options.projector_dim", "32")
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("methods")
+    (folder / "small.yaml").write_text(SMALL)
+    (folder / "scans").mkdir()
+    for seed in range(3):
+        noise = sitk.GetImageFromArray(np.random.default_rng(seed).normal(size=(36, 100, 100)).astype(np.float32))
+        hu = sitk.GetArrayFromImage(sitk.DiscreteGaussian(noise, 6.0))
+        image = sitk.GetImageFromArray(np.clip(hu / hu.std() * 300, -900, 900).astype(np.int16))
+        image.SetSpacing((3.0, 3.0, 3.0))
+        sitk.WriteImage(image, str(folder / "scans" / f"p{seed}.nii.gz"))
+    return folder
+
+
+def run(work, out, *options):
+    arguments = ["--config", str(work / "small.yaml"), "--out", str(work / out), *options]
+    done = subprocess.run([sys.executable, "-m", "pretrain.run", *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    record = json.loads((work / out / "run.json").read_text())
+    assert record["state"] == "finished"
+    cost = record["cost"]
+    assert cost["volumes_seen"] == 6
+    assert cost["parameters_encoder"] > 1e5 and cost["flops_per_volume"] > 1e6
+    assert cost["peak_memory_bytes"] > 1e8 and cost["seconds_per_volume"] > 0
+    return voco.load_encoder(work / out), done.stderr
+
+
+def test_video_then_voco3d_and_2d_voco(work):
+    from voco.phantom.cohort import write_cohort
+
+    pytest.importorskip("av")
+    write_cohort(work / "clips", layout="video", cases=16, seed=0, workers=1, progress=False)
+    (work / "clips" / "moves_left").mkdir(exist_ok=True)
+    (work / "clips" / "broken.mp4").write_bytes(b"no video")
+    clip = ("--method.clip.frames", "16", "--method.clip.size", "32", "32", "--encoder.name", "cnn3d_s")
+    encoder, _ = run(work, "video", "--method.name", "video", "--data.root", str(work / "clips"), *clip)
+    [first] = encoder.provenance
+    assert first["method"] == "video" and len(first["classes"]) > 2 and first["cost"]["volumes_seen"] == 6
+    for name in ("video.json", "figures/confusion.png", "figures/accuracy.png", "rejected.csv"):
+        assert (work / "video" / name).is_file()
+
+    chained = ("--encoder.name", "cnn3d_s", "--encoder.weights", str(work / "video"))
+    encoder, _ = run(work, "voco3d", "--data.root", str(work / "scans"), *CROPS, *chained)
+    assert [entry["method"] for entry in encoder.provenance] == ["video", "voco3d"]
+    record = json.loads((work / "voco3d" / "run.json").read_text())
+    assert record["load_report"]["coverage"] == 1.0
+
+    options = ("--method.name", "voco2d", "--encoder.name", "slices/resnet10t", "--method.options.slices", "4")
+    encoder, said = run(work, "voco2d", "--data.root", str(work / "scans"), *CROPS, *options)
+    assert encoder.name == "slices/resnet10t"
+    assert encoder.provenance[0]["settings"]["options.slices"] == 4
+    assert "histogram" in json.loads((work / "voco2d" / "health_lines.json").read_text())
+    assert "did it learn?" in said
