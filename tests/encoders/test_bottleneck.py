@@ -102,7 +102,7 @@ def test_constant_depth_gives_the_2d_features(name, inflate, resnet50):
     assert load_weights(encoder, path, inflate=inflate).coverage == 1
     image = torch.randn(1, 3, 64, 45, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        features = encoder.pool(image[:, :, None].expand(-1, -1, 5, -1, -1))
+        features = encoder.pool(image[:, :, None].expand(-1, -1, 6, -1, -1))
         assert_same(features, net(image))
 
 
@@ -112,17 +112,28 @@ def test_without_stride_c2d_gives_the_published_positions_and_those_between():
     state = published.state_dict()
     finer = build("c2d_r50", windows=1, state=state, depth_stride=1)
     unpooled = build("c2d_r50", windows=1, state=state, depth_pool=False)
-    x = spread((1, 1, 7, 32, 48), 0.25).float()
+    x = spread((1, 1, 8, 32, 48), 0.25).float()
     with torch.inference_mode():
         coarse, fine = published.forward_features(x), finer.forward_features(x)
-        assert coarse.shape[2] == 4  # 7 rounded up: an odd last slice is kept
-        assert fine.shape[2] == 7
+        assert coarse.shape[2] == 4
+        assert fine.shape[2] == 8
         assert_same(fine[:, :, ::2], coarse)
         first = unpooled.pyramid(x)[1]
         between = torch.maximum(first[:, :, 1:6:2], first[:, :, 2:7:2])
         for stage in list(finer.blocks)[3:]:
             between = stage(between)
         assert_same(fine[:, :, 1:6:2], between)
+
+
+@pytest.mark.parametrize("name", ["c2d_r50", "i3d_r50"])
+def test_pairs_of_slices_are_whole(name):
+    """Published code drops an odd last slice; here there is none, so features are the published ones at any depth."""
+    with torch.device("meta"):
+        published, finer = create_encoder(name), create_encoder(name, depth_stride=1)
+    assert published.input_spec.size_multiple == (2, 1, 1)
+    assert finer.input_spec.size_multiple == (1, 1, 1)
+    small = build(name, windows=1)
+    assert small.prepare(torch.zeros(1, 1, 5, 32, 33)).shape == (1, 1, 6, 32, 33)
 
 
 @pytest.mark.parametrize(
@@ -138,8 +149,8 @@ def test_depth_strides_go_from_the_back(name, strides):
         with torch.device("meta"):
             encoder = create_encoder(name, depth_stride=total)
             if total == 2:
-                maps = encoder.pyramid(torch.zeros(1, 1, 9, 33, 32))
-                assert [m.shape[2] for m in maps] == [-(-9 // n) for n in (1, *expected)]
+                maps = encoder.pyramid(torch.zeros(1, 1, 10, 33, 32))
+                assert [m.shape[2] for m in maps] == [-(-10 // n) for n in (1, *expected)]
         assert tuple(info["reduction"][0] for info in encoder.feature_info[1:]) == expected
         assert encoder.input_spec.min_size[0] == max(4, 2 * total)
     with pytest.raises(InputError, match=rf"{name}.*{', '.join(map(str, strides))}; found depth_stride=3"):

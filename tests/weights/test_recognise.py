@@ -97,7 +97,7 @@ def test_unknown_network_shows_what_it_holds(tmp_path, capsys):
     ("damage", "said"),
     (
         ("renamed", r"mc3_18 \(torchvision\), but the stem is missing: stem\.0\.weight"),
-        ("transposed", r"mc3_18 .*1 tensor of another shape or type:\s+layer2\.0\.conv1\.0\.weight \(64, 128, 1, 3, 3\)"),
+        ("transposed", r"mc3_18 .*1 tensor of another shape or type:\s+layer2\.0\.conv1\.0\.weight \(64, 128, 1"),
         ("statistic", r"mc3_18 .*running statistics are missing: stem\.1\.running_var"),
     ),
 )

@@ -182,8 +182,8 @@ class Stem(nn.Module):
 class DepthMaxPool(nn.Module):
     """Maximum of two neighbouring slices, or nothing (``size`` 1).
 
-    An odd last slice is kept (published code drops it). Without stride each slice is compared with the next, so that
-    every other position is what the strided pool gives.
+    With stride it takes an even number of slices: published code drops an odd last one. Without, each slice is compared
+    with the next, so that every other position is what the strided pool gives.
     """
 
     def __init__(self, size: int, stride: int):
@@ -194,7 +194,7 @@ class DepthMaxPool(nn.Module):
         if self.size == 1:
             return x
         if self.stride == 2:
-            return F.max_pool3d(x, (2, 1, 1), (2, 1, 1), ceil_mode=True)
+            return F.max_pool3d(x, (2, 1, 1), (2, 1, 1))
         return F.max_pool3d(x, (2, 1, 1), 1, (1, 0, 0))[:, :, 1:]
 
 

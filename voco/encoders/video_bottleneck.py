@@ -60,7 +60,8 @@ class BottleneckEncoder(Encoder):
     """Stem and four stages of a PyTorchVideo network, without its head.
 
     The published head averages windows of the size of the training clip; here ``pool`` averages the whole map, which
-    is the same at that size. Any size from ``min_size`` up is taken as it is: sizes are rounded up at each stride.
+    is the same at that size. Any size from ``min_size`` up is taken as it is, rounded up at each stride; but the pool
+    of C2D and I3D takes pairs of slices, so that ``prepare`` makes their number even.
 
     Args:
         input_spec: channels of the input, windows and sizes.
@@ -92,7 +93,11 @@ class BottleneckEncoder(Encoder):
             modules.append(Stage(width, stage))
             width = stage.width_out
 
-        super().__init__(with_depth_stride(input_spec, depth_stride), info)
+        spec = with_depth_stride(input_spec, depth_stride)
+        if network.depth_pool == 2 and strides[1] == 2:
+            # The pool drops an odd last slice. Rounding up would change the features of published weights.
+            spec = replace(spec, size_multiple=(2, *spec.size_multiple[1:]))
+        super().__init__(spec, info)
         self.blocks = nn.ModuleList(modules)
         initialise_convolutions(self)
 
