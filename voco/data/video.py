@@ -22,6 +22,8 @@ SUFFIXES = frozenset(
 )
 # Play lists and other text formats would let a "video" name any file or address of this machine.
 _FORMATS = "mov,matroska,avi,mpegts,mpeg,flv,ogg,asf,mpegvideo,h264,hevc,m4v,ivf,mjpeg,dv,gxf,mxf,nut,rm"
+# Tried: after a seek, these give frames their true times. MPEG program streams do not.
+_SEEKABLE = ("mov", "matroska", "avi", "mpegts", "flv", "asf")
 _OPEN_SECONDS = 30.0
 _LARGEST = 1 << 26  # pixels of a frame; 8K video has half of that
 _WORTH_A_SEEK = 8  # frames that a seek must save: below, decoding on is as fast
@@ -61,6 +63,7 @@ class FrameIndex:
         targets: time to seek to so as to reach that frame, if it is a key: presentation or decoding time, as the
             demuxer of the format expects.
         in_order: the file holds no true presentation times; frames are numbered as they leave the decoder.
+        seekable: times are right after a seek; else decoding starts with the file.
     """
 
     pts: np.ndarray
@@ -68,6 +71,7 @@ class FrameIndex:
     keys: np.ndarray
     targets: np.ndarray
     in_order: bool = False
+    seekable: bool = True
 
     @property
     def step_s(self) -> float:
@@ -185,7 +189,7 @@ class VideoReader:
         pts, keys = self.index.pts, np.flatnonzero(self.index.keys)
         key_of = keys[np.maximum(np.searchsorted(keys, wanted, side="right") - 1, 0)] if len(keys) else wanted * 0
         found: dict[int, np.ndarray] = {}
-        todo, from_start = 0, self._in_order
+        todo, from_start = 0, self._in_order or not self.index.seekable
         while todo < len(wanted):
             first = 0 if from_start else int(key_of[todo])
             previous, jumped = None, False
@@ -221,7 +225,7 @@ class VideoReader:
         """Frames from a keyframe on, in order of presentation, with their presentation times in stream units."""
         import av
 
-        self._container.seek(int(self.index.targets[first]), stream=self._stream)
+        self._go_to(first)
         last, count = None, 0
         for packet in self._packets():
             try:
@@ -242,6 +246,18 @@ class VideoReader:
                 if frame.pts != last:
                     last = frame.pts
                     yield last, frame
+
+    def _go_to(self, first: int) -> None:
+        import av
+
+        if self.index.seekable:
+            try:
+                self._container.seek(int(self.index.targets[first]), stream=self._stream)
+                return
+            except av.error.FFmpegError:
+                pass  # a damaged table of contents; from the start it always goes
+        self.close()
+        self._container, self._stream = _open(self.path)
 
     def _packets(self) -> Iterator:
         import av
@@ -278,6 +294,7 @@ class VideoReader:
             keys=np.array([keys[time] for time in pts], bool),
             targets=np.array([targets[time] for time in pts], np.int64),
             in_order=in_order,
+            seekable=any(name in self._container.format.name for name in _SEEKABLE),
         )
 
 

@@ -32,7 +32,7 @@ class Converter:
             height, width = self.size
         elif self.size is not None:
             height, width = short_side_size(shown, self.size)
-        shrinks = height <= shown[0] and width <= shown[1]
+        shrinks = height <= shown[0] and width <= shown[1] and (height, width) != shown
         # The exact flags make the result independent of the processor's instruction set.
         how = (Interpolation.AREA if shrinks else Interpolation.BILINEAR).value
         how |= Interpolation.ACCURATE_RND.value | Interpolation.BITEXACT.value

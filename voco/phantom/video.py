@@ -25,14 +25,12 @@ CLASSES = {
     "turns_left": ("angle", -1),
     "turns_right": ("angle", 1),
 }
-ACTORS = 16
+ACTORS = 32
 _RATES = (8, 10, 12, 15, 20, 25, 30)
 # Part of a round during the clip. Below half a round between two of 8 frames, the direction stays plain.
-_ROUNDS = {"row": (0.5, 1.1), "column": (0.5, 1.1), "size": (0.6, 1.1), "angle": (0.35, 0.8)}
-_SIZES = (
-    0.13,
-    0.30,
-)  # half the shape's extent as a share of the shorter side; a round of size: from one to the other
+_ROUNDS = {"row": (0.5, 1.1), "column": (0.5, 1.1), "size": (0.6, 1.1), "angle": (0.45, 1.0)}
+# Half the shape's extent as a share of the shorter side; a round of size goes from one to the other and starts again.
+_SIZES = (0.13, 0.30)
 
 
 @dataclass(frozen=True)
@@ -69,12 +67,13 @@ class PhantomClip:
 def make_clip(seed: int, index: int) -> PhantomClip:
     """Draw clip ``index``; it is the same in a set of any size.
 
-    Labels and actors take turns: clips 8 k … 8 k + 7 are the eight classes by actor k mod 16.
+    Labels and actors take turns: clips 8 k … 8 k + 7 are the eight classes by actor k mod 32.
     """
     rng = np.random.default_rng(derive_seed(seed, "phantom clip", index))
     label = list(CLASSES)[index % len(CLASSES)]
     actor = make_actor(seed, index // len(CLASSES) % ACTORS)
-    height, width = (int(n) * 2 for n in rng.integers(32, 65, 2))
+    short = int(rng.integers(32, 50))
+    height, width = (2 * int(n) for n in rng.permutation([short, round(short * rng.uniform(1, 1.3))]))
     count, fps = int(rng.integers(16, 49)), int(rng.choice(_RATES))
     times = np.arange(count)
     if rng.random() < 0.25:
