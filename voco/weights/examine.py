@@ -93,7 +93,7 @@ def misfit(encoder: Encoder, found: Examination, exact: bool = False) -> str | N
         return f"the stem is missing: {', '.join(lost_stems)}"
     if fit.coverage < minimum:
         return f"it fills {_percent(fit.coverage)} of the parameters, {_percent(minimum)} are needed"
-    if lost_statistics and match.format.minimum is None:
+    if lost_statistics and match.format.minimum is None and not exact:
         return f"running statistics are missing: {', '.join(lost_statistics[:EXAMPLES])}"
     if match.strangers and not exact:
         return (
