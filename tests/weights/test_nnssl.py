@@ -167,6 +167,17 @@ def test_a_file_that_keeps_shared_tensors_once(tmp_path):
         assert torch.equal(value, tensors["encoder." + key])
 
 
+def test_two_names_of_a_tensor_must_agree(tmp_path):
+    found = read(dynamic())
+    encoder = create_encoder(found.arch, **found.arguments)
+    tensors = dict(checkpoint(encoder, PLAN)["network_weights"])
+    name = next(key for key in tensors if key.startswith("encoder.") and key.endswith("all_modules.0.weight"))
+    tensors[name] = tensors[name] + 1
+    torch.save(tensors, tmp_path / "file.pth")
+    with pytest.raises(InputError, match=r"two networks(.|\n)*all_modules\.0\.weight differ"):
+        load_weights(encoder, tmp_path / "file.pth")
+
+
 def test_plans_beside_the_file_and_none_at_all(tmp_path):
     torch.save({"network_weights": {"encoder.stem.convs.0.conv.weight": torch.ones(1)}}, tmp_path / "file.pth")
     assert plan_of(tmp_path / "file.pth") is None

@@ -125,7 +125,7 @@ def _matches(fmt: Format, wanted: Mapping[str, Tensor], tensors: Mapping[str, Te
         if all(index in pieces for index in range(next(iter(pieces.values()))[1])):
             found[network].keys.setdefault(target, tuple(pieces[index][0] for index in sorted(pieces)))
     for match in found.values():
-        match.dropped = dict(dropped)
+        match.dropped = dropped | {again: "repeated name" for _, again in match.doubles}
         of_network = strangers.get(match.network, []) if match.network else []
         match.strangers = (*strangers.get(None, ()), *of_network)
     return list(found.values())

@@ -13,19 +13,11 @@ _DROP = {r"decoder\.": "decoder", r"seg_layers\.": "decoder"}
 
 
 def _from_sequence(key: str) -> str:
-    """Names of a file that keeps shared tensors once, under their place in the sequence."""
+    """Both names of a tensor mean the same, and some files keep only the one in the sequence."""
     return re.sub(r"all_modules\.[01]\.", lambda match: _TWICE[match.group()], key)
 
 
 FAMILY = Family(
     "nnunet",
-    (
-        Format("nnU-Net", marks=(_MARK + r"conv\.weight",), drop={**_DROP, r".*\.all_modules\.": "repeated name"}),
-        Format(
-            "nnU-Net, sequences only",
-            marks=(_MARK + r"all_modules\.0\.weight",),
-            rename=_from_sequence,
-            drop=_DROP,
-        ),
-    ),
+    (Format("nnU-Net", marks=(_MARK + r"(conv|all_modules\.0)\.weight",), rename=_from_sequence, drop=_DROP),),
 )
