@@ -28,9 +28,9 @@ CLASSES = {
 ACTORS = 32
 _RATES = (8, 10, 12, 15, 20, 25, 30)
 # Part of a round during the clip. Below half a round between two of 8 frames, the direction stays plain.
-_ROUNDS = {"row": (0.5, 1.1), "column": (0.5, 1.1), "size": (0.6, 1.1), "angle": (0.45, 1.0)}
+_ROUNDS = {"row": (0.6, 1.2), "column": (0.6, 1.2), "size": (0.6, 1.2), "angle": (0.5, 1.0)}
 # Half the shape's extent as a share of the shorter side; a round of size goes from one to the other and starts again.
-_SIZES = (0.13, 0.30)
+_SIZES = (0.17, 0.42)
 
 
 @dataclass(frozen=True)
@@ -64,33 +64,58 @@ class PhantomClip:
     fps: int
 
 
+@dataclass(frozen=True)
+class Script:
+    """What happens in a clip, before anything is drawn.
+
+    Attributes:
+        label, actor, fps, times: as in :class:`PhantomClip`; the actor by number.
+        size: (H, W) in pixels.
+        place: (T,) each for row, column, size and angle, in rounds from 0 to 1.
+    """
+
+    label: str
+    actor: int
+    size: tuple[int, int]
+    fps: int
+    times: np.ndarray
+    place: dict[str, np.ndarray]
+
+
 def make_clip(seed: int, index: int) -> PhantomClip:
     """Draw clip ``index``; it is the same in a set of any size.
 
     Labels and actors take turns: clips 8 k … 8 k + 7 are the eight classes by actor k mod 32.
     """
+    script = write_script(seed, index)
+    actor = make_actor(seed, script.actor)
+    rng = np.random.default_rng(derive_seed(seed, "phantom picture", index))
+    frames = _draw(rng, actor, script.size, script.place)
+    name = f"{script.label}_{actor.name}_{index:04d}"
+    return PhantomClip(name, script.label, actor.name, frames, script.times, script.fps)
+
+
+def write_script(seed: int, index: int) -> Script:
+    """Draw what happens in clip ``index``."""
     rng = np.random.default_rng(derive_seed(seed, "phantom clip", index))
     label = list(CLASSES)[index % len(CLASSES)]
-    actor = make_actor(seed, index // len(CLASSES) % ACTORS)
     short = int(rng.integers(32, 50))
-    height, width = (2 * int(n) for n in rng.permutation([short, round(short * rng.uniform(1, 1.3))]))
+    size = tuple(2 * int(n) for n in rng.permutation([short, round(short * rng.uniform(1, 1.3))]))
     count, fps = int(rng.integers(16, 49)), int(rng.choice(_RATES))
     times = np.arange(count)
     if rng.random() < 0.25:
         times = np.flatnonzero((rng.random(count) > 0.25) | (times == 0))
-    changing, direction = CLASSES[label]
     place = {name: float(rng.random()) + np.zeros(len(times)) for name in _ROUNDS}
+    changing, direction = CLASSES[label]
     place[changing] = (place[changing] + direction * rng.uniform(*_ROUNDS[changing]) * times / count) % 1.0
-    frames = _draw(rng, actor, (height, width), place)
-    return PhantomClip(f"{label}_{actor.name}_{index:04d}", label, actor.name, frames, times, fps)
+    return Script(label, index // len(CLASSES) % ACTORS, size, fps, times, place)
 
 
 def make_actor(seed: int, number: int) -> Actor:
-    """Shape, colours and texture of one actor; shape and background differ clearly in brightness as well."""
+    """Shape, colours and texture of one actor; the shape is clearly brighter than the background, so gray is enough."""
     rng = np.random.default_rng(derive_seed(seed, "phantom actor", number))
-    dark, light = rng.uniform(20, 90, 3), rng.uniform(150, 240, 3)
-    colour, background = (dark, light) if rng.random() < 0.5 else (light, dark)
-    texture = (rng.uniform(3, 12), rng.uniform(0, np.pi), rng.uniform(0, 22))
+    background, colour = rng.uniform(10, 90, 3), rng.uniform(150, 245, 3)
+    texture = (rng.uniform(3, 12), rng.uniform(0, np.pi), rng.uniform(0, 12))
     return Actor(f"actor{number:02d}", number % len(_SHAPES), colour, background, texture)
 
 
@@ -180,7 +205,7 @@ def write_video(
         codec = "mpeg4"
     # x264 with its macroblock tree gives other bytes on every run.
     x264 = {"crf": "20", "preset": "veryfast", "x264-params": "mbtree=0"}
-    quality = {"libx264": x264, "mpeg4": {"qscale": "3"}}.get(codec, {})
+    quality = {"libx264": x264, "mpeg4": {"qmin": "2", "qmax": "4"}}.get(codec, {})
     with av.open(str(path), "w", options={"fflags": "+bitexact"}) as container:
         stream = container.add_stream(codec, rate=fps, options={"threads": "1", **quality, **options})
         stream.height, stream.width = frames.shape[1:3]
