@@ -179,12 +179,19 @@ def test_encoders_and_inspect_an_encoder(tmp_path, capsys):
     assert main(["encoders"]) == 0
     lines = capsys.readouterr().out.splitlines()
     architectures, weights = lines[1 : lines.index("")], lines[lines.index("") + 2 :]
-    assert [line.split()[0] for line in architectures] == list_encoders()
+    assert [line.split()[0] for line in architectures] == [*list_encoders(), "slices/NAME"]
     assert sorted(line.split()[0] for line in weights) == list_weights()
     assert main(["encoders", "*.kinetics400"]) == 0
     assert "r3d_18-b3b3357e.pth" in capsys.readouterr().out
     assert main(["encoders", "swin_b"]) == 0  # by its alias
     assert capsys.readouterr().out.splitlines()[1].startswith("swinunetr_b")
+    assert main(["encoders", "slices/resnet18.tv*"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines() if "/resnet" in line] == [
+        "slices/resnet18",
+        "slices/resnet18.tv_in1k",
+    ]
+    assert main(["encoders", "slices/nothing*"]) == 2
+    assert "no encoder matches" in capsys.readouterr().err
 
     encoder = create_encoder("cnn3d_s", window=(-321, 654))
     save_encoder(encoder, tmp_path / "run" / "encoder", {"method": "voco3d", "steps": 17})
