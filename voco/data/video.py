@@ -349,7 +349,8 @@ def _open(path: Path):
         container = av.open(
             os.path.abspath(path),
             metadata_errors="ignore",
-            options={"format_whitelist": _FORMATS, "protocol_whitelist": "file"},
+            # not "options": those go to every stream as well, and older PyAV crashes where streams turn up late (MPEG)
+            container_options={"format_whitelist": _FORMATS, "protocol_whitelist": "file"},
             timeout=(_OPEN_SECONDS, _OPEN_SECONDS),
         )
     except (av.error.FFmpegError, OSError, ValueError) as error:
@@ -357,8 +358,9 @@ def _open(path: Path):
     try:
         streams = [s for s in container.streams.video if not _is_cover(s)]
         if not streams:
-            kinds = ", ".join(sorted({s.type for s in container.streams})) or "nothing"
-            raise ScanError(f"no video stream; the file holds {kinds}")
+            # not "type", which crashes older PyAV where a codec is unknown
+            kinds = ", ".join(sorted({type(s).__name__.removesuffix("Stream").lower() for s in container.streams}))
+            raise ScanError(f"no video stream; the file holds {kinds or 'nothing'}")
         stream = streams[0]
         context = stream.codec_context
         if context is None:

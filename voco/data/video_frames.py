@@ -7,6 +7,9 @@ import contextlib
 import numpy as np
 
 CHANNELS = {"rgb": 3, "gray": 1}
+# Flags of libswscale, which PyAV names only from version 17 on. The exact ones (accurate rounding, bitexact) make the
+# result independent of the processor's instruction set.
+_BILINEAR, _AREA, _EXACT = 0x2, 0x20, 0x40000 | 0x80000
 
 
 class Converter:
@@ -24,8 +27,6 @@ class Converter:
         self._reformatter = VideoReformatter()  # one for all frames: its tables cost five times what a frame does
 
     def __call__(self, frame) -> np.ndarray:
-        from av.video.reformatter import Interpolation
-
         swap, flip_y, flip_x = orientation(frame, self.stream)
         height, width = shown = (frame.width, frame.height) if swap else (frame.height, frame.width)
         if isinstance(self.size, tuple):
@@ -33,9 +34,7 @@ class Converter:
         elif self.size is not None:
             height, width = short_side_size(shown, self.size)
         shrinks = height <= shown[0] and width <= shown[1] and (height, width) != shown
-        # The exact flags make the result independent of the processor's instruction set.
-        how = (Interpolation.AREA if shrinks else Interpolation.BILINEAR).value
-        how |= Interpolation.ACCURATE_RND.value | Interpolation.BITEXACT.value
+        how = (_AREA if shrinks else _BILINEAR) | _EXACT
         image = self._reformatter.reformat(
             frame,
             width=width if not swap else height,

@@ -30,7 +30,7 @@ _RATES = (8, 10, 12, 15, 20, 25, 30)
 # Part of a round during the clip. Below half a round between two of 8 frames, the direction stays plain.
 _ROUNDS = {"row": (0.6, 1.2), "column": (0.6, 1.2), "size": (0.6, 1.2), "angle": (0.5, 1.0)}
 # Half the shape's extent as a share of the shorter side; a round of size goes from one to the other and starts again.
-_SIZES = (0.17, 0.42)
+_SIZES = (0.14, 0.42)
 
 
 @dataclass(frozen=True)
