@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
+from voco.engine.cost import peak_memory_bytes
 from voco.engine.log import duration
 
 _WARMUP = 3
@@ -81,7 +80,7 @@ def make_plan(
         _finish_step(accelerator, model, optimizer)
         if index >= _WARMUP:
             seconds.append(time.perf_counter() - start)
-    peak = _peak(accelerator)
+    peak = peak_memory_bytes(accelerator.device)
     largest, memory = _largest_batch(accelerator, model, optimizer, first, peak)
     method = accelerator.unwrap_model(model)
     size = sum(t.numel() * t.element_size() for t in method.state_dict().values())
@@ -133,14 +132,7 @@ def _largest_batch(accelerator, model, optimizer, batch: dict, peak: int) -> tup
         _finish_step(accelerator, model, optimizer)
     except torch.OutOfMemoryError:
         return size, memory
-    each = (_peak(accelerator) - peak) / size
+    each = (peak_memory_bytes(accelerator.device) - peak) / size
     if each <= 0:
         return None, memory
     return max(size, int((0.92 * memory - peak) / each) + size), memory
-
-
-def _peak(accelerator) -> int:
-    if accelerator.device.type == "cuda":
-        return torch.cuda.max_memory_allocated(accelerator.device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
