@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pretrain.config import SCHEMA, check, check_same_data, check_same_settings
-from pretrain.session import Session, autocast_dtype, ready_to_train, training_loader
+from pretrain.training import Training, autocast_dtype, ready_to_train, training_loader
 from voco.config import flatten, parse, save_yaml, to_dict
 from voco.errors import InputError
 
@@ -131,9 +131,9 @@ def _run(config: dict, job, rank: int, world: int) -> int:
                 log.metrics(0, monitor.report(method, 0, accelerator.device, autocast_dtype(accelerator)))
                 accelerator.log(monitor.constants(), step=0)
             accelerator.wait_for_everyone()
-            session = Session(config, job, data, accelerator, method, log, record, monitor)
-            state = session.train(model, optimizer, state, checkpoints, stop)
-            session.finish(state, stop.received)
+            training = Training(config, job, data, accelerator, method, log, record, monitor)
+            state = training.train(model, optimizer, state, checkpoints, stop)
+            training.finish(state, stop.received)
     except BaseException as error:
         record.close("failed", error=f"{type(error).__name__}: {error}"[:500], last_step=state.step)
         raise

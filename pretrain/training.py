@@ -10,7 +10,7 @@ from voco.config import flatten
 
 
 @dataclass
-class Session:
+class Training:
     """What training needs at hand; ``run.py`` puts it together.
 
     Attributes:
