@@ -81,6 +81,8 @@ def _run(config: dict, job, rank: int, world: int) -> int:
             say(f"{out} is already finished ({train.steps} steps); its encoder is in {out / 'encoder'}")
             return 0
     encoder = _build_encoder(config)
+    if encoder.load_report is not None:
+        say(f"weights: {encoder.load_report}")
     job.check_encoder(encoder)  # refuses crops and clips that do not fit, before hours of preparing
     data = job.prepare_data(encoder.input_spec, rank, world, say)
     encoder.input_spec = job.as_fed(encoder.input_spec)

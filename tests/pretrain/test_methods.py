@@ -63,10 +63,11 @@ def test_video_then_voco3d_and_2d_voco(work):
         assert (work / "video" / name).is_file()
 
     chained = ("--encoder.name", "cnn3d_s", "--encoder.weights", str(work / "video"))
-    encoder, _ = run(work, "voco3d", "--data.root", str(work / "scans"), *CROPS, *chained)
+    encoder, said = run(work, "voco3d", "--data.root", str(work / "scans"), *CROPS, *chained)
     assert [entry["method"] for entry in encoder.provenance] == ["video", "voco3d"]
     record = json.loads((work / "voco3d" / "run.json").read_text())
     assert record["load_report"]["coverage"] == 1.0
+    assert "weights: model.safetensors -> cnn3d_s:" in said and "100.0% of the parameters" in said
 
     options = ("--method.name", "voco2d", "--encoder.name", "slices/resnet10t", "--method.options.slices", "4")
     encoder, said = run(work, "voco2d", "--data.root", str(work / "scans"), *CROPS, *options)
