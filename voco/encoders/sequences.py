@@ -297,7 +297,8 @@ def viptt(input_spec: InputSpec, chunk: int | None = None) -> ViPTT:
 
 @register_encoder(
     "lrcn",
-    family="sequences", part="slices/*",
+    family="sequences",
+    part="slices/*",
     input_spec=LRCN_SPEC,
     summary="ResNeXt-101 over slices, bidirectional GRU 256, three windows",
 )
@@ -312,7 +313,8 @@ def lrcn(
 
 @register_encoder(
     "voco2d_lstm",
-    family="sequences", part="slices/*",
+    family="sequences",
+    part="slices/*",
     input_spec=VOCO2D_SPEC,
     summary="2D-VoCo: EfficientNet (or any 2D network of timm) over slices, bidirectional LSTM 128, maximum",
 )

@@ -1,0 +1,174 @@
+"""Labeled studies, whatever data set they come from: scans, labels, and who belongs together."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import MappingProxyType
+
+from voco.data.manifest import Case, Rejection
+from voco.errors import InputError
+
+SPLITS = ("train", "validation", "test")
+PHANTOM_LIST = "phantoms.jsonl"
+_NONE: Mapping = MappingProxyType({})
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class LabeledCase:
+    """One scan with what is known about it.
+
+    Attributes:
+        case: the scan; ``case.patient`` is what splits keep together, ``case.split`` one of ``SPLITS`` where the data
+            set says so.
+        labels: label columns as published, numbers or text; empty for scans without labels (prediction).
+        unit: what the metric counts: the scores of all cases of one unit are averaged. Mostly the case's own id.
+        slices: label of each source slice by SOPInstanceUID, where slices are labeled.
+        fold: fold of a published cross-validation.
+        attributes: further columns for subgroups, e.g. site.
+        masks: name to path of a mask file, relative to the root.
+    """
+
+    case: Case
+    labels: Mapping[str, float | str] = _NONE
+    unit: str = ""
+    slices: Mapping[str, float] | None = None
+    fold: int | None = None
+    attributes: Mapping[str, str] = _NONE
+    masks: Mapping[str, str] = _NONE
+
+    def __post_init__(self):
+        if not self.unit:
+            object.__setattr__(self, "unit", self.case.id)
+
+    @property
+    def id(self) -> str:
+        return self.case.id
+
+    @property
+    def patient(self) -> str:
+        return self.case.patient
+
+
+@dataclass
+class LabeledManifest:
+    """A labeled data set.
+
+    Attributes:
+        root: paths are relative to it.
+        cases: sorted by id.
+        rejected: scans and rows that cannot be used, with the reason.
+        notes: sentences for the user: exclusions with their counts, what splits keep together.
+        patient_level: False where the set has no patient identity, so that splits keep only studies together.
+    """
+
+    root: Path
+    cases: list[LabeledCase] = field(default_factory=list)
+    rejected: list[Rejection] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    patient_level: bool = True
+
+
+def read_table(path: str | Path, columns: Sequence[str], *, keys: Sequence[str] = (), what: str = "table"):
+    """A published CSV as text columns (pandas, dtype str), checked for what must be there.
+
+    Args:
+        path: CSV file, UTF-8 with or without a mark.
+        columns: columns that must be there; others are kept.
+        keys: columns that together must be different in every row.
+        what: how to call the file in errors.
+
+    Raises:
+        InputError: no such file, no CSV, missing columns, an empty table, or rows with the same keys.
+    """
+    import pandas as pd
+
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{what} {path} does not exist; expected a CSV with the columns {', '.join(columns)}")
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise InputError(f"{what} {path} is not a readable CSV: {error}") from None
+    table.columns = [str(name).strip() for name in table.columns]
+    if missing := [name for name in columns if name not in table.columns]:
+        raise InputError(
+            f"{what} {path} lacks the columns {', '.join(missing)}; found {', '.join(table.columns)}. Give the file as "
+            "it was published"
+        )
+    if table.empty:
+        raise InputError(f"{what} {path} holds no row")
+    for name in table.columns:
+        table[name] = table[name].str.strip()
+    if keys:
+        repeated = table[table.duplicated(list(keys), keep=False)]
+        if len(repeated):
+            names = ["/".join(row) for row in repeated[list(keys)].drop_duplicates().itertuples(index=False)]
+            raise InputError(
+                f"{what} {path} has {len(names)} ids more than once ({_shown(names)}); each must have one row: remove "
+                "the others"
+            )
+    return table
+
+
+def numbers(table, name: str, path: str | Path, *, among: Sequence[float] | None = None):
+    """A column of a text table as float64; the values must be numbers and, with ``among``, of that set.
+
+    Raises:
+        InputError: another value, with the first rows that have one.
+    """
+    import pandas as pd
+
+    values = pd.to_numeric(table[name], errors="coerce")
+    wrong = values.isna() if among is None else ~values.isin(list(among))
+    if wrong.any():
+        rows = [f"line {i + 2}: {table[name].iloc[i]!r}" for i in wrong.to_numpy().nonzero()[0][:_SHOWN]]
+        expected = "a number" if among is None else "one of " + ", ".join(f"{v:g}" for v in among)
+        raise InputError(
+            f"{path}: {int(wrong.sum())} values of column {name} are not usable ({'; '.join(rows)}); "
+            f"expected {expected}"
+        )
+    return values.astype("float64")
+
+
+def finish(manifest: LabeledManifest) -> LabeledManifest:
+    """Sort, refuse repeats and patients in two parts, and keep twins of synthetic cohorts together.
+
+    Raises:
+        InputError: ids that repeat, a patient in two parts of a published split, or no case at all.
+    """
+    count = Counter(case.id for case in manifest.cases)
+    if repeated := sorted(name for name, n in count.items() if n > 1):
+        raise InputError(f"{len(repeated)} scans have the same id ({_shown(repeated)}) in {manifest.root}")
+    if not manifest.cases:
+        reasons = "; ".join(f"{item.path}: {item.reason}" for item in manifest.rejected[:_SHOWN])
+        raise InputError(f"{manifest.root} holds no labeled scan that can be used. {reasons}".rstrip())
+    manifest.cases = sorted(_keep_twins_together(manifest), key=lambda case: case.id)
+    parts: dict[str, set] = {}
+    for case in manifest.cases:
+        if case.case.split is not None:
+            parts.setdefault(case.patient, set()).add(case.case.split)
+    if both := sorted(patient for patient, found in parts.items() if len(found) > 1):
+        raise InputError(f"{len(both)} patients are in more than one part of the split ({_shown(both)}); each has one")
+    return manifest
+
+
+def _keep_twins_together(manifest: LabeledManifest) -> list[LabeledCase]:
+    """In a synthetic cohort, scans of one anatomy (``pair`` in its list) count as one patient for splits."""
+    path = manifest.root / PHANTOM_LIST
+    if not path.is_file():
+        return manifest.cases
+    rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    pairs = {str(name): str(row["pair"]) for row in rows if "pair" in row for name in row["ids"]}
+    if not pairs:
+        return manifest.cases
+    manifest.notes.append("synthetic patients: scans of one anatomy stay on one side of every split")
+    return [replace(case, case=replace(case.case, patient=pairs.get(case.id, case.patient))) for case in manifest.cases]
+
+
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
