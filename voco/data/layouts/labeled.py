@@ -7,14 +7,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import MappingProxyType
 
 from voco.data.manifest import Case, Rejection
 from voco.errors import InputError
 
 SPLITS = ("train", "validation", "test")
 PHANTOM_LIST = "phantoms.jsonl"
-_NONE: Mapping = MappingProxyType({})
 _SHOWN = 5
 
 
@@ -34,12 +32,12 @@ class LabeledCase:
     """
 
     case: Case
-    labels: Mapping[str, float | str] = _NONE
+    labels: Mapping[str, float | str] = field(default_factory=dict)
     unit: str = ""
     slices: Mapping[str, float] | None = None
     fold: int | None = None
-    attributes: Mapping[str, str] = _NONE
-    masks: Mapping[str, str] = _NONE
+    attributes: Mapping[str, str] = field(default_factory=dict)
+    masks: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self):
         if not self.unit:
