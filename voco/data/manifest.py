@@ -31,6 +31,7 @@ class Case:
         series: SeriesInstanceUID.
         files: of a DICOM series, relative to the root.
         split: train or heldout, where the list of scans says so.
+        mask: file of a mask of the scan, relative to the root.
     """
 
     id: str
@@ -39,6 +40,7 @@ class Case:
     series: str | None = None
     files: tuple[str, ...] = ()
     split: str | None = None
+    mask: str | None = None
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,10 @@ import numpy as np
 from voco import __version__
 from voco.data.cache import TEMPORARY, entry_key, entry_path, read_footer, write_atomic, write_entry
 from voco.data.manifest import Case, Rejection
+from voco.data.masks import mask_box, read_mask
 from voco.data.pool import Crashed, run_isolated
 from voco.data.progress import Progress
-from voco.data.resample import body_box, parse_spacing, resample, rescale_affine
+from voco.data.resample import AIR_HU, body_box, parse_spacing, resample, rescale_affine, resize
 from voco.data.volume import last_line
 from voco.errors import InputError, ScanError
 
@@ -43,14 +44,21 @@ class PrepareSettings:
         spacing_mm: one value or (D, H, W) in mm; None or ``"native"`` keeps the scan's own spacing of that axis.
         crop_body: keep only the bounding box of the patient.
         antialias: average instead of interpolating where an axis is made coarser.
+        size: (D, H, W) voxels that the scan is stretched to, after ``spacing_mm``; None for an axis that is not.
+        mask: what ``Case.mask`` is for: ``crop`` to its bounding box, ``fill`` everything outside with air, or "".
     """
 
     spacing_mm: tuple[float | None, float | None, float | None] = (1.5, 1.5, 1.5)
     crop_body: bool = False
     antialias: bool = False
+    size: tuple[int | None, int | None, int | None] = (None, None, None)
+    mask: str = ""
 
     def __post_init__(self):
         object.__setattr__(self, "spacing_mm", parse_spacing(self.spacing_mm))
+        object.__setattr__(self, "size", tuple(self.size))
+        if self.mask not in ("", "crop", "fill"):
+            raise InputError(f"a mask is used to crop or to fill, found {self.mask!r}")
 
 
 @dataclass(frozen=True)
@@ -172,7 +180,8 @@ def case_key(case: Case, root: Path, settings: PrepareSettings) -> str:
         ScanError: a source file is gone.
     """
     identity = []
-    for path in source_files(root, case):
+    masks = [root / case.mask] if settings.mask and case.mask else []
+    for path in [*source_files(root, case), *masks]:
         try:
             stat = path.stat()
         except OSError as error:
@@ -265,7 +274,8 @@ def prepare_case(job: _Job) -> PreparedEntry | Rejection | OSError:
     try:
         files = [job.root / name for name in job.case.files] or None
         volume = read_volume(job.root / job.case.path, series=job.case.series, files=files)
-        array, spacing, meta = prepare_volume(volume, job.settings)
+        mask = read_mask(job.root / job.case.mask, volume) if job.settings.mask and job.case.mask else None
+        array, spacing, meta = prepare_volume(volume, job.settings, mask)
     except ScanError as error:
         return _reject(job, str(error), sticky=True)
     except Exception as error:
@@ -302,12 +312,15 @@ def _reject(job: _Job, reason: str, sticky: bool) -> Rejection:
     return Rejection(job.case.path, reason)
 
 
-def prepare_volume(volume, settings: PrepareSettings) -> tuple[np.ndarray, tuple[float, float, float], dict]:
+def prepare_volume(
+    volume, settings: PrepareSettings, mask: np.ndarray | None = None
+) -> tuple[np.ndarray, tuple[float, float, float], dict]:
     """Crop and resample one volume.
 
     Args:
         volume: canonical, see ``voco.read_volume``.
         settings: geometry.
+        mask: (D, H, W) bool on the volume's grid, used as ``settings.mask`` says; nothing is done without one.
 
     Returns:
         (D, H, W) int16 HU, its spacing in mm, and metadata: ``affine`` of the prepared grid, ``spacing_mm``, ``shape``,
@@ -317,9 +330,16 @@ def prepare_volume(volume, settings: PrepareSettings) -> tuple[np.ndarray, tuple
     box = tuple(slice(0, size) for size in volume.array.shape)
     if settings.crop_body:
         box = body_box(volume.array, volume.spacing_mm)
-    array, spacing = resample(volume.array[box], volume.spacing_mm, settings.spacing_mm, settings.antialias)
-    start = [part.start for part in box]
+    values = volume.array
+    if mask is not None and settings.mask == "crop":
+        box = mask_box(mask, volume.spacing_mm)
+    elif mask is not None and settings.mask == "fill":
+        values = np.where(mask, values, np.int16(AIR_HU))
+    array, regular = resample(values[box], volume.spacing_mm, settings.spacing_mm, settings.antialias)
+    array, spacing, shift = resize(array, regular, settings.size)
     scale = [new / old for new, old in zip(spacing, volume.spacing_mm)]
+    # index in the scan of the first prepared voxel: a resize moves it by part of a voxel
+    start = [part.start + s * mm / old for part, s, mm, old in zip(box, shift, regular, volume.spacing_mm)]
     meta = {
         "settings": asdict(settings),
         "shape": list(array.shape),

@@ -85,10 +85,41 @@ def resample(
     return out, tuple(spacing)
 
 
-def _taps(size: int, step: float, antialias: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Indices and weights (n_out, taps) that turn ``size`` samples into samples ``step`` apart."""
-    count = int(np.floor((size - 1) / step + 1e-6)) + 1
-    centre = np.minimum(np.arange(count) * step, size - 1)
+def resize(
+    array: np.ndarray, spacing_mm: Sequence[float], size: Sequence[int | None], antialias: bool = True
+) -> tuple[np.ndarray, tuple[float, float, float], tuple[float, float, float]]:
+    """Stretch a volume to a fixed number of voxels, axis by axis; voxels cover the same extent as before.
+
+    Args:
+        array: (D, H, W) int16 HU.
+        spacing_mm: (D, H, W) of ``array``, mm.
+        size: wanted (D, H, W), None for the axis as it is.
+        antialias: average where voxels become coarser.
+
+    Returns:
+        The int16 array, its (D, H, W) spacing in mm, and the index (D, H, W) in ``array`` of the new first voxel.
+    """
+    plans, spacing, start = [], [], []
+    for have, mm, want in zip(array.shape, spacing_mm, size, strict=True):
+        step = 1.0 if want is None else have / want
+        keep = want is None or want == have
+        # Half-voxel centres: the extent stays, where a fixed spacing keeps the first centre.
+        plans.append(None if keep else _taps(have, step, antialias, count=want, start=0.5 * step - 0.5))
+        spacing.append(float(mm * step))
+        start.append(0.0 if keep else 0.5 * step - 0.5)
+    if all(plan is None for plan in plans):
+        return array, tuple(spacing), tuple(start)
+    out = _resample_depth(_resample_in_plane(array, plans[1], plans[2]), plans[0])
+    return out, tuple(spacing), tuple(start)
+
+
+def _taps(
+    size: int, step: float, antialias: bool, *, count: int | None = None, start: float = 0.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Indices and weights (n_out, taps) that turn ``size`` samples into ``count`` samples ``step`` apart."""
+    if count is None:
+        count = int(np.floor((size - 1) / step + 1e-6)) + 1
+    centre = np.clip(start + np.arange(count) * step, 0, size - 1)
     support = max(1.0, step) if antialias else 1.0
     first = np.floor(centre - support).astype(np.int64) + 1
     index = first[:, None] + np.arange(int(np.ceil(2 * support)))
