@@ -77,11 +77,21 @@ def _add_phantom(commands) -> None:
     )
     command.add_argument("out", metavar="OUT", help="folder to fill; made if missing")
     command.add_argument(
-        "--layout", default="folder", help="how the files are laid out: folder, or video for labeled clips"
+        "--layout",
+        default="folder",
+        help="how the files are laid out: folder; video for labeled clips; patients with disease in the layout of a "
+        "public data set: rsna_pe, lidc, imageclef_tb, rsna_trauma",
     )
     command.add_argument("--cases", type=int, default=12, metavar="N", help="patients, or clips")
     command.add_argument("--seed", type=int, default=0, metavar="S", help="another seed, other patients")
-    command.add_argument("--format", default="mixed", help="nifti, dicom, or mixed")
+    command.add_argument(
+        "--severity",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="size and contrast of planted disease: 0 nothing (labels stay), 1 moderate, 2 gross",
+    )
+    command.add_argument("--format", default="mixed", help="of the layout folder: nifti, dicom, or mixed")
     command.add_argument(
         "--spacing", nargs=3, type=float, metavar=("D", "H", "W"), help="voxel size in mm; default: drawn per patient"
     )
@@ -102,6 +112,7 @@ def phantom(args: argparse.Namespace) -> int:
         seed=args.seed,
         format=args.format,
         spacing_mm=tuple(args.spacing) if args.spacing else None,
+        severity=args.severity,
         workers=args.workers,
     )
     seconds = time.monotonic() - start

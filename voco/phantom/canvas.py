@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -81,6 +82,12 @@ class Canvas:
         self._coarse_step = step
         counts = [int(np.ceil(e / s)) + 2 for e, s in zip(extent, step)]
         self.coarse = grid.patient_points([o + s * np.arange(n) for o, s, n in zip(grid.origin_mm, step, counts)])
+
+    def copy(self) -> Canvas:
+        """Another image on the same grid, to be changed on its own."""
+        other = copy(self)
+        other.hu, other.labels = self.hu.copy(), self.labels.copy()
+        return other
 
     def points(self, box: tuple[slice, ...]) -> Points:
         """Patient coordinates of the voxels in an index box."""

@@ -10,12 +10,16 @@ from pathlib import Path
 import numpy as np
 
 from voco.errors import InputError
+from voco.phantom.disease import LAYOUTS as DISEASE_LAYOUTS
+from voco.phantom.disease import layout as load_layout
+from voco.phantom.disease import write_group
 from voco.phantom.patient import Patient, make_patient
 from voco.phantom.video import write_clip, write_clip_list
 from voco.phantom.writers import write_dicom, write_nifti
 
 FORMATS = ("mixed", "nifti", "dicom")
 SITES = ("site_a", "site_b", "site_c")
+MOST_SEVERE = 4.0
 
 
 def write_cohort(
@@ -27,6 +31,7 @@ def write_cohort(
     format: str = "mixed",
     size: tuple[int, int, int] | None = None,
     spacing_mm: tuple[float, float, float] | None = None,
+    severity: float = 1.0,
     workers: int = 2,
     progress: bool = True,
 ) -> list[Path]:
@@ -35,12 +40,14 @@ def write_cohort(
     Args:
         out: folder to fill; made if missing.
         layout: ``"folder"``, a small hospital export (docs/phantoms.md); ``"video"``, labeled clips (docs/video.md);
-            format, size and spacing mean nothing for them.
+            format, size and spacing mean nothing for them; or patients with disease in the layout and format of a
+            public data set: ``"rsna_pe"``, ``"lidc"``, ``"imageclef_tb"``, ``"rsna_trauma"``.
         cases: patients, or clips. Patient i is the same in a cohort of 5 and in one of 500.
         seed: cohort.
         format: ``"nifti"``, ``"dicom"``, or ``"mixed"``: each patient draws one.
         size: voxels (D, H, W) instead of the drawn ones.
         spacing_mm: voxel size (D, H, W) instead of the drawn one, e.g. ``(3, 3, 3)`` for a small, quick cohort.
+        severity: size and contrast of planted findings: 0 nothing (labels stay), 1 moderate, 2 gross.
         workers: processes.
         progress: draw a progress bar.
 
@@ -48,26 +55,39 @@ def write_cohort(
         One path per scan: a NIfTI file or the folder of a DICOM series. One per clip.
 
     Raises:
-        InputError: unknown layout or format, fewer than one case, a size or spacing that cannot be used.
+        InputError: unknown layout or format, fewer than one case, a severity, size or spacing that cannot be used.
     """
-    if layout not in _LAYOUTS:
-        raise InputError(f"unknown phantom layout {layout!r}; known: {', '.join(_LAYOUTS)}")
+    if layout not in (*_LAYOUTS, *DISEASE_LAYOUTS):
+        raise InputError(f"unknown phantom layout {layout!r}; known: {', '.join((*_LAYOUTS, *DISEASE_LAYOUTS))}")
     if format not in FORMATS:
         raise InputError(f"unknown phantom format {format!r}; known: {', '.join(FORMATS)}")
     if cases < 1:
         raise InputError(f"cases is {cases}: expected at least 1")
+    if not 0 <= severity <= MOST_SEVERE:
+        raise InputError(f"severity is {severity}: expected 0 (nothing planted) to {MOST_SEVERE:g}; 1 is moderate")
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    jobs = [(out, seed, index, format, size, spacing_mm) for index in range(cases)]
-    done = _run(_LAYOUTS[layout], jobs, workers)
+    if layout in DISEASE_LAYOUTS:
+        module = load_layout(layout)
+        groups = range(-(-cases // module.GROUP))
+        jobs = [(layout, out, seed, group, cases, float(severity), size, spacing_mm) for group in groups]
+        done = _run(write_group, jobs, workers)
+        unit = "anatomy"
+    else:
+        jobs = [(out, seed, index, format, size, spacing_mm) for index in range(cases)]
+        done = ([result] for result in _run(_LAYOUTS[layout], jobs, workers))
+        unit = "clip" if layout == "video" else "patient"
     if progress:
         from tqdm import tqdm
 
-        done = tqdm(done, total=cases, unit="clip" if layout == "video" else "patient", desc="phantoms")
-    results = list(done)
+        done = tqdm(done, total=len(jobs), unit=unit, desc="phantoms")
+    results = [result for group in done for result in group]
     rows = [row for _, row in results]
     if layout == "video":
         write_clip_list(out, rows)
+    elif layout in DISEASE_LAYOUTS:
+        module.write_tables(out, rows)
+        rows = [{name: value for name, value in row.items() if not name.startswith("_")} for row in rows]
     (out / "phantoms.jsonl").write_text("".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))
     return [path for paths, _ in results for path in paths]
 

@@ -101,17 +101,55 @@ def make_patient(
 
     anatomy = draw_anatomy(derive_seed(seed, "phantom", index))
     scanner = scanner or draw_scanner(derive_seed(seed, "phantom scan", index))
+    return expose(paint(anatomy, scanner, size, spacing_mm), f"PHANTOM-{index:04d}", edit=edit)
+
+
+@dataclass(frozen=True)
+class Painted:
+    """The ideal image of a patient on the grid of a scan.
+
+    Args:
+        canvas: HU before blur and noise, and labels, on thin slices.
+        grid: of the scan.
+        slices: thin slices per slice of the scan.
+        anatomy, scanner: where it comes from.
+    """
+
+    canvas: Canvas
+    grid: Grid
+    slices: int
+    anatomy: Anatomy
+    scanner: Scanner
+
+
+def paint(
+    anatomy: Anatomy,
+    scanner: Scanner,
+    size: tuple[int, int, int] | None = None,
+    spacing_mm: tuple[float, float, float] | None = None,
+) -> Painted:
+    """Paint a patient for a scan: the first half of ``make_patient``, which says what the arguments are."""
     grid = plan_grid(scanner, anatomy, size, spacing_mm)
     fine, slices = _thin_slices(grid)
-    canvas = render(anatomy, scanner, fine)
+    return Painted(render(anatomy, scanner, fine), grid, slices, anatomy, scanner)
+
+
+def expose(painted: Painted, name: str, *, edit: Edit | None = None, keep: bool = False) -> Patient:
+    """Scan an ideal image: the second half of ``make_patient``.
+
+    Args:
+        painted: used up, unless ``keep``; the same noise each time.
+        name: identity of the patient.
+        edit: called with the ideal image and the anatomy before blur and noise.
+        keep: work on a copy.
+    """
+    canvas = painted.canvas.copy() if keep else painted.canvas
     if edit is not None:
-        edit(canvas, anatomy)
-    labels = canvas.labels[slices // 2 :: slices]
-    scan = acquire(canvas.hu, grid, scanner, anatomy, slices)
-    z, y, x = (float(v) for v in grid.origin_mm)
-    return Patient(
-        scan, np.ascontiguousarray(labels), grid.spacing_mm, (x, y, z), f"PHANTOM-{index:04d}", anatomy, scanner
-    )
+        edit(canvas, painted.anatomy)
+    labels = np.ascontiguousarray(canvas.labels[painted.slices // 2 :: painted.slices])
+    scan = acquire(canvas.hu, painted.grid, painted.scanner, painted.anatomy, painted.slices)
+    z, y, x = (float(v) for v in painted.grid.origin_mm)
+    return Patient(scan, labels, painted.grid.spacing_mm, (x, y, z), name, painted.anatomy, painted.scanner)
 
 
 def _thin_slices(grid: Grid) -> tuple[Grid, int]:
