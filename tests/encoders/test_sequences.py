@@ -88,7 +88,7 @@ def test_voco2d_lstm_counts():
     """The 2D network's published count, less the ImageNet classifier and two of the three colours of the stem."""
     encoder = on_meta("voco2d_lstm")
     assert count(encoder.slices) == 13_649_388 - 1000 * 1025 - 2 * 24 * 9
-    assert encoder.slice_features == 1024
+    assert encoder.sequence_features == 1024
     assert count(encoder.lstm) == 2 * 4 * (128 * (1024 + 128) + 2 * 128)
     assert count(encoder) == count(encoder.slices) + count(encoder.lstm)
     assert encoder.num_features == 256
@@ -186,7 +186,7 @@ def test_cases_are_independent_and_slices_are_not(name, request):
 
 def test_cases_of_lrcn_are_independent_and_slices_are_not(lrcn):
     """From slice vectors on; the network of the slices is shared with the other models."""
-    sequence = torch.rand(3, 4, lrcn.slice_features, generator=torch.Generator().manual_seed(0))
+    sequence = torch.rand(3, 4, lrcn.sequence_features, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         features = lrcn._read(sequence)
         torch.testing.assert_close(lrcn._read(sequence[[2, 0, 1]]), features[[2, 0, 1]])
@@ -196,7 +196,7 @@ def test_cases_of_lrcn_are_independent_and_slices_are_not(lrcn):
 
 def test_batch_norm_of_lrcn_is_where_cases_touch(lrcn):
     """Published so, in training only; it needs two cases, and there is a way without."""
-    sequence = torch.rand(3, 4, lrcn.slice_features, generator=torch.Generator().manual_seed(0))
+    sequence = torch.rand(3, 4, lrcn.sequence_features, generator=torch.Generator().manual_seed(0))
     head = copy.deepcopy(lrcn.norm).train()
     states = lrcn.gru(with_differences(sequence))
     assert (head(states)[:2] - head(states[:2])).abs().max() > 1e-2

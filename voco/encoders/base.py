@@ -111,6 +111,11 @@ class Encoder(nn.Module):
         """Width of ``pool`` and of ``encoder(hu)``."""
         return self.pyramid_features if self.pooling == "pyramid" else self.feature_info[-1]["num_chs"]
 
+    @property
+    def sequence_features(self) -> int:
+        """Width of the vectors of ``sequence``."""
+        return self.feature_info[-1]["num_chs"]
+
     def prepare(self, hu: Tensor) -> Tensor:
         """Canonical Hounsfield units to the network's input.
 

@@ -78,12 +78,12 @@ class SequenceEncoder(Encoder):
         self.stem_keys = ("stem.weight",) if stem is not None else tuple(f"slices.{key}" for key in slices.stem_keys)
 
     @property
-    def slice_features(self) -> int:
+    def sequence_features(self) -> int:
         """Width of ``sequence``."""
         return self.slices.num_features
 
     def sequence(self, x: Tensor) -> Tensor:
-        """One vector per slice, before the layer along the slices: (B, D, ``slice_features``)."""
+        """One vector per slice, before the layer along the slices: (B, D, ``sequence_features``)."""
         self._check_input(x)
         return self.slices.sequence(self._colours(x))
 
@@ -153,7 +153,7 @@ class SequenceEncoder(Encoder):
         )
 
     def _read(self, sequence: Tensor) -> Tensor:
-        """(B, D, slice_features) -> (B, num_features)."""
+        """(B, D, sequence_features) -> (B, num_features)."""
         raise NotImplementedError
 
     def _colours(self, x: Tensor) -> Tensor:
@@ -185,7 +185,7 @@ class ViPTT(SequenceEncoder):
 
     def __init__(self, input_spec: InputSpec, chunk: int | None = None):
         super().__init__(input_spec, "vgg16", stem=nn.Conv3d(input_spec.channels, 3, 1), chunk=chunk)
-        self.lstm = make_sequence_head("lstm", self.slice_features, hidden=256, bias="keras")
+        self.lstm = make_sequence_head("lstm", self.sequence_features, hidden=256, bias="keras")
         self.dense = nn.Linear(256, self.num_features)
         for layer in (self.stem, self.dense):
             nn.init.xavier_uniform_(layer.weight)
@@ -227,7 +227,7 @@ class LRCN(SequenceEncoder):
         for module in self.slices.modules():
             if isinstance(module, nn.BatchNorm2d):
                 nn.init.ones_(module.weight)  # as torchvision, which was published; timm has 0 at the end of each block
-        self.gru = make_sequence_head("gru", 3 * self.slice_features, hidden=256, bidirectional=True, reduce="mean")
+        self.gru = make_sequence_head("gru", 3 * self.sequence_features, hidden=256, bidirectional=True, reduce="mean")
         self.norm = norms[head_norm](self.num_features)
 
     def _read(self, sequence: Tensor) -> Tensor:
@@ -263,7 +263,7 @@ class VoCo2DLSTM(SequenceEncoder):
         norm: str | None = None,
     ):
         super().__init__(input_spec, backbone, chunk=chunk, norm=norm)
-        self.lstm = make_sequence_head("bilstm", self.slice_features, hidden=self.num_features // 2)
+        self.lstm = make_sequence_head("bilstm", self.sequence_features, hidden=self.num_features // 2)
 
     def _read(self, sequence: Tensor) -> Tensor:
         return self.lstm(sequence)

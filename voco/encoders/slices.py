@@ -100,6 +100,10 @@ class SliceEncoder(Encoder):
         rows, columns = self.layout.plane_of(*self.plane)
         return width * rows * columns
 
+    @property
+    def sequence_features(self) -> int:
+        return self.num_features
+
     def train(self, mode: bool = True) -> SliceEncoder:
         """Training or evaluation mode; BatchNorm stays in evaluation mode where it is frozen."""
         super().train(mode)

@@ -91,7 +91,7 @@ class VideoClassification(nn.Module):
         if self.options.head != "linear":
             from voco.sequence import make_sequence_head
 
-            self.temporal = make_sequence_head(self.options.head, _sequence_width(encoder))
+            self.temporal = make_sequence_head(self.options.head, encoder.sequence_features)
             features = self.temporal.out_features
         self.encoder = encoder
         self.head = nn.Linear(features, len(self.classes))
@@ -158,10 +158,3 @@ class VideoClassification(nn.Module):
     def _classify(self, features: Tensor) -> Tensor:
         logits = self.head(features)
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
-def _sequence_width(encoder: nn.Module) -> int:
-    """Width of ``encoder.sequence``: that of the deepest map, unless slices are flattened or a stage follows them."""
-    if hasattr(encoder, "slice_features"):
-        return encoder.slice_features
-    return encoder.num_features if encoder.pooling == "flatten" else encoder.feature_info[-1]["num_chs"]
