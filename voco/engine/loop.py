@@ -15,6 +15,7 @@ from torch import nn
 from voco.engine.checkpoint import Checkpoints, damage, find_checkpoint, list_checkpoints
 from voco.engine.log import MetricLog
 from voco.engine.signals import StopRequest
+from voco.engine.watch import Watch
 from voco.errors import InputError
 
 
@@ -28,6 +29,7 @@ class LoopState:
         overflows: steps that the fp16 loss scaler left out, which now and then is its normal way of working.
         skipped_in_a_row: steps left out since the last good one, for either reason.
         sums, count: running sums of the terms since the last logged row.
+        watch: what ``Watch`` remembers; empty without one.
     """
 
     step: int = 0
@@ -36,6 +38,7 @@ class LoopState:
     overflows: int = 0
     sums: dict[str, float] = field(default_factory=dict)
     count: int = 0
+    watch: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def from_dict(cls, values: Mapping) -> LoopState:
@@ -80,14 +83,17 @@ def fit(
     stop: StopRequest,
     evaluate: Callable[[int], dict[str, float]] | None = None,
     on_milestone: Callable[[int], None] | None = None,
+    watch: Watch | None = None,
 ) -> LoopState:
     """Train from ``state.step`` to ``settings.steps``, or until a stop is asked for; ends with a checkpoint.
 
     Args:
         model: prepared by accelerate; ``model(batch)`` returns 0-dim tensors, among them ``loss``.
         batches: micro-batches from step ``state.step`` on.
-        evaluate: called on every process with the step; the main one returns numbers for ``metrics.jsonl``.
+        evaluate: called on every process with the step; the main one returns numbers for ``metrics.jsonl``, and with
+            ``watch`` every process the same.
         on_milestone: called on the main process.
+        watch: ends training early, keeps the best model, lowers the learning rate on plateaus.
 
     Raises:
         FloatingPointError: ``settings.max_skipped`` non-finite steps in a row.
@@ -96,10 +102,10 @@ def fit(
     buffers = [b for b in method.buffers() if b.is_floating_point()]
     clock = _Clock()
     model.train()
-    while state.step < settings.steps:
-        lr = settings.learning_rate(state.step)
+    while state.step < settings.steps and not state.watch.get("ended"):
+        lr = settings.learning_rate(state.step) * state.watch.get("lr_factor", 1.0)
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_scale", 1.0)
         before = [b.clone() for b in buffers]
         terms, volumes = _accumulate_gradients(accelerator, model, batches, settings.accumulate, clock)
         norm = accelerator.clip_grad_norm_(model.parameters(), settings.clip or math.inf)
@@ -117,7 +123,10 @@ def fit(
             _log_row(accelerator, log, state, lr, settings.steps, clock)
         if evaluate is not None and (last or (settings.eval_every and state.step % settings.eval_every == 0)):
             with clock.paused():
-                _evaluate(accelerator, evaluate, model, log, state.step)
+                row = _evaluate(accelerator, evaluate, model, log, state.step)
+                if watch is not None:
+                    watch.look(state.step, row, state.watch)
+                    last = last or bool(state.watch.get("ended"))
         if state.step in settings.milestones and on_milestone is not None and accelerator.is_main_process:
             on_milestone(state.step)
         failed = state.skipped_in_a_row >= max(1, settings.max_skipped)
@@ -199,13 +208,14 @@ def _log_row(accelerator, log: MetricLog, state: LoopState, lr: float, steps: in
     log.progress(state.step, steps, text + (f"  {state.skipped} skipped" if state.skipped else ""))
 
 
-def _evaluate(accelerator, evaluate, model, log: MetricLog, step: int) -> None:
+def _evaluate(accelerator, evaluate, model, log: MetricLog, step: int) -> dict[str, float]:
     model.eval()
     row = evaluate(step)
     model.train()
     if row and accelerator.is_main_process:
         log.metrics(step, row)
     accelerator.wait_for_everyone()
+    return row
 
 
 class _Clock:

@@ -1,29 +1,49 @@
-"""Optimizer and learning rate: AdamW, and a schedule that is a pure function of the step."""
+"""Optimizer and learning rate: a schedule that is a pure function of the step."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
 
 def make_optimizer(
-    model: nn.Module, *, lr: float, weight_decay: float, betas: tuple[float, float], amsgrad: bool
-) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters; vectors (biases, norms) are not decayed.
+    model: nn.Module,
+    *,
+    lr: float,
+    weight_decay: float,
+    betas: tuple[float, float],
+    amsgrad: bool,
+    kind: str = "adamw",
+    momentum: float = 0.9,
+    groups: Sequence[dict] | None = None,
+) -> torch.optim.Optimizer:
+    """An optimizer over the trainable parameters; vectors (biases, norms) are not decayed.
+
+    Args:
+        betas, amsgrad: of Adam and AdamW.
+        kind: ``adamw``, ``adam`` (decay added to the gradient, as older recipes have it) or ``sgd``.
+        momentum: of SGD.
+        groups: parameter groups with ``weight_decay`` and ``lr_scale`` of their own, instead of the usual two.
 
     Raises:
         ValueError: nothing to train.
     """
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    if not trainable:
+    if groups is None:
+        trainable = [p for p in model.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
+            {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+    groups = [g for g in groups if g["params"]]
+    if not groups:
         raise ValueError("the model has no trainable parameter")
-    groups = [
-        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=tuple(betas), amsgrad=amsgrad)
+    if kind == "sgd":
+        return torch.optim.SGD(groups, lr=lr, momentum=momentum)
+    cls = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[kind]
+    return cls(groups, lr=lr, betas=tuple(betas), amsgrad=amsgrad)
 
 
 def learning_rate(step: int, *, steps: int, lr: float, warmup: int, floor: float = 0.0) -> float:

@@ -1,0 +1,243 @@
+"""A model of whole studies: an encoder on windows, pooling over windows, one head per output. torch only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from voco.errors import InputError
+from voco.losses import full_precision
+from voco.sequence import MultiOutputHead, make_sequence_head
+
+
+@dataclass(frozen=True)
+class HeadOptions:
+    """From the encoder's maps to the outputs of the task."""
+
+    features: Literal["pool", "deepest", "pyramid", "sequence", "decoder"] = "pool"
+    """What of the encoder is read: pool, what the encoder itself gives for a volume; deepest or pyramid, averages of
+    the deepest map or of all of them; sequence, one vector per depth position; decoder, of files that have one."""
+    sequence: Literal["lstm", "bilstm", "gru", "attention", "mean"] = "bilstm"
+    """Head along depth, with features sequence."""
+    sequence_options: dict[str, Any] = field(default_factory=dict)
+    """Further keywords of that head, e.g. {hidden: 128}."""
+    pooling: Literal["mean", "max", "attention"] = "mean"
+    """How the windows of a study become one vector, or, where windows are learned on their own, one score (attention:
+    learned; not for windows learned on their own)."""
+    hidden: int = 0
+    """Width of a hidden layer before the outputs; 0 = a linear layer, as published."""
+    dropout: float = 0.0
+    """Dropout before the outputs."""
+
+
+class GatedAttention(nn.Module):
+    """Learned weights over the windows of a study: gated attention pooling of Ilse et al. (ICML 2018, equation 9).
+
+    Args:
+        in_features: width of a window's vector.
+        hidden: width of the two layers that score it.
+    """
+
+    def __init__(self, in_features: int, hidden: int = 128):
+        super().__init__()
+        self.value, self.gate = nn.Linear(in_features, hidden), nn.Linear(in_features, hidden)
+        self.score = nn.Linear(hidden, 1)
+
+    def forward(self, x: Tensor, valid: Tensor) -> Tensor:
+        """(B, K, F) with (B, K) bool to (B, F)."""
+        score = self.score(torch.tanh(self.value(x)) * torch.sigmoid(self.gate(x)))[..., 0]
+        weight = torch.softmax(score.masked_fill(~valid, float("-inf")), 1)
+        return (weight.unsqueeze(-1) * x).sum(1)
+
+
+class StudyModel(nn.Module):
+    """Scores of studies from their windows.
+
+    Args:
+        encoder: a ``voco.encoders.Encoder``.
+        outputs: name to number of logits.
+        options: of the head.
+        learn: ``study``: windows are pooled and the study is what is learned. ``window``: each window is learned on
+            its own, and a study's score is the maximum or mean of its windows' probabilities.
+        chunk: windows that go through the encoder at once; 0 = all. While training, chunks are recomputed in the
+            backward pass, so memory is bounded by one of them.
+
+    Attributes:
+        frozen: the encoder is in evaluation mode and gets no gradient.
+    """
+
+    frozen: bool = False
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        outputs: Mapping[str, int],
+        options: HeadOptions | None = None,
+        *,
+        learn: Literal["study", "window"] = "study",
+        chunk: int = 0,
+    ):
+        super().__init__()
+        options = options or HeadOptions()
+        if learn == "window" and options.pooling == "attention":
+            raise InputError(
+                "--head.pooling attention learns from whole studies: use --learn study, or pooling max or mean"
+            )
+        if options.features == "decoder" and not hasattr(encoder, "pooled_decoder"):
+            raise InputError(
+                f"--head.features decoder: encoder {encoder.name!r} has no decoder; use deepest, pyramid or pool"
+            )
+        self.encoder, self.options, self.learn, self.chunk = encoder, options, learn, chunk
+        self.sequence: nn.Module | None = None
+        width = self._feature_width()
+        if options.features == "sequence":
+            self.sequence = make_sequence_head(options.sequence, width, **options.sequence_options)
+            width = self.sequence.out_features
+        self.num_features = width
+        self.attention = GatedAttention(width) if options.pooling == "attention" else None
+        layers = [nn.Dropout(options.dropout)] if options.dropout else []
+        if options.hidden:
+            layers += [nn.Linear(width, options.hidden), nn.ReLU(inplace=True)]
+            layers += [nn.Dropout(options.dropout)] if options.dropout else []
+        self.neck = nn.Sequential(*layers)
+        self.head = MultiOutputHead(options.hidden or width, outputs)
+
+    def _feature_width(self) -> int:
+        encoder, kind = self.encoder, self.options.features
+        if kind == "pool":
+            return encoder.num_features
+        if kind == "pyramid":
+            return encoder.pyramid_features
+        if kind == "decoder":
+            return encoder.decoder_features
+        return encoder.sequence_features if kind == "sequence" else encoder.feature_info[-1]["num_chs"]
+
+    def window_features(self, hu: Tensor) -> Tensor:
+        """Vectors of windows.
+
+        Args:
+            hu: (M, S, D, H, W) Hounsfield units; with S = 2 the second version (the scan inside its mask) fills the
+                encoder's second channel.
+
+        Returns:
+            (M, F) at least float32.
+        """
+        size = self.chunk or len(hu)
+        if size >= len(hu):
+            return self._encode(hu)
+        parts = []
+        for part in hu.split(size):
+            recompute = torch.is_grad_enabled() and not self.frozen
+            parts.append(checkpoint(self._encode, part, use_reentrant=False) if recompute else self._encode(part))
+        return torch.cat(parts)
+
+    def train(self, mode: bool = True) -> StudyModel:
+        """Training or evaluation mode; a frozen encoder stays in evaluation mode."""
+        super().train(mode)
+        if self.frozen:
+            self.encoder.eval()
+        return self
+
+    def _encode(self, hu: Tensor) -> Tensor:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            x = self._read(hu)
+        return full_precision(self.sequence(x)) if self.sequence is not None else x
+
+    def _read(self, hu: Tensor) -> Tensor:
+        encoder, kind = self.encoder, self.options.features
+        x = encoder.prepare(hu[:, :1])
+        if hu.shape[1] == 2:
+            # every channel has its own Hounsfield window; the second one looks at the masked scan
+            x = torch.cat([x[:, :1], encoder.prepare(hu[:, 1:])[:, 1:]], 1)
+        if kind == "pool":
+            return full_precision(encoder.pool(x))
+        if kind == "pyramid":
+            return full_precision(encoder.pooled_pyramid(x))
+        if kind == "decoder":
+            return full_precision(encoder.pooled_decoder(x))
+        if kind == "sequence":
+            return encoder.sequence(x)
+        return full_precision(encoder.forward_features(x)).mean((2, 3, 4))
+
+    def pool_windows(self, features: Tensor, valid: Tensor) -> Tensor:
+        """Vectors of studies: (B, K, F) with (B, K) bool, true where there is a window, to (B, F)."""
+        if self.attention is not None:
+            return self.attention(features, valid)
+        mask = valid.unsqueeze(-1)
+        if self.options.pooling == "max":
+            return features.masked_fill(~mask, float("-inf")).amax(1)
+        return (features * mask).sum(1) / mask.sum(1).clamp_min(1)
+
+    def logits(self, features: Tensor) -> dict[str, Tensor]:
+        """Outputs of vectors (M, F), of windows or of studies: name to (M, width)."""
+        return self.head(self.neck(features))
+
+    def forward(self, hu: Tensor, valid: Tensor) -> dict[str, Tensor]:
+        """Logits for training.
+
+        Args:
+            hu: (B, K, S, D, H, W) windows of studies, any real dtype.
+            valid: (B, K) bool; what is not valid is never looked at.
+
+        Returns:
+            Name to (B, width) where studies are learned, to (number of valid windows, width) where windows are.
+        """
+        features = self.window_features(hu[valid])
+        if self.learn == "window":
+            return self.logits(features)
+        stacked = features.new_zeros(*valid.shape, features.shape[1])
+        stacked[valid] = features
+        return self.logits(self.pool_windows(stacked, valid))
+
+
+def stage_of_parameters(encoder: nn.Module) -> dict[str, int]:
+    """Number of the stage that each parameter of an encoder belongs to, from 0 (stem) on.
+
+    Stages end with the modules that ``feature_info`` names, in the order in which the encoder registers its parameters;
+    what follows the last one counts to it.
+    """
+    ends = [info.get("module", "") for info in encoder.feature_info]
+    stages, stage = {}, 0
+    seen: set[int] = set()
+    for name, _ in encoder.named_parameters():
+        inside = [i for i, module in enumerate(ends) if module and (name == module or name.startswith(f"{module}."))]
+        if inside:
+            stage = max(stage, inside[0])
+            seen.add(stage)
+        elif stage in seen and stage + 1 < len(ends):
+            stage += 1  # between two stages, such as a down-sampling layer
+        stages[name] = stage
+    return stages
+
+
+def parameter_groups(
+    model: StudyModel, *, weight_decay: float, layer_decay: float, head_lr: float = 1.0
+) -> list[dict[str, Any]]:
+    """Groups for the optimizer: ``lr_scale`` falls by ``layer_decay`` with every stage away from the head.
+
+    Args:
+        weight_decay: of matrices and kernels; biases and norms are not decayed.
+        layer_decay: 1 = one learning rate for all; 0.75 is common for transformers (BEiT, MAE).
+        head_lr: learning rate of the head as a multiple of the encoder's.
+    """
+    stages = stage_of_parameters(model.encoder)
+    last = max(stages.values(), default=0)
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        inside = name.removeprefix("encoder.") if name.startswith("encoder.") else None
+        scale = head_lr if inside is None else layer_decay ** (last + 1 - stages[inside])
+        decay = weight_decay if parameter.ndim > 1 else 0.0
+        groups.setdefault((scale, decay), []).append(parameter)
+    return [{"params": found, "lr_scale": scale, "weight_decay": decay} for (scale, decay), found in groups.items()]
+
+
+def output_widths(outputs: Sequence) -> dict[str, int]:
+    """Name to number of logits of a task's outputs."""
+    return {output.name: output.width for output in outputs}

@@ -1,0 +1,217 @@
+"""Training samples of labeled studies: which study or window comes at which position, with its targets."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from voco.data.cache import PreparedVolume
+from voco.errors import InputError, ScanError
+from voco.rng import generator
+from voco.tasks.base import Task
+from voco.transfer.augment import StudyAugmentation
+from voco.transfer.views import View, read_window
+
+_OPEN_FILES = 64
+
+
+@dataclass(frozen=True)
+class StudyItem:
+    """One prepared study of the training set.
+
+    Attributes:
+        paths: of the prepared volume, and of the same scan inside its mask where that is a channel.
+        shape: (D, H, W) of both.
+        targets: of the study, per output; NaN = not known.
+        stratum: class that balanced sampling goes by.
+        slice_index: (L,) fractional D index of each labeled slice, sorted; empty without slice labels.
+        slice_labels: (L,) their labels.
+    """
+
+    paths: tuple[Path, ...]
+    shape: tuple[int, int, int]
+    targets: Mapping[str, float]
+    stratum: str
+    slice_index: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    slice_labels: np.ndarray = field(default_factory=lambda: np.zeros(0))
+
+
+class StudySamples(Dataset):
+    """Samples addressed by one integer that counts since the start of training.
+
+    Position ``p`` maps to epoch ``p // len(units)`` and to a place in that epoch's permutation, where units are studies
+    or, with ``learn="window"``, windows whose label is known. With ``balance`` the class is drawn first and then a unit
+    of it, with replacement. Either way everything random comes from (seed, position), so samples depend neither on
+    workers, nor on processes, nor on restarts, and no two processes see the same draw.
+
+    Args:
+        items: studies to train on.
+        view: their windows.
+        task: for targets of windows and of flipped studies.
+        learn: ``study`` or ``window``, see ``StudyModel``.
+        windows: windows of a study in one sample at most, drawn anew each time; 0 = all of them, in order.
+        augmentation: draws of the augmentation; None for none.
+        balance: share of each class, ``{stratum: share}``; None for samples as they come.
+        seed: of the run.
+    """
+
+    def __init__(
+        self,
+        items: Sequence[StudyItem],
+        *,
+        view: View,
+        task: Task,
+        learn: Literal["study", "window"],
+        windows: int,
+        augmentation: StudyAugmentation | None,
+        balance: Mapping[str, float] | None = None,
+        seed: int = 0,
+    ):
+        self.items, self.view, self.task, self.learn = list(items), view, task, learn
+        self.augmentation, self.seed = augmentation, seed
+        self.starts = [view.windows(item.shape) for item in self.items]
+        largest = max((len(found) for found in self.starts), default=0)
+        self.windows = 1 if learn == "window" else min(windows or largest, largest)
+        self.units, strata = self._list_units()
+        if not self.units:
+            raise InputError("no labeled study or window is left to train on; see rejected.csv and the split")
+        self.by_class = _by_class(strata, balance) if balance is not None else None
+        self._order: tuple[int, torch.Tensor] | None = None
+        self._handles: OrderedDict[Path, PreparedVolume] = OrderedDict()
+
+    def __getstate__(self):
+        # A handle must never travel to another process: blosc2 would share its threads and hang.
+        return {**self.__dict__, "_handles": OrderedDict(), "_order": None}
+
+    def _list_units(self) -> tuple[list[tuple[int, int]], list[str]]:
+        """(item, window or -1) with the class of each."""
+        if self.learn == "study":
+            return [(i, -1) for i in range(len(self.items))], [item.stratum for item in self.items]
+        units, strata = [], []
+        for i, item in enumerate(self.items):
+            for k, start in enumerate(self.starts[i]):
+                targets = self.window_targets(item, int(start[0]))
+                known = [v for v in targets.values() if not np.isnan(v)]
+                if known:
+                    units.append((i, k))
+                    strata.append("/".join(f"{v:g}" for v in targets.values()))
+        return units, strata
+
+    def window_targets(self, item: StudyItem, start: int) -> dict[str, float]:
+        """Targets of the window whose first slice is ``start``, from the labels of the slices in it."""
+        inside = (item.slice_index >= start - 0.5) & (item.slice_index < start + self.view.size[0] - 0.5)
+        return self.task.window_targets(item.slice_labels[inside])
+
+    def class_counts(self) -> dict[str, np.ndarray]:
+        """Per output that has classes, how many units have each class (binary: negative, positive)."""
+        counts = {}
+        for output in self.task.outputs:
+            if output.kind == "regression":
+                continue
+            values = np.array([self._unit_targets(*unit)[output.name] for unit in self.units])
+            counts[output.name] = np.bincount(values[~np.isnan(values)].astype(int), minlength=max(2, output.width))
+        return counts
+
+    def _unit_targets(self, item: int, window: int) -> dict[str, float]:
+        if window < 0:
+            return dict(self.items[item].targets)
+        return self.window_targets(self.items[item], int(self.starts[item][window][0]))
+
+    def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
+        """One sample.
+
+        Returns:
+            ``hu`` (K, S, D, H, W) int16, ``valid`` (K,) bool, ``targets`` (outputs,) float32, ``replaced``, and the
+            draws of the augmentation. A study that cannot be read any more is replaced by the next one and counted;
+            only when every one fails is it an error.
+        """
+        epoch, place = divmod(position, len(self.units))
+        reasons = []
+        for attempt in range(len(self.units)):
+            rng = generator(self.seed, "finetune", epoch, place, attempt)
+            item, window = self.units[self._choose(epoch, place, attempt, rng)]
+            try:
+                return self._sample(item, window, rng) | {"replaced": torch.tensor(float(attempt > 0))}
+            except (ScanError, OSError, RuntimeError) as error:
+                for path in self.items[item].paths:
+                    self._handles.pop(path, None)
+                reasons.append(str(error))
+        raise ScanError("no prepared study can be read any more; first reasons: " + "; ".join(reasons[:3]))
+
+    def _choose(self, epoch: int, place: int, attempt: int, rng: torch.Generator) -> int:
+        if self.by_class is not None:
+            groups, shares = self.by_class
+            group = groups[int(torch.multinomial(shares, 1, generator=rng))]
+            return group[int(torch.randint(len(group), (), generator=rng))]
+        if self._order is None or self._order[0] != epoch:
+            order = torch.randperm(len(self.units), generator=generator(self.seed, "finetune order", epoch))
+            self._order = (epoch, order)
+        return int(self._order[1][(place + attempt) % len(self.units)])
+
+    def _sample(self, number: int, window: int, rng: torch.Generator) -> dict[str, torch.Tensor]:
+        item, starts = self.items[number], self.starts[number]
+        picked, moves = torch.randperm(len(starts), generator=rng), torch.rand(len(starts), 3, generator=rng).numpy()
+        chosen = [window] if window >= 0 else sorted(picked[: self.windows].tolist())
+        draws, flips = {}, []
+        if self.augmentation is not None:
+            draws = self.augmentation.draw(rng, self.task.flips)
+            flips = [axis for axis in range(3) if draws["flips"][axis]]
+        hu = np.full((self.windows, len(item.paths), *self.view.size), -1024, np.int16)
+        valid = torch.zeros(self.windows, dtype=torch.bool)
+        targets = dict(item.targets)
+        for k, index in enumerate(chosen):
+            start = starts[index]
+            if self.augmentation is not None and self.augmentation.jitter:
+                start = self.view.jitter(start, item.shape, moves[index])
+            if self.learn == "window":
+                moved = self.window_targets(item, int(start[0]))
+                # moved onto slices without labels: the window as it was listed is as good
+                start, targets = (
+                    (start, moved) if not _all_nan(moved) else (starts[index], self._unit_targets(number, index))
+                )
+            for s, path in enumerate(item.paths):
+                hu[k, s] = read_window(self._open(path), start, self.view)
+            valid[k] = True
+        targets = self.task.flip_targets(targets, flips)
+        return {
+            "hu": torch.from_numpy(hu),
+            "valid": valid,
+            "targets": torch.tensor([targets[output.name] for output in self.task.outputs], dtype=torch.float32),
+            **draws,
+        }
+
+    def _open(self, path: Path) -> PreparedVolume:
+        if path not in self._handles:
+            self._handles[path] = PreparedVolume.open(path)
+            if len(self._handles) > _OPEN_FILES:
+                self._handles.popitem(last=False)
+        self._handles.move_to_end(path)
+        return self._handles[path]
+
+
+def _all_nan(targets: Mapping[str, float]) -> bool:
+    return all(np.isnan(value) for value in targets.values())
+
+
+def _by_class(strata: Sequence[str], shares: Mapping[str, float]) -> tuple[list[list[int]], torch.Tensor]:
+    """Units of each class and the probability of the class; an empty mapping means equal shares."""
+    groups: dict[str, list[int]] = {}
+    for index, stratum in enumerate(strata):
+        groups.setdefault(stratum, []).append(index)
+    if shares and set(shares) != set(groups):
+        raise InputError(
+            f"--train.class_shares names the classes {', '.join(sorted(shares))}; the training set has "
+            f"{', '.join(sorted(groups))}"
+        )
+    names = sorted(groups)
+    weights = [float(shares[name]) if shares else 1.0 for name in names]
+    if min(weights) < 0 or sum(weights) <= 0:
+        raise InputError(f"--train.class_shares must be shares of at least 0, found {dict(shares)}")
+    return [groups[name] for name in names], torch.tensor(weights, dtype=torch.float64)
