@@ -191,8 +191,24 @@ class Lesion:
         return [self.mask.sum(axis=tuple(b for b in range(3) if b != a), dtype=float) for a in range(3)]
 
 
+def contrast_share(severity: float) -> float:
+    """Share of a finding's full difference to its surroundings: 0 at severity 0, all of it from 1 on."""
+    return min(1.0, severity)
+
+
+def size_share(severity: float) -> float:
+    """Size of a finding over its moderate size: a half toward severity 0 (where contrast ends), 1.5 at severity 2."""
+    return 0.5 + 0.5 * severity
+
+
 def plant(
-    canvas: Canvas, box: tuple[slice, ...] | None, kind: str, put: Callable[[], None], **details
+    canvas: Canvas,
+    box: tuple[slice, ...] | None,
+    kind: str,
+    put: Callable[[], None],
+    *,
+    share: float = 1.0,
+    **details,
 ) -> Lesion | None:
     """Plant one finding and note which voxels it changed by ``LEAST_CHANGE_HU`` or more.
 
@@ -201,6 +217,8 @@ def plant(
         box: index box that holds the finding (``canvas.grid.box``); None when it is outside the grid.
         kind: its name.
         put: paints it, within the box.
+        share: of the full contrast, from ``contrast_share``: the least change shrinks with it, so that the same voxels
+            belong to a faint finding.
         details: more to note.
 
     Returns:
@@ -211,7 +229,7 @@ def plant(
     before = canvas.hu[box].copy()
     put()
     change = canvas.hu[box] - before
-    mask = np.abs(change) >= LEAST_CHANGE_HU
+    mask = np.abs(change) >= LEAST_CHANGE_HU * share
     if not mask.any():
         return None
     return Lesion(kind, box, mask, float(change[mask].mean()), details)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +98,7 @@ def write_dicom(
     padding: int | None = None,
     files: Iterable[str] | None = None,
     sex: str = "O",
+    uids: tuple[str, str, Sequence[str]] | None = None,
 ) -> list[Path]:
     """Write a canonical array as a CT series of single slices whose file names do not sort in slice order.
 
@@ -117,10 +118,14 @@ def write_dicom(
         padding: PixelPaddingValue in HU where the scanner writes one.
         files: one name per slice, in slice order; numbered in a shuffled order without it.
         sex: PatientSex.
+        uids: StudyInstanceUID, SeriesInstanceUID and one SOPInstanceUID per slice instead of those made from ``key``;
+            published sets also use identifiers that are no UIDs by DICOM's rules.
 
     Returns:
         Files in slice order, from inferior to superior.
     """
+    import pydicom
+
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "little"))
     names = list(files) if files is not None else [f"IM{n:05d}.dcm" for n in rng.permutation(len(array)) + 1]
@@ -129,7 +134,10 @@ def write_dicom(
     signed = padding is not None and padding < intercept
     paths = []
     for k, (image, name) in enumerate(zip(array, names)):
-        dataset = _slice_header(patient, sex, key, study, series, k)
+        with pydicom.config.disable_value_validation():  # identifiers that are no UIDs by DICOM's rules
+            dataset = _slice_header(patient, sex, key, study, series, k)
+            if uids is not None:
+                _set_uids(dataset, uids[0], uids[1], uids[2][k])
         dataset.StudyDescription, dataset.SeriesDescription = "CT CHEST", description
         dataset.SeriesNumber, dataset.ImageType, dataset.ConvolutionKernel = number, list(image_type), kernel
         dataset.SliceThickness = _number(spacing_mm[0])
@@ -148,9 +156,15 @@ def write_dicom(
         dataset.PixelData = stored.astype("<i2" if signed else "<u2").tobytes()
         dataset["PixelData"].VR = "OW"
         path = folder / name
-        dataset.save_as(path, enforce_file_format=True)
+        with pydicom.config.disable_value_validation():
+            dataset.save_as(path, enforce_file_format=True)
         paths.append(path)
     return paths
+
+
+def _set_uids(dataset, study: str, series: str, sop: str) -> None:
+    dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.SOPInstanceUID = study, series, sop
+    dataset.file_meta.MediaStorageSOPInstanceUID = sop
 
 
 def _number(value: float) -> str:
