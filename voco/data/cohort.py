@@ -13,7 +13,6 @@ from pathlib import Path
 
 from voco.data.manifest import (
     Case,
-    Manifest,
     Rejection,
     build_manifest,
     check_rejected,
@@ -91,16 +90,9 @@ def load_cohort(
     say(f"found {len(manifest.cases)} scans of {len({c.patient for c in manifest.cases})} patients in {root}")
     for note in manifest.notes:
         say(note)
-    cache = Path(cache)
-    done = cache / "cohorts" / f"{_key(manifest, settings)}.json"
-    if rank == 0:
-        result = prepare(manifest.cases, manifest.root, cache, settings, workers=max(1, workers), progress=True)
-        entries, rejected = result.entries, result.rejected
-        say(f"prepared {result.made} scans, {result.reused} were ready in {cache}")
-        if world > 1:
-            _publish(done, entries, rejected)
-    else:
-        entries, rejected = _await(done, manifest)
+    entries, rejected = prepare_together(
+        manifest.cases, manifest.root, cache, settings, workers=workers, rank=rank, world=world, say=say
+    )
     rejected = [*manifest.rejected, *rejected]
     by_case = {e.case.id: e for e in entries}
     train, held = split_patients([e.case for e in entries], heldout, seed)
@@ -121,6 +113,29 @@ def load_cohort(
     )
 
 
+def prepare_together(
+    cases: Sequence[Case],
+    root: Path,
+    cache: Path,
+    settings: PrepareSettings,
+    *,
+    workers: int,
+    rank: int = 0,
+    world: int = 1,
+    say: Callable[[str], None] = lambda text: None,
+) -> tuple[list[PreparedEntry], list[Rejection]]:
+    """Prepare what is not prepared yet, once for all processes: the first one does it, the others wait for its result."""
+    cache = Path(cache)
+    done = cache / "cohorts" / f"{_key(cases, root, settings)}.json"
+    if rank != 0:
+        return _await(done, cases)
+    result = prepare(cases, root, cache, settings, workers=max(1, workers), progress=True)
+    say(f"prepared {result.made} scans, {result.reused} were ready in {cache}")
+    if world > 1:
+        _publish(done, result.entries, result.rejected)
+    return result.entries, result.rejected
+
+
 def _by_patient(cases: Sequence[Case], by_case: dict[str, PreparedEntry]) -> list[list[PreparedEntry]]:
     groups: dict[str, list[PreparedEntry]] = {}
     for case in sorted(cases, key=lambda c: c.id):
@@ -139,12 +154,12 @@ def _fingerprint(train, held, by_case) -> str:
     return digest.hexdigest()[:16]
 
 
-def _key(manifest: Manifest, settings: PrepareSettings) -> str:
+def _key(cases: Sequence[Case], root: Path, settings: PrepareSettings) -> str:
     """Hash of what will be prepared and of the state of its files: an old result is never taken for this one."""
     digest = hashlib.sha256()
-    for case in sorted(manifest.cases, key=lambda c: c.id):
+    for case in sorted(cases, key=lambda c: c.id):
         try:
-            key = case_key(case, manifest.root, settings)
+            key = case_key(case, root, settings)
         except ScanError as error:
             key = str(error)
         digest.update(f"{case.id}\t{key}\n".encode(errors="surrogateescape"))
@@ -162,9 +177,9 @@ def _publish(done: Path, entries: Sequence[PreparedEntry], rejected: Sequence[Re
     part.replace(done)
 
 
-def _await(done: Path, manifest: Manifest) -> tuple[list[PreparedEntry], list[Rejection]]:
+def _await(done: Path, cases: Sequence[Case]) -> tuple[list[PreparedEntry], list[Rejection]]:
     """Wait for the first process. It cannot be missed: when that process fails, the launcher ends this one too."""
-    cases = {c.id: c for c in manifest.cases}
+    by_id = {c.id: c for c in cases}
     waited = 0
     while True:
         waited += 1
@@ -178,7 +193,7 @@ def _await(done: Path, manifest: Manifest) -> tuple[list[PreparedEntry], list[Re
         if done.is_file():
             record = json.loads(done.read_text())
             entries = [
-                PreparedEntry(cases[i], Path(path), tuple(shape), tuple(spacing))
+                PreparedEntry(by_id[i], Path(path), tuple(shape), tuple(spacing))
                 for i, (path, shape, spacing) in record["entries"].items()
             ]
             if all(e.path.is_file() for e in entries):

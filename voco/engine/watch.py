@@ -32,7 +32,7 @@ class Watch:
         """Take in the numbers of one evaluation.
 
         Args:
-            memory: ``best``, ``best_step``, ``stale`` (evaluations since), ``lr_factor``, ``ended`` …; changed in place.
+            memory: ``best``, ``best_step``, ``stale`` (evaluations since), ``lr_factor``, ``ended`` …; changed here.
         """
         if memory.get("looked_at") == step:  # an evaluation that a continued run repeats
             return

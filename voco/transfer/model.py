@@ -181,13 +181,13 @@ class StudyModel(nn.Module):
         """Logits for training.
 
         Args:
-            hu: (B, K, S, D, H, W) windows of studies, any real dtype.
-            valid: (B, K) bool; what is not valid is never looked at.
+            hu: (M, S, D, H, W) the windows of all studies one after the other, any real dtype.
+            valid: (B, K) bool with M times true: which places of the studies they fill.
 
         Returns:
-            Name to (B, width) where studies are learned, to (number of valid windows, width) where windows are.
+            Name to (B, width) where studies are learned, to (M, width) where windows are.
         """
-        features = self.window_features(hu[valid])
+        features = self.window_features(hu)
         if self.learn == "window":
             return self.logits(features)
         stacked = features.new_zeros(*valid.shape, features.shape[1])

@@ -1,0 +1,86 @@
+"""Supervised training of a study model, as the engine wants a method: a batch in, loss terms out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from voco.tasks.base import Task
+from voco.transfer.augment import augment_windows
+from voco.transfer.model import StudyModel
+
+
+class FineTuner(nn.Module):
+    """Augmentation on the device, the model, the task's loss.
+
+    Args:
+        model: what is trained.
+        task: its loss.
+        class_weights: per output a weight for each class; None for none.
+        label_smoothing: see ``Task.loss``.
+        freeze_steps: steps during which only the head learns.
+    """
+
+    def __init__(
+        self,
+        model: StudyModel,
+        task: Task,
+        *,
+        class_weights: Mapping[str, list[float]] | None = None,
+        label_smoothing: float = 0.0,
+        freeze_steps: int = 0,
+    ):
+        super().__init__()
+        self.model, self.task, self.label_smoothing, self.freeze_steps = model, task, label_smoothing, freeze_steps
+        self.weighted = sorted(class_weights or {})
+        for name in self.weighted:
+            self.register_buffer(f"weight_{name}", torch.tensor(class_weights[name], dtype=torch.float32))
+        # a buffer, so that a continued run knows when to unfreeze
+        self.register_buffer("steps_done", torch.zeros((), dtype=torch.long))
+        self._steps: int | None = None
+
+    @property
+    def encoder(self) -> nn.Module:
+        return self.model.encoder
+
+    def train(self, mode: bool = True) -> FineTuner:
+        """Training or evaluation mode; the encoder stays in evaluation mode as long as it is frozen."""
+        self._freeze()
+        return super().train(mode)
+
+    def _freeze(self) -> None:
+        if self._steps is None:
+            self._steps = int(self.steps_done)  # one read from the device, not one a step
+        self.model.frozen = self._steps < self.freeze_steps
+
+    def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """One batch of ``StudySamples``; returns ``loss`` (mean over the outputs) and ``loss_<output>`` of each."""
+        valid = batch["valid"]
+        hu = batch["hu"][valid].float()
+        if "plane" in batch and self.training:
+            windows = valid.sum(1)  # all windows of a study are changed alike
+            names = ("flips", "turns", "plane", "values", "noise_seed")
+            hu = augment_windows(hu, *(batch[name].repeat_interleave(windows, 0) for name in names))
+        logits = self.model(hu, valid)
+        targets = {output.name: batch["targets"][:, i] for i, output in enumerate(self.task.outputs)}
+        weights = {name: getattr(self, f"weight_{name}") for name in self.weighted} or None
+        terms = self.task.loss(logits, targets, class_weights=weights, label_smoothing=self.label_smoothing)
+        loss = torch.stack(list(terms.values())).mean()
+        return {"loss": loss, **({f"loss_{k}": v.detach() for k, v in terms.items()} if len(terms) > 1 else {})}
+
+    def after_step(self) -> None:
+        """Count the step; when the last frozen one is done, the encoder starts to learn."""
+        if not self.freeze_steps:
+            return
+        if self._steps is None:
+            self._steps = int(self.steps_done)
+        self._steps += 1
+        self.steps_done.fill_(self._steps)
+        if self.model.frozen and self._steps >= self.freeze_steps:
+            self.train(self.training)
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        super()._load_from_state_dict(*args, **kwargs)
+        self._steps = None

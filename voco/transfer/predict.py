@@ -1,0 +1,132 @@
+"""Scores of whole studies from a model: per study, per window, per source slice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from voco.data.cache import PreparedVolume
+from voco.tasks.base import Task
+from voco.transfer.model import StudyModel
+from voco.transfer.views import View, read_window
+
+# Where the chunk is not bounded by the user, so many windows are scored at once.
+_CHUNK = 8
+
+
+@dataclass(frozen=True)
+class StudyScores:
+    """Scores of one study.
+
+    Attributes:
+        columns: score column to number.
+        windows: score column to (N,) scores of the windows, from the same head.
+        starts: (N, 3) first voxels of the windows in the prepared volume.
+    """
+
+    columns: dict[str, float]
+    windows: dict[str, np.ndarray]
+    starts: np.ndarray
+
+
+def score_study(
+    model: StudyModel,
+    task: Task,
+    paths: Sequence[Path],
+    view: View,
+    *,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    flips: Sequence[Sequence[int]] = ((),),
+) -> StudyScores:
+    """Score one prepared study, in evaluation mode, without gradients; independent of every other study.
+
+    Args:
+        paths: of the prepared volume, and of the scan inside its mask where that is a channel.
+        dtype: half precision of autocast; None for float32.
+        flips: flips to average the probabilities over, each a set of axes of ``task.flips``; the plain study is ``()``.
+    """
+    volumes = [PreparedVolume.open(path) for path in paths]
+    starts = view.windows(volumes[0].shape)
+    study: list[dict[str, float]] = []
+    windows: list[dict[str, np.ndarray]] = []
+    with _evaluating(model, device, dtype):
+        for axes in flips:
+            features = torch.cat(list(_features(model, volumes, starts, view, device, axes)))
+            each = task.scores(_numpy(model.logits(features)))
+            if model.learn == "window":
+                columns = _pool_scores(task, each, model.options.pooling)
+            else:
+                valid = torch.ones(1, len(features), dtype=torch.bool, device=device)
+                pooled = model.pool_windows(features.unsqueeze(0), valid)
+                columns = {name: float(v[0]) for name, v in task.scores(_numpy(model.logits(pooled))).items()}
+            study.append(unflip(task, columns, axes))
+            windows.append(unflip(task, each, axes))
+    mean = {name: float(np.mean([row[name] for row in study])) for name in study[0]}
+    return StudyScores(mean, {n: np.mean([row[n] for row in windows], 0) for n in windows[0]}, starts)
+
+
+def window_features(
+    model: StudyModel, paths: Sequence[Path], view: View, *, device: torch.device, dtype: torch.dtype | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors (N, F) float32 of the windows of a prepared study, and their first voxels (N, 3)."""
+    volumes = [PreparedVolume.open(path) for path in paths]
+    starts = view.windows(volumes[0].shape)
+    with _evaluating(model, device, dtype):
+        features = torch.cat(list(_features(model, volumes, starts, view, device, ())))
+    return features.float().cpu().numpy(), starts
+
+
+def allowed_flips(task: Task) -> list[tuple[int, ...]]:
+    """Every combination of the flips that a task allows, the plain study first."""
+    axes = sorted(task.flips)
+    return [found for count in range(len(axes) + 1) for found in combinations(axes, count)]
+
+
+def unflip(task: Task, columns: Mapping, axes: Sequence[int]) -> dict:
+    """Scores of a flipped study as those of the study: sided outputs change places back."""
+    if not axes:
+        return dict(columns)
+    single = {o.name: columns[o.score_columns[0]] for o in task.outputs if len(o.score_columns) == 1}
+    swapped = task.flip_targets(single, list(axes))
+    return {**columns, **{o.score_columns[0]: swapped[o.name] for o in task.outputs if o.name in single}}
+
+
+def _features(model, volumes, starts, view: View, device, axes) -> Iterator[torch.Tensor]:
+    chunk = model.chunk or _CHUNK
+    for first in range(0, len(starts), chunk):
+        hu = np.stack([[read_window(v, start, view) for v in volumes] for start in starts[first : first + chunk]])
+        x = torch.from_numpy(hu).to(device).float()
+        yield model.window_features(x.flip([2 + axis for axis in axes]) if axes else x)
+
+
+def _pool_scores(task: Task, each: Mapping[str, np.ndarray], pooling: str) -> dict[str, float]:
+    """A study's scores from its windows' probabilities; classes are normalised again after a maximum."""
+    how = np.max if pooling == "max" else np.mean
+    columns = {name: float(how(values)) for name, values in each.items()}
+    for output in task.outputs:
+        if output.kind == "multiclass":
+            total = sum(columns[name] for name in output.score_columns)
+            columns |= {name: columns[name] / total for name in output.score_columns}
+    return columns
+
+
+def _numpy(logits: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    return {name: z.double().cpu().numpy() for name, z in logits.items()}
+
+
+@contextmanager
+def _evaluating(model: StudyModel, device: torch.device, dtype: torch.dtype | None) -> Iterator[None]:
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+            yield
+    finally:
+        model.train(training)
