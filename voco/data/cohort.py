@@ -124,7 +124,7 @@ def prepare_together(
     world: int = 1,
     say: Callable[[str], None] = lambda text: None,
 ) -> tuple[list[PreparedEntry], list[Rejection]]:
-    """Prepare what is not prepared yet, once for all processes: the first one does it, the others wait for its result."""
+    """Prepare what is not prepared yet, once for all processes: the first does it, the others wait for its result."""
     cache = Path(cache)
     done = cache / "cohorts" / f"{_key(cases, root, settings)}.json"
     if rank != 0:
