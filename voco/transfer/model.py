@@ -105,7 +105,7 @@ class StudyModel(nn.Module):
             layers += [nn.Linear(width, options.hidden), nn.ReLU(inplace=True)]
             layers += [nn.Dropout(options.dropout)] if options.dropout else []
         self.neck = nn.Sequential(*layers)
-        self.head = MultiOutputHead(options.hidden or width, outputs)
+        self.head: nn.Module = MultiOutputHead(options.hidden or width, outputs)
 
     def _feature_width(self) -> int:
         encoder, kind = self.encoder, self.options.features
