@@ -162,7 +162,7 @@ class TrainConfig:
     patience: int = 0
     """Evaluations without improvement on validation after which training ends; 0 = never."""
     watch: Literal["metric", "loss"] = "metric"
-    """What early stopping and the choice of the best model go by, on validation: the task's main metric, or the loss."""
+    """What early stopping and the choice of the best model go by, on validation: the main metric or the loss."""
     plateau: int = 0
     """Evaluations without a better validation loss after which the learning rate falls; 0 = never."""
     plateau_factor: float = 0.5

@@ -37,7 +37,7 @@ class TrainedModel:
 
 def build_model(
     encoder, task: Task, options: HeadOptions, *, learn: str, chunk: int, mode: str, bank: int = 0, probe=None
-):
+) -> StudyModel:
     """A study model with the head of a mode, weights still to be filled.
 
     Args:

@@ -1,7 +1,7 @@
 """Heads on frozen features: a linear layer on standardised features, and nearest neighbours. torch only.
 
-Both are modules with the interface of a trained head, so that a probe is saved, loaded and applied to new scans like any
-other model.
+Both are modules with the interface of a trained head, so that a probe is saved, loaded and applied to new scans like
+any other model.
 """
 
 from __future__ import annotations

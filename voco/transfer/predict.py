@@ -28,11 +28,13 @@ class StudyScores:
         columns: score column to number.
         windows: score column to (N,) scores of the windows, from the same head.
         starts: (N, 3) first voxels of the windows in the prepared volume.
+        logits: what the loss is taken of: (1, width) per output where studies are learned, else (N, width).
     """
 
     columns: dict[str, float]
     windows: dict[str, np.ndarray]
     starts: np.ndarray
+    logits: dict[str, np.ndarray]
 
 
 def score_study(
@@ -54,22 +56,27 @@ def score_study(
     """
     volumes = [PreparedVolume.open(path) for path in paths]
     starts = view.windows(volumes[0].shape)
-    study: list[dict[str, float]] = []
-    windows: list[dict[str, np.ndarray]] = []
     with _evaluating(model, device, dtype):
-        for axes in flips:
-            features = torch.cat(list(_features(model, volumes, starts, view, device, axes)))
-            each = task.scores(_numpy(model.logits(features)))
-            if model.learn == "window":
-                columns = _pool_scores(task, each, model.options.pooling)
-            else:
-                valid = torch.ones(1, len(features), dtype=torch.bool, device=device)
-                pooled = model.pool_windows(features.unsqueeze(0), valid)
-                columns = {name: float(v[0]) for name, v in task.scores(_numpy(model.logits(pooled))).items()}
-            study.append(unflip(task, columns, axes))
-            windows.append(unflip(task, each, axes))
+        found = [
+            score_features(model, task, torch.cat(list(_features(model, volumes, starts, view, device, axes))), starts)
+            for axes in flips
+        ]
+    study = [unflip(task, scores.columns, axes) for scores, axes in zip(found, flips)]
+    windows = [unflip(task, scores.windows, axes) for scores, axes in zip(found, flips)]
     mean = {name: float(np.mean([row[name] for row in study])) for name in study[0]}
-    return StudyScores(mean, {n: np.mean([row[n] for row in windows], 0) for n in windows[0]}, starts)
+    return StudyScores(mean, {n: np.mean([w[n] for w in windows], 0) for n in windows[0]}, starts, found[0].logits)
+
+
+def score_features(model: StudyModel, task: Task, features: torch.Tensor, starts: np.ndarray) -> StudyScores:
+    """Scores of one study from the vectors (N, F) of its windows; the caller has turned gradients off."""
+    each = _numpy(model.logits(features))
+    windows = task.scores(each)
+    if model.learn == "window":
+        return StudyScores(_pool_scores(task, windows, model.options.pooling), windows, starts, each)
+    valid = torch.ones(1, len(features), dtype=torch.bool, device=features.device)
+    pooled = _numpy(model.logits(model.pool_windows(features.unsqueeze(0), valid)))
+    columns = {name: float(values[0]) for name, values in task.scores(pooled).items()}
+    return StudyScores(columns, windows, starts, pooled)
 
 
 def window_features(
