@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from voco.data.layouts.imageclef_tb import read_imageclef_tb, read_imageclef_tb_test
+from voco.data.layouts.rsna_trauma import COLUMNS, read_rsna_trauma, read_rsna_trauma_test
 from voco.errors import InputError
 
 UUID = "0a1b2c3d-0000-4000-8000-00000000beef"
@@ -108,3 +109,103 @@ def test_tb_which_table(tb):
     (tb / "data/TST_0001.nii.gz").unlink()
     with pytest.raises(InputError, match="no test scan"):
         read_imageclef_tb_test(tb)
+
+
+GRADES = {
+    "10": "1,0,1,0,1,0,0,1,0,0,0,0,1,1",
+    "9": "1,0,1,0,1,0,0,1,0,0,1,0,0,0",
+    "7": "0,1,1,0,0,1,0,1,0,0,1,0,0,1",
+}
+
+
+def injuries(path: Path, rows: dict[str, str]) -> None:
+    lines = [",".join(("patient_id", *COLUMNS, "any_injury")), *(f"{name},{row}" for name, row in rows.items())]
+    path.write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture
+def trauma(tmp_path):
+    for folder, count in (("10/55", 11), ("10/7", 2), ("9/8", 1)):
+        touch(tmp_path, *(f"train_images/{folder}/{i}.dcm" for i in range(1, count + 1)))
+    touch(tmp_path, "train_images/9/8/thumbs.db", "test_images/3/4/1.dcm")
+    (tmp_path / "train_images/7").mkdir()
+    injuries(tmp_path / "train.csv", GRADES)
+    meta = "patient_id,series_id,aortic_hu,incomplete_organ\n10,55,210.5,0\n10,7,140.0,1\n9,8,99,0\n9,88,99,0\n"
+    (tmp_path / "train_series_meta.csv").write_text(meta)
+    return tmp_path
+
+
+def test_trauma_as_published(trauma):
+    assert COLUMNS[4:7] == ("kidney_healthy", "kidney_low", "kidney_high") and len(COLUMNS) == 13
+    found = read_rsna_trauma(trauma)
+    assert [(c.id, c.unit, c.patient, c.case.path) for c in found.cases] == [
+        ("10-55", "10", "10", "train_images/10/55"),
+        ("10-7", "10", "10", "train_images/10/7"),
+        ("9-8", "9", "9", "train_images/9/8"),
+    ]
+    assert [name.split("/")[-1] for name in found.cases[0].case.files] == [f"{i}.dcm" for i in range(1, 12)]
+    assert found.cases[2].case.files == ("train_images/9/8/1.dcm",)
+    healthy = dict.fromkeys(("bowel", "extravasation", "kidney", "liver", "spleen"), 0.0)
+    assert found.cases[0].labels == {**healthy, "spleen": 2.0} == found.cases[1].labels
+    assert found.cases[2].labels == healthy
+    assert found.cases[1].attributes == {"incomplete_organ": "1", "aortic_hu": "140.0"}
+    assert found.patient_level
+    # a patient with labels and an empty folder, a series that the second table alone knows
+    assert set(reasons(found)) == {"train_images/7", "train_images/9/88"}
+    assert "no series of images" in reasons(found)["train_images/7"]
+    assert [(c.id, c.unit, c.labels) for c in read_rsna_trauma_test(trauma).cases] == [("3-4", "3", {})]
+
+
+def test_trauma_rows_that_contradict_themselves(trauma):
+    wrong = {
+        "9": "1,0,1,0,1,1,0,1,0,0,1,0,0,1",
+        "7": "1,0,1,0,1,0,0,1,0,0,1,0,0,1",
+        "10": GRADES["10"],
+        "8": "0,0,1,0,1,0,0,1,0,0,1,0,0,0",
+    }
+    injuries(trauma / "train.csv", wrong)
+    touch(trauma, "train_images/11/1/1.dcm", "train_images/10/66/readme.txt")
+    (trauma / "train_series_meta.csv").unlink()
+    found = read_rsna_trauma(trauma)
+    assert [case.id for case in found.cases] == ["10-55", "10-7"] and found.cases[0].attributes == {}
+    assert "2 grades of kidney are marked; expected one of 3" in reasons(found)["train_images/9"]
+    assert "any_injury is 1, but the organs say 0" in reasons(found)["train_images/7"]
+    assert "0 grades of bowel" in reasons(found)["train_images/8"]
+    assert "no row for this patient" in reasons(found)["train_images/11"]
+    assert "no DICOM file" in reasons(found)["train_images/10/66"]
+    assert any("no train_series_meta.csv" in note for note in found.notes)
+
+
+def test_trauma_which_table(trauma):
+    (trauma / "train_2024.csv").write_text((trauma / "train.csv").read_text())
+    with pytest.raises(InputError, match=r"both train\.csv and train_2024\.csv"):
+        read_rsna_trauma(trauma)
+    assert len(read_rsna_trauma(trauma, table="train_2024.csv").cases) == 3
+    (trauma / "train.csv").unlink()
+    assert len(read_rsna_trauma(trauma).cases) == 3
+    (trauma / "train_2024.csv").unlink()
+    with pytest.raises(InputError, match=r"neither train\.csv nor"):
+        read_rsna_trauma(trauma)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (("kidney_low", "kidney_mid"), "lacks the columns kidney_low"),
+        (("\n9,", "\n10,"), "1 ids more than once .10."),
+        (("10,1,0", "10,2,0"), r"bowel_healthy are not usable .line 2: '2'.*one of 0, 1"),
+    ],
+)
+def test_trauma_broken_tables(trauma, change, match):
+    table = trauma / "train.csv"
+    table.write_text(table.read_text().replace(*change))
+    with pytest.raises(InputError, match=match):
+        read_rsna_trauma(trauma)
+
+
+def test_trauma_other_folders(tmp_path, trauma):
+    with pytest.raises(InputError, match="is not a folder"):
+        read_rsna_trauma(tmp_path / "nothing")
+    (trauma / "train_images").rename(trauma / "images")
+    with pytest.raises(InputError, match="train_images/<patient_id>/<series_id>"):
+        read_rsna_trauma(trauma)
