@@ -23,6 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -56,6 +57,13 @@ class Subject:
     size: tuple[int, int, int] | None = None
     spacing_mm: tuple[float, float, float] | None = None
     _painted: dict = field(default_factory=dict)
+    _shared: dict = field(default_factory=dict)
+
+    def shared(self, name: str, make: Callable[[], Any]) -> Any:
+        """``make()``, done once for the group: plans and trees that all cases need."""
+        if name not in self._shared:
+            self._shared[name] = make()
+        return self._shared[name]
 
     def rng(self, *stream: str | int) -> np.random.Generator:
         """Random numbers that all cases of the group share."""

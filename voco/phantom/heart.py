@@ -11,7 +11,7 @@ from voco.phantom.shapes import Branch, Points, ellipsoid, smooth_max, smooth_mi
 _CENTRE = np.array([20.0, -26.0, -72.0])
 
 
-def _heart_axes(tilt: float) -> np.ndarray:
+def heart_axes(tilt: float) -> np.ndarray:
     """Rows: long axis toward the apex (left, front, down), across, and the remaining one."""
     long = np.array([0.70 + 0.5 * tilt, -0.55, -0.46 + 0.7 * tilt])
     long /= np.linalg.norm(long)
@@ -23,9 +23,9 @@ def _heart_axes(tilt: float) -> np.ndarray:
 def heart_parts(anatomy: Anatomy, p: Points) -> dict[str, np.ndarray]:
     """Signed distances to the chambers, the outer heart and the pericardial sac."""
     scale = anatomy.heart_size
-    axes = _heart_axes(anatomy.heart_tilt)
+    axes = heart_axes(anatomy.heart_tilt)
     origin = _CENTRE + anatomy.heart_shift
-    turn = axes.T @ _heart_axes(0.0)
+    turn = axes.T @ heart_axes(0.0)
 
     def part(centre, radii, own_axes=False):
         moved = origin + turn @ ((np.array(centre, float) - _CENTRE) * scale)
