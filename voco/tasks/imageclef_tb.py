@@ -29,7 +29,10 @@ class ImageCLEFTBOptions:
     table: str = ""
     """path of the table of types below the root, where it is not <uuid>_TrainSet_metaData.csv"""
     masks: Literal["none", "masks1", "masks2"] = "none"
-    """published set of lung masks that the view works with; ``none`` shows the scan as it is, as ViPTT-Net does"""
+    """published set of lung masks to work with; ``none`` shows the scan as it is, as ViPTT-Net does"""
+    mask_use: Literal["crop", "fill", "channel"] = "crop"
+    """crop: the box of the mask is all that is shown; fill: air outside of the mask; channel: the filled scan comes as
+    a second channel"""
 
 
 class ImageCLEFTB(Task):
@@ -51,6 +54,7 @@ class ImageCLEFTB(Task):
     outputs = (Output("type", "multiclass", _CLASSES),)
 
     def read(self, root: str | Path) -> LabeledManifest:
+        """The labeled scans; with ``masks``, ``Case.mask`` is the file of that set."""
         return self._with_masks(read_imageclef_tb(root, table=self.options.table))
 
     def read_unlabeled(self, root: str | Path) -> LabeledManifest:
