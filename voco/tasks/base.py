@@ -150,6 +150,10 @@ class Task:
                 columns.update(zip(output.score_columns, (e / e.sum(1, keepdims=True)).T))
         return columns
 
+    def window_score(self, columns: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Score of windows, and so of their slices, from the score columns of windows; with ``slice_labels``."""
+        return np.asarray(columns[self.outputs[0].score_columns[0]], np.float64)
+
     @property
     def score_columns(self) -> list[str]:
         return [name for output in self.outputs for name in output.score_columns]
