@@ -50,6 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
     _add_phantom(commands)
     _add_prepare(commands)
+    _add_split(commands)
     _add_inspect(commands)
     _add_encoders(commands)
     return parser
@@ -209,6 +210,50 @@ def prepare(args: argparse.Namespace) -> int:
     for path in (*tables, args.cache):
         print(path)
     check_rejected(len(cases) + len(rejected) - len(result.rejected), rejected, args.max_rejected)
+    return 0
+
+
+def _add_split(commands) -> None:
+    command = _command(
+        commands,
+        "split",
+        split,
+        "reserve test patients before pretraining",
+        "Part a cohort by patient, once, before anything is trained. Writes a split file for finetune/run.py "
+        "(--split.file) and beside it the list of test patients for pretrain/run.py (--data.exclude).",
+    )
+    command.add_argument("cohort", metavar="COHORT", help="folder or list of scans, or a data set with --task")
+    command.add_argument("--test", type=float, default=0.2, metavar="SHARE", help="patients to reserve")
+    command.add_argument("--val", type=float, default=0.15, metavar="SHARE", help="of the others, for validation")
+    command.add_argument("--seed", type=int, default=0, metavar="S", help="another seed, other patients")
+    command.add_argument("--out", default="splits.csv", metavar="FILE", help="split file to write")
+    command.add_argument("--task", metavar="NAME", help="read labels of this task, so that they are balanced")
+    command.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="option of the task as in finetune/run.py without 'task.', such as preset=ke_3d; may be repeated",
+    )
+    command.add_argument("--patient_regex", metavar="R", help="its first group in the relative path is the patient")
+
+
+def split(args: argparse.Namespace) -> int:
+    """``voco split COHORT``."""
+    from voco.transfer.reserve import reserve
+
+    options = dict(item.partition("=")[::2] for item in args.option)
+    for line in reserve(
+        args.cohort,
+        args.out,
+        task=args.task,
+        options=options,
+        test=args.test,
+        val=args.val,
+        seed=args.seed,
+        patient_regex=args.patient_regex,
+    ):
+        print(line)
     return 0
 
 

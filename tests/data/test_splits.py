@@ -7,9 +7,11 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from voco.cli import main
 from voco.data.layouts.labeled import LabeledCase
-from voco.data.manifest import Case
-from voco.data.split_files import read_splits, split_text, write_splits
+from voco.data.manifest import Case, build_manifest
+from voco.data.manifest_patients import exclude_patients
+from voco.data.split_files import exclusion_text, read_splits, split_text, write_splits
 from voco.data.splits import make_splits
 from voco.data.strata import nested_order, patient_labels
 from voco.errors import InputError
@@ -81,7 +83,7 @@ def test_labels_are_spread_as_evenly_as_scikit_learn_does(n, positive):
 
 def test_shares_of_a_holdout_are_those_asked_for():
     cases = cohort(200, 0.25)
-    splits = make_splits(cases, stratum, test=0.2, val=0.1)
+    splits = make_splits(cases, stratum, test=0.2, val=0.125)
     assert splits.counts(0) == {"train": 140, "validation": 20, "test": 40}
     found = {part: positives(cases, patients(splits, 0, part)) for part in ("train", "validation", "test")}
     assert found == {"train": 35, "validation": 5, "test": 10}
@@ -113,7 +115,7 @@ def test_the_order_of_the_files_does_not_matter_and_a_newcomer_moves_few():
 
 
 @pytest.mark.parametrize("rule", ["holdout", "kfold"])
-@pytest.mark.parametrize("kind", ["counted", "full"])
+@pytest.mark.parametrize("kind", ["share", "full"])
 def test_budgets_are_nested_and_balanced(rule, kind):
     cases = cohort(300)
     whole = make_splits(cases, stratum, rule=rule)
@@ -251,8 +253,62 @@ def test_a_split_file_by_patient(tmp_path):
     assert {c.patient for c in cases if fold.parts[c.id] == "test"} == {"p0", "p1"} and len(fold.parts) == len(cases)
 
 
-@pytest.mark.parametrize("wrong", [{"test": 0.9, "val": 0.2}, {"fraction": 0.0}, {"rule": "kfold", "folds": 1},
+@pytest.mark.parametrize("wrong", [{"val": 1.0}, {"test": -0.1}, {"fraction": 0.0}, {"rule": "kfold", "folds": 1},
     {"rule": "kfold", "folds": 61}, {"rule": "lottery"}])  # fmt: skip
 def test_settings_that_cannot_be(wrong):
     with pytest.raises(InputError):
         make_splits(cohort(), stratum, **wrong)
+
+
+def test_reserved_patients_are_left_out_by_pretraining(tmp_path, capsys):
+    """A folder of scans: two files a patient, the same file names everywhere, and one patient in another folder."""
+    root = tmp_path / "ct"
+    for i in range(12):
+        for name in ("early.nii.gz", "late.nii.gz"):
+            (root / f"P{i:02d}").mkdir(parents=True, exist_ok=True)
+            (root / f"P{i:02d}" / name).write_bytes(b"")
+    out = tmp_path / "s" / "splits.csv"
+    assert main(["split", str(root), "--test", "0.25", "--out", str(out)]) == 0
+    assert "12 patients: train 8 (16 scans), validation 1 (2 scans), test 3 (6 scans)" in capsys.readouterr().out
+    cases = [LabeledCase(case) for case in build_manifest(root).cases]
+    (fold,) = read_splits(out, cases)
+    tested = {c for c, word in fold.parts.items() if word == "test"}
+    listed = out.with_name("splits.exclude.csv")
+    kept = {case.id for case in build_manifest(root, exclude=listed).cases}
+    assert kept == {case.id for case in cases} - tested and len(tested) == 6
+    # the same cohort seen from above, as another root
+    above = build_manifest(tmp_path, exclude=listed)
+    assert len(above.cases) == 18
+    # a second call changes nothing; another seed is refused
+    assert main(["split", str(root), "--test", "0.25", "--out", str(out)]) == 0
+    assert main(["split", str(root), "--test", "0.25", "--out", str(out), "--seed", "1"]) == 2
+    assert "must not change" in capsys.readouterr().err
+
+
+def test_reserved_studies_of_a_task_are_left_out_by_pretraining(tmp_path):
+    """Labels name files, pretraining reads the folder: the two must mean the same scans."""
+    rows = ["FileName,TypeOfTB"]
+    for i in range(1, 21):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        (tmp_path / "images" / f"TRN_{i:04d}.nii.gz").write_bytes(b"")
+        rows.append(f"TRN_{i:04d}.nii.gz,{i % 5 + 1}")
+    (tmp_path / "x_TrainSet_metaData.csv").write_text("\n".join(rows) + "\n")
+    out = tmp_path / "tb.csv"
+    arguments = ["split", str(tmp_path), "--task", "imageclef_tb", "--out", str(out)]
+    assert main([*arguments, "--option", "colour=red"]) == 2 and main(arguments) == 0
+    listed = tmp_path / "tb.exclude.csv"
+    tested = {row.split(",")[0] for row in out.read_text().splitlines() if ",test," in row}
+    kept = {case.path.split("/")[-1][:8] for case in build_manifest(tmp_path / "images", exclude=listed).cases}
+    assert len(tested) == 4 and kept == {f"TRN_{i:04d}" for i in range(1, 21)} - tested
+
+
+def test_names_that_others_share_are_not_used(tmp_path):
+    paths = {"1": "1/scan.nii", "2": "2/1/scan.nii", "3": "3/scan.nii", "scan": "4/x.nii"}
+    cases = [LabeledCase(Case(f"c{p}", path, p)) for p, path in paths.items()]
+    for patient in paths:
+        listed = tmp_path / "exclude.csv"
+        listed.write_text(exclusion_text(cases, [patient]))
+        kept, _ = exclude_patients([case.case for case in cases], listed)
+        assert {case.patient for case in kept} == set(paths) - {patient}
+    with pytest.raises(InputError, match="cannot be told"):
+        exclusion_text([LabeledCase(Case("a", "x.nii", "p")), LabeledCase(Case("b", "x.nii", "x.nii"))], ["x.nii"])

@@ -82,7 +82,7 @@ def make_splits(
     test: float = 0.2,
     val: float = 0.15,
     fraction: float = 1.0,
-    fraction_val: Literal["counted", "full"] = "counted",
+    fraction_val: Literal["share", "full"] = "share",
     seed: int = 0,
     file: str | Path | None = None,
     order: Sequence[str] | None = None,
@@ -102,10 +102,10 @@ def make_splits(
         folds: K.
         repeats: of ``repeated``.
         test: share of patients of ``holdout``.
-        val: share of patients: of all for ``holdout``, of those that do not test for the others.
+        val: share of the patients that do not test.
         fraction: share of the patients that do not test whose labels may be used. The patients of a small share are
             among those of every larger one.
-        fraction_val: ``counted``: validation patients count towards the share (20 % of it); where they are fewer than
+        fraction_val: ``share``: validation patients count towards the share (20 % of it); where they are fewer than
             two of each class they train too, and there is no early stopping. ``full``: the share is one of training
             patients, and the whole validation set is kept, as published work does; every result says so.
         seed: another seed, another split.
@@ -149,10 +149,10 @@ def make_splits(
 def _check(rule, folds, repeats, test, val, fraction, file) -> None:
     if rule not in Rule.__args__:
         raise InputError(f"--split.rule {rule!r} is not known; expected one of {', '.join(Rule.__args__)}")
-    if not 0 <= val < 1 or not 0 <= test < 1 or (rule == "holdout" and not test + val < 1):
+    if not 0 <= val < 1 or not 0 <= test < 1:
         raise InputError(
-            f"the shares of test ({test:g}) and validation ({val:g}) are from 0 to below 1, and together below 1, so "
-            "that somebody is left to train on"
+            f"the shares of test ({test:g}) and validation ({val:g}) are from 0 to below 1, so that somebody is "
+            "left to train on"
         )
     if not 0 < fraction <= 1:
         raise InputError(f"--fraction is the share of labeled patients, above 0 and at most 1; found {fraction:g}")
@@ -170,7 +170,7 @@ def _by_patient(rule, labels: Labels, table, folds, repeats, test, val, seed, no
     if rule == "ke2023":
         return [_ke2023(table, everybody, notes)]
     if rule == "holdout":
-        parts = part(everybody, labels, (test, val, 1 - test - val), seed, "split")
+        parts = part(everybody, labels, (test, val * (1 - test), (1 - val) * (1 - test)), seed, "split")
         return [_words(zip((TEST, VALIDATION, TRAIN), parts))]
     if folds > len(everybody):
         raise InputError(f"--folds is {folds}, but there are only {len(everybody)} patients")
