@@ -24,7 +24,7 @@ from voco.data.resample import AIR_HU
 from voco.errors import ScanError
 
 # Part of every key: raise it when reading, resampling or the file changes what a prepared scan holds.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SUFFIX = ".b2nd"
 TEMPORARY = ".writing-"
 # Zstd with byte shuffle is both smaller and faster to read on CT than bit shuffle (measured on nine scans).
@@ -49,7 +49,9 @@ def entry_path(folder: str | Path, key: str) -> Path:
     return Path(folder) / f"{key}{SUFFIX}"
 
 
-def write_entry(path: str | Path, array: np.ndarray, spacing_mm: Sequence[float], meta: dict) -> int:
+def write_entry(
+    path: str | Path, array: np.ndarray, spacing_mm: Sequence[float], meta: dict, facts: dict | None = None
+) -> int:
     """Store a volume; the entry appears whole or not at all.
 
     Args:
@@ -57,6 +59,7 @@ def write_entry(path: str | Path, array: np.ndarray, spacing_mm: Sequence[float]
         array: (D, H, W) int16 HU.
         spacing_mm: (D, H, W) mm.
         meta: anything JSON can hold; read back as ``PreparedVolume.meta``.
+        facts: a few kilobytes of JSON for the footer, which ``read_footer`` gives without opening the volume.
 
     Returns:
         Bytes on disk.
@@ -74,6 +77,7 @@ def write_entry(path: str | Path, array: np.ndarray, spacing_mm: Sequence[float]
         "spacing_mm": [float(mm) for mm in spacing_mm],
         "frame_bytes": len(frame),
         "chunks": chunks,
+        "facts": facts or {},
     }
     data = json.dumps(footer, separators=(",", ":")).encode()
     write_atomic(path, frame, data, _TAIL.pack(zlib.crc32(data), len(data), _MAGIC))

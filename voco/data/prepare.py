@@ -22,6 +22,7 @@ import numpy as np
 
 from voco import __version__
 from voco.data.cache import TEMPORARY, entry_key, entry_path, read_footer, write_atomic, write_entry
+from voco.data.fingerprint import scan_fingerprint
 from voco.data.manifest import Case, Rejection
 from voco.data.masks import mask_box, read_mask
 from voco.data.pool import Crashed, run_isolated
@@ -275,6 +276,7 @@ def prepare_case(job: _Job) -> PreparedEntry | Rejection | OSError:
         files = [job.root / name for name in job.case.files] or None
         volume = read_volume(job.root / job.case.path, series=job.case.series, files=files)
         mask = read_mask(job.root / job.case.mask, volume) if job.settings.mask and job.case.mask else None
+        facts = {"fingerprint": scan_fingerprint(volume.array, volume.spacing_mm)}
         array, spacing, meta = prepare_volume(volume, job.settings, mask)
     except ScanError as error:
         return _reject(job, str(error), sticky=True)
@@ -284,7 +286,7 @@ def prepare_case(job: _Job) -> PreparedEntry | Rejection | OSError:
     meta["key"], meta["version"] = job.key, __version__
     path = entry_path(job.cache, job.key)
     try:
-        size = write_entry(path, array, spacing, meta)
+        size = write_entry(path, array, spacing, meta, facts)
     except OSError as error:
         return OSError(error.errno, error.strerror or str(error))
     except Exception as error:

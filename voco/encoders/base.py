@@ -74,6 +74,8 @@ class Encoder(nn.Module):
     Attributes:
         name: registered name, set by ``create_encoder``; ``arguments`` are the keywords that rebuild it.
         provenance: one dict per training that the weights went through, oldest first.
+        fingerprints: files (name to bytes) that say which scans those trainings saw; entries of ``provenance`` name
+            them.
         load_report: what the last ``load_weights`` did, or None.
         pooling: what ``pool`` gives: ``"deepest"`` or ``"pyramid"``, the average of the deepest map or of all; a family
             with a ``pool`` of its own has a word of its own: ``"class_token"`` (MViT), ``"head"`` (X3D), ``"flatten"``
@@ -93,6 +95,7 @@ class Encoder(nn.Module):
         self.name = ""
         self.arguments: dict = {}
         self.provenance: list[dict] = []
+        self.fingerprints: dict[str, bytes] = {}
         self.load_report = None
         self.grad_checkpointing = False
 

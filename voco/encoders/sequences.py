@@ -124,8 +124,10 @@ class SequenceEncoder(Encoder):
         if config is not None and config["arch"] == self.slices.name and self.stem is None:
             spec = self._fed_as(InputSpec.from_dict(config["input_spec"]), source)
         self.slices.provenance = [weights.source.to_dict()] if weights.source else []
+        self.slices.fingerprints = {}
         report = load_weights(self.slices, weights.path, which=which)
         self.input_spec, self.provenance = spec, list(self.slices.provenance)
+        self.fingerprints = dict(self.slices.fingerprints)
         self.load_report = self._whole(report)
         return self.load_report
 

@@ -1,7 +1,8 @@
-"""Encoder folders: ``model.safetensors``, ``config.json`` and a model card, written whole or not at all."""
+"""Encoder folders: ``model.safetensors``, ``config.json``, a model card and the fingerprints of the scans seen."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -13,11 +14,25 @@ from voco.encoders.base import ENCODERS, Encoder
 from voco.encoders.spec import InputSpec
 from voco.errors import InputError
 from voco.weights.card import model_card
-from voco.weights.folder import CARD_FILE, CONFIG_FILE, FORMAT, WEIGHTS_FILE, find_encoder_folder, read_config
+from voco.weights.folder import (
+    CARD_FILE,
+    CONFIG_FILE,
+    FINGERPRINTS,
+    FORMAT,
+    WEIGHTS_FILE,
+    find_encoder_folder,
+    read_config,
+)
 from voco.weights.load import load_weights
 
 
-def save_encoder(encoder: Encoder, folder: str | Path, provenance: dict, card: str | None = None) -> Path:
+def save_encoder(
+    encoder: Encoder,
+    folder: str | Path,
+    provenance: dict,
+    card: str | None = None,
+    fingerprints: bytes | None = None,
+) -> Path:
     """Write an encoder so that ``voco.load_encoder(folder)`` gives the same features, bit for bit.
 
     Each file is written beside its place and renamed; ``config.json`` comes last, so a folder that has it is whole.
@@ -29,6 +44,8 @@ def save_encoder(encoder: Encoder, folder: str | Path, provenance: dict, card: s
             ``cases``, ``steps``, ``settings`` (dict), ``results`` (dict), ``license``, ``citation``; others are
             listed. It is appended to what the encoder already went through.
         card: text for the top of the model card, Markdown.
+        fingerprints: of the scans of this training (``voco.data.fingerprint``), kept beside those of the trainings
+            before; the entry of the history names the file.
 
     Returns:
         The folder.
@@ -39,10 +56,14 @@ def save_encoder(encoder: Encoder, folder: str | Path, provenance: dict, card: s
         raise InputError("only encoders made by create_encoder or load_encoder can be exported (no registered name)")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    seen = dict(encoder.fingerprints)
+    if fingerprints is not None:
+        name = FINGERPRINTS.replace("*", hashlib.sha256(fingerprints).hexdigest()[:16])
+        seen[name], provenance = fingerprints, provenance | {"fingerprints": name}
     history = [*encoder.provenance, provenance]
     config = _config(encoder, history)
     state = {key: value.detach().cpu().contiguous().clone() for key, value in encoder.state_dict().items()}
-    contents = {
+    contents = seen | {
         WEIGHTS_FILE: save(state, metadata={"format": "pt"}),
         CARD_FILE: model_card(config, card).encode(),
         CONFIG_FILE: (json.dumps(config, indent=2) + "\n").encode(),
@@ -56,6 +77,8 @@ def save_encoder(encoder: Encoder, folder: str | Path, provenance: dict, card: s
                 os.fsync(file.fileno())
         # Without its config the folder is no encoder, so new weights never stand beside an old config.
         (folder / CONFIG_FILE).unlink(missing_ok=True)
+        for old in {path.name for path in folder.glob(FINGERPRINTS)} - set(seen):
+            (folder / old).unlink()
         for name, path in temporary.items():
             path.replace(folder / name)
     finally:

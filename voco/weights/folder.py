@@ -11,6 +11,7 @@ from voco.errors import InputError
 
 FORMAT = "voco-encoder"
 WEIGHTS_FILE, CONFIG_FILE, CARD_FILE = "model.safetensors", "config.json", "README.md"
+FINGERPRINTS = "fingerprints-*.npz"
 
 
 def find_encoder_folder(path: str | Path) -> Path | None:
@@ -53,3 +54,12 @@ def read_config(path: str | Path) -> dict | None:
     if config["dtype"] not in ("float16", "bfloat16", "float32", "float64"):
         raise InputError(f"{file} has the dtype {config['dtype']!r}, expected a floating point type")
     return config
+
+
+def read_fingerprints(path: str | Path) -> dict[str, bytes]:
+    """The fingerprint files of an encoder or run folder: which scans its trainings saw, one file a training.
+
+    A file that the history names and the folder lacks is left out here; who looks for leaks takes it as not known.
+    """
+    folder = find_encoder_folder(path)
+    return {file.name: file.read_bytes() for file in sorted(folder.glob(FINGERPRINTS))} if folder else {}

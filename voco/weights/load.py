@@ -13,7 +13,7 @@ from voco.encoders.base import ENCODERS, Encoder
 from voco.errors import InputError
 from voco.weights.adapt import INFLATIONS
 from voco.weights.examine import EXAMPLES, examine, misfit
-from voco.weights.folder import WEIGHTS_FILE, find_encoder_folder, read_config
+from voco.weights.folder import WEIGHTS_FILE, find_encoder_folder, read_config, read_fingerprints
 from voco.weights.read import NETWORKS, read_tensors
 from voco.weights.report import LoadReport
 
@@ -61,6 +61,7 @@ def load_weights(encoder: Encoder, path: str | Path, *, which: str = "auto", inf
     encoder.load_report = report
     if config is not None:
         encoder.provenance = list(config["provenance"])
+        encoder.fingerprints = read_fingerprints(path)
     elif not encoder.provenance:
         encoder.provenance = [{"source": "file", "file": file.name}]
     return report
