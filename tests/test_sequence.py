@@ -180,6 +180,8 @@ def test_multi_output_head():
         "spleen": (2, 3),
     }
     torch.testing.assert_close(logits["liver"], x @ head.layers["liver"].weight.T + head.layers["liver"].bias)
+    # names of labels that torch's own containers use
+    assert MultiOutputHead(4, {"type": 5, "training": 1})(x[:, :4])["type"].shape == (len(x), 5)
     with pytest.raises(InputError, match="at least 1"):
         MultiOutputHead(4, {"bowel": 0})
 

@@ -190,11 +190,14 @@ class MultiOutputHead(nn.Module):
         super().__init__()
         if not outputs or min(outputs.values()) < 1:
             raise InputError(f"outputs are names with a number of logits of at least 1; found {dict(outputs)}")
-        self.layers = nn.ModuleDict({name: nn.Linear(in_features, width) for name, width in outputs.items()})
+        # A ModuleDict takes no key that is one of its own attributes, and a column of labels may be called "type".
+        taken = nn.ModuleDict()
+        self.keys = {name: f"output {name}" if hasattr(taken, name) else name for name in outputs}
+        self.layers = nn.ModuleDict({self.keys[name]: nn.Linear(in_features, width) for name, width in outputs.items()})
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """(B, in_features) -> name: (B, logits)."""
-        return {name: layer(x) for name, layer in self.layers.items()}
+        return {name: self.layers[key](x) for name, key in self.keys.items()}
 
 
 KINDS: dict[str, tuple[type[nn.Module], dict]] = {

@@ -17,7 +17,7 @@ TASK = create_task("imageclef_tb")
 def predictions(labels, scores, names=None):
     frame = pd.DataFrame(np.asarray(scores, float), columns=TASK.score_columns)
     ids = names or [f"TRN_{i + 1:04d}" for i in range(len(frame))]
-    frame.insert(0, "label_type", np.asarray(labels, float))
+    frame.insert(0, "label_tb_type", np.asarray(labels, float))
     for name, value in (("split", "test"), ("fold", 0), ("unit", ids), ("patient", ids), ("case", ids)):
         frame.insert(0, name, value)
     return frame
@@ -52,8 +52,8 @@ def test_missing_classes_and_no_labels():
 
 def test_targets():
     case = LabeledCase(Case("TRN_0001", "TRN_0001.nii.gz", "p"), {"TypeOfTB": 5.0})
-    assert TASK.targets(case) == {"type": 4.0} and TASK.stratum(case) == "fibro_cavernous"
-    assert np.isnan(TASK.targets(LabeledCase(case.case))["type"])
+    assert TASK.targets(case) == {"tb_type": 4.0} and TASK.stratum(case) == "fibro_cavernous"
+    assert np.isnan(TASK.targets(LabeledCase(case.case))["tb_type"])
 
 
 def test_masks(tmp_path):
@@ -78,9 +78,9 @@ def test_submission(tmp_path):
     assert path.read_text() == "TST_0001.nii.gz,5\nTST_0002.nii.gz,3\n"
     with pytest.raises(InputError, match=r"found 1 others .first: TRN_0001"):
         write_submission(path, predictions([0], [scores[0]]))
-    with pytest.raises(InputError, match="needs the columns score_type_focal"):
-        write_submission(path, rows.drop(columns="score_type_focal"))
-    rows.loc[0, "score_type_focal"] = np.inf
+    with pytest.raises(InputError, match="needs the columns score_tb_type_focal"):
+        write_submission(path, rows.drop(columns="score_tb_type_focal"))
+    rows.loc[0, "score_tb_type_focal"] = np.inf
     with pytest.raises(InputError, match="finite score"):
         write_submission(path, rows)
     assert TASK.evaluation.startswith("repeated cross-validation")

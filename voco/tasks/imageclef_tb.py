@@ -51,7 +51,7 @@ class ImageCLEFTB(Task):
     flips = (2,)
     data_sets = ("ImageCLEF-TB-2021",)
     evaluation = "repeated cross-validation on the training scans; the official test labels were never published"
-    outputs = (Output("type", "multiclass", _CLASSES),)
+    outputs = (Output("tb_type", "multiclass", _CLASSES),)
 
     def read(self, root: str | Path) -> LabeledManifest:
         """The labeled scans; with ``masks``, ``Case.mask`` is the file of that set."""
@@ -77,7 +77,7 @@ class ImageCLEFTB(Task):
         return manifest
 
     def targets(self, case: LabeledCase) -> dict[str, float]:
-        return {"type": float(case.labels[TYPE]) - 1 if TYPE in case.labels else float("nan")}
+        return {"tb_type": float(case.labels[TYPE]) - 1 if TYPE in case.labels else float("nan")}
 
     def stratum(self, case: LabeledCase) -> str:
         return TYPES.get(int(case.labels.get(TYPE, 0)), "")
