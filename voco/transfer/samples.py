@@ -109,15 +109,10 @@ class StudySamples(Dataset):
         inside = (item.slice_index >= start - 0.5) & (item.slice_index < start + self.view.size[0] - 0.5)
         return self.task.window_targets(item.slice_labels[inside])
 
-    def class_counts(self) -> dict[str, np.ndarray]:
-        """Per output that has classes, how many units have each class (binary: negative, positive)."""
-        counts = {}
-        for output in self.task.outputs:
-            if output.kind == "regression":
-                continue
-            values = np.array([self._unit_targets(*unit)[output.name] for unit in self.units])
-            counts[output.name] = np.bincount(values[~np.isnan(values)].astype(int), minlength=max(2, output.width))
-        return counts
+    def unit_targets(self) -> dict[str, np.ndarray]:
+        """Per output, the target of every unit; NaN = not known."""
+        rows = [self._unit_targets(*unit) for unit in self.units]
+        return {output.name: np.array([row[output.name] for row in rows]) for output in self.task.outputs}
 
     def _unit_targets(self, item: int, window: int) -> dict[str, float]:
         if window < 0:

@@ -1,0 +1,118 @@
+"""Linear probe and nearest neighbours: a head on features that are computed once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from finetune.features import feature_folder, study_features
+from finetune.scoring import Predictions, score_part
+from finetune.training import FoldRun, autocast_dtype, count_classes, weigh_classes
+from voco.transfer.artifact import build_model
+from voco.transfer.linear import fit_linear
+
+
+def probe_fold(run: FoldRun, cache: Path):
+    """Fit the head of ``--mode linear`` or ``knn`` on a fold; returns the model, or None after a stop was asked for."""
+    config, accelerator, task = run.config, run.accelerator, run.task
+    mode, probe = config["mode"], config["probe"]
+    plain = run.build_model()
+    plain.to(accelerator.device).eval()
+    dtype = autocast_dtype(accelerator)
+    folder = feature_folder(cache, plain, run.view, accelerator.mixed_precision)
+    train = study_features(run.train, plain, run.view, folder, accelerator, dtype, run.say)
+    validation = study_features(run.validation, plain, run.view, folder, accelerator, dtype, run.say)
+    if run.stop.received is not None:
+        return None
+    x, targets = _training_set(run, plain, train)
+    run.facts |= {"units": len(x), "feature_width": int(x.shape[1])}
+
+    def model_with_head(**kw):
+        model = build_model(plain.encoder, task, plain.options, learn=plain.learn, chunk=plain.chunk, mode=mode, **kw)
+        return model.to(accelerator.device).eval()
+
+    if mode == "knn":
+        model = model_with_head(bank=len(x), probe=(probe.neighbours, probe.temperature))
+        fitted = type(model.head).fit(
+            task.outputs, torch.from_numpy(x), {k: torch.from_numpy(v) for k, v in targets.items()}, probe.neighbours,
+            probe.temperature,
+        )  # fmt: skip
+        model.head.load_state_dict(fitted.state_dict())
+        return model
+    model = model_with_head()
+    mean, std = x.mean(0), x.std(0)
+    std[std < 1e-6] = 1.0
+    scaler = model.neck[0]
+    scaler.mean.copy_(torch.from_numpy(mean))
+    scaler.std.copy_(torch.from_numpy(std))
+    weights = weigh_classes(run, count_classes(task, targets))
+    trials = []
+    for c in config["probe"].regularization if run.early_stopping else [_middle(probe.regularization)]:
+        layers = fit_linear(task.outputs, (x - mean) / std, targets, c, weights)
+        _fill(model, layers)
+        value = None
+        if run.early_stopping:
+            scored = score_from_features(run, model, run.validation, validation, "validation")
+            value = task.main_value(task.to_units(scored.frame()))
+        trials.append((c, value, layers))
+    defined = [t for t in trials if t[1] is not None and np.isfinite(t[1])]
+    # of equally good ones, the most regularised
+    best = max(defined, key=lambda t: (t[1] if task.higher_is_better else -t[1], -t[0])) if defined else trials[0]
+    _fill(model, best[2])
+    run.facts |= {
+        "regularization": best[0],
+        "regularization_tried": {str(c): value for c, value, _ in trials},
+        "class_weights": weights,
+    }
+    return model
+
+
+def score_from_features(run: FoldRun, model, studies, features, split: str) -> Predictions:
+    """Predictions from window vectors that are at hand."""
+    from voco.transfer.predict import score_features
+
+    at_hand = {study.id: vectors for study, vectors in zip(studies, features)}
+
+    def score(study):
+        with torch.no_grad():
+            vectors = torch.from_numpy(at_hand[study.id]).to(run.accelerator.device)
+            return score_features(model, run.task, vectors, run.view.windows(study.shape))
+
+    return score_part(
+        studies, score, run.task, run.view, fold=run.fold, split=split, learn=model.learn, accelerator=run.accelerator
+    )
+
+
+def _training_set(run: FoldRun, model, features: list[np.ndarray]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Vectors (n, F) of what is learned, studies or windows, and their targets per output."""
+    names = [output.name for output in run.task.outputs]
+    if model.learn == "study":
+        rows = [_pooled(model, vectors) for vectors in features]
+        return np.stack(rows), {n: np.array([study.targets[n] for study in run.train]) for n in names}
+    rows, labels = [], []
+    for study, vectors in zip(run.train, features):
+        for start, vector in zip(run.view.windows(study.shape), vectors):
+            found = study.window_targets(run.task, run.view, int(start[0]))
+            if any(np.isfinite(value) for value in found.values()):
+                rows.append(vector)
+                labels.append(found)
+    return np.stack(rows), {n: np.array([row[n] for row in labels]) for n in names}
+
+
+def _pooled(model, vectors: np.ndarray) -> np.ndarray:
+    return vectors.max(0) if model.options.pooling == "max" else vectors.mean(0)
+
+
+def _fill(model, layers) -> None:
+    with torch.no_grad():
+        for name, (weight, bias) in layers.items():
+            layer = model.head.layers[name]
+            layer.weight.copy_(torch.from_numpy(weight))
+            layer.bias.copy_(torch.from_numpy(bias))
+
+
+def _middle(values: list[float]) -> float:
+    """Without validation nothing can be chosen: the middle of the list."""
+    return sorted(values)[len(values) // 2]

@@ -1,0 +1,230 @@
+"""Evaluate an encoder on a task: ``accelerate launch finetune/run.py --config NAME --data.root DATA --out runs/y``.
+
+Reads top to bottom: settings, data set, encoder, view, split, prepared studies, then fold after fold: train or probe,
+score, and at the end predictions, results and pictures. The test set is opened by ``--eval test`` alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from finetune.config import FREE_ON_RESUME, check, schema
+from voco.config import parse, save_yaml, to_dict
+from voco.errors import InputError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line entry; returns the exit status: 0 (also after a clean stop), 2 for bad input, 130 interrupted."""
+    try:
+        return run(parse(schema(), argv))
+    except (InputError, FloatingPointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from what is prepared and the last checkpoint", file=sys.stderr)
+        return 130
+
+
+def run(config: dict) -> int:
+    """One run from settings to results, alone in its folder."""
+    from voco.engine.launch import check_precision, check_trackers, launched_rank
+    from voco.engine.lock import FolderLock
+    from voco.engine.signals import die_with_parent
+
+    rank, world = launched_rank()
+    check(config, world)
+    check_precision(config["train"].precision)
+    check_trackers(config["log"].with_)
+    die_with_parent()
+    out = Path(config["out"])
+    # folds of a job array share the folder of the run: each locks its own
+    locked = out if config["fold"] < 0 else out / f"fold-{config['fold']}"
+    with FolderLock(locked) if rank == 0 else contextlib.nullcontext():
+        return _run(config, rank, world)
+
+
+def _run(config: dict, rank: int, world: int) -> int:
+    from finetune.cohort import prepare_studies
+    from finetune.folds import Session, run_folds
+    from finetune.report import finish
+    from voco.engine.launch import build_accelerator
+    from voco.engine.loop import explain_out_of_memory
+    from voco.engine.record import RunRecord, describe_device
+    from voco.engine.resume import check_same_settings
+    from voco.engine.signals import StopRequest
+    from voco.tasks import create_task
+
+    def say(text: str) -> None:
+        if rank == 0:
+            print(text, file=sys.stderr, flush=True)
+
+    out = Path(config["out"])
+    check_same_settings(out / "config.yaml", to_dict(config), FREE_ON_RESUME)
+    options = {name: value for name, value in to_dict({"o": config["task"]})["o"].items() if name != "name"}
+    task = create_task(config["task"].name, **options)
+    manifest = task.read(config["data"].root)
+    for note in manifest.notes:
+        say(f"note: {note}")
+    encoder = build_encoder(config)
+    if encoder.load_report is not None:
+        say(f"weights: {encoder.load_report}")
+    view, mask_channel = build_view(config, task, encoder)
+    splits = make_split(config, task, manifest, say)
+    cache = Path(config["data"].cache or out.parent / "cache")
+    cohort = prepare_studies(
+        manifest, task, view, cache, mask_channel=mask_channel, workers=config["data"].workers, rank=rank, world=world,
+        say=say,
+    )  # fmt: skip
+    if rank == 0:
+        cohort.write(out)
+        save_yaml(config | {"fold": -1}, out / "config.yaml")
+    cohort.check(config["data"].max_rejected)
+    say_exposure(cohort, view, encoder, say)
+    accelerator = build_accelerator(
+        precision=config["train"].precision,
+        out=out,
+        trackers=[],
+        find_unused=True,
+        threads=config["train"].threads,
+    )
+    record = RunRecord(locked_folder(config), active=rank == 0)
+    record.session(**describe_device(accelerator))
+    with StopRequest() as stop:
+        session = Session(config, task, view, cohort, splits, encoder, cache, accelerator, stop, record, say)
+        try:
+            with explain_out_of_memory(_MEMORY_SETTINGS):
+                done = run_folds(session)
+        except BaseException as error:
+            record.close("failed", error=f"{type(error).__name__}: {error}"[:500])
+            raise
+        if not done:
+            record.close("stopped", signal=stop.received)
+            say(f"stopped by {stop.received}; the same command continues from there")
+            return 0
+        if rank == 0 and config["fold"] < 0:
+            finish(session)
+        record.close("finished")
+    return 0
+
+
+_MEMORY_SETTINGS = (
+    "--train.batch_size (or raise --train.accumulate), --input.windows, --input.chunk, --input.size, or turn on "
+    "--encoder.activation_checkpointing true and --train.precision bf16"
+)
+
+
+def locked_folder(config: dict) -> Path:
+    """The folder that this process writes ``run.json`` to."""
+    out = Path(config["out"])
+    return out if config["fold"] < 0 else out / f"fold-{config['fold']}"
+
+
+def build_encoder(config: dict):
+    """The encoder with the weights and the Hounsfield windows asked for."""
+    import torch
+
+    from voco.encoders import create_encoder
+    from voco.rng import derive_seed
+
+    settings = config["encoder"]
+    torch.manual_seed(derive_seed(config["seed"], "init"))
+    arguments = settings.arguments | ({"depth_stride": settings.depth_stride} if settings.depth_stride else {})
+    window = config["input"].window
+    pairs = list(zip(window[::2], window[1::2])) or None
+    if config["task"] is not None and _mask_use(config["task"]) == "channel":
+        pairs = _two_channels(settings, pairs)
+    name = settings.name or _name_of(settings.weights)
+    encoder = create_encoder(name, checkpoint=settings.weights, window=pairs, **arguments)
+    encoder.set_grad_checkpointing(settings.activation_checkpointing)
+    return encoder
+
+
+def _name_of(weights: str) -> str:
+    """Which architecture a folder or tag of weights is of."""
+    from voco.encoders import ENCODERS
+    from voco.weights.folder import find_encoder_folder, read_config
+
+    folder = find_encoder_folder(Path(weights)) if Path(weights).is_dir() else None
+    if folder is not None:
+        return read_config(folder)["arch"]
+    arch = weights.partition(".")[0]
+    if arch in ENCODERS and not Path(weights).exists():
+        return arch
+    raise InputError(
+        f"--encoder.weights {weights} does not say which network it is; add --encoder.name (`voco inspect {weights}` "
+        "tells what a file is)"
+    )
+
+
+def _mask_use(task_options) -> str:
+    """``crop``, ``fill``, ``channel`` or "" for a task whose data set has masks."""
+    return getattr(task_options, "mask_use", "") if getattr(task_options, "masks", "none") != "none" else ""
+
+
+def _two_channels(settings, pairs):
+    """The Hounsfield window twice: once for the scan, once for the scan inside its mask."""
+    from voco.encoders import create_encoder
+
+    if pairs and len(pairs) != 1:
+        raise InputError("--task.mask_use channel takes one Hounsfield window (--input.window LOW HIGH), used twice")
+    if not pairs:
+        pairs = create_encoder(settings.name or _name_of(settings.weights)).input_spec.windows[:1]
+    return [*pairs, *pairs]
+
+
+def build_view(config: dict, task, encoder):
+    """The view, and whether masks are a channel."""
+    from voco.transfer.views import make_view
+
+    settings, use = config["input"], _mask_use(config["task"])
+    spacing = [None if value == "native" else value for value in settings.spacing]
+    view = make_view(
+        config["view"], encoder.input_spec, size=settings.size, spacing=spacing, stride=settings.stride,
+        stored=settings.stored, crop_body=settings.crop_body, mask=use if use in ("crop", "fill") else "",
+    )  # fmt: skip
+    return view, use == "channel"
+
+
+def make_split(config: dict, task, manifest, say: Callable[[str], None]):
+    """Who trains, validates and tests."""
+    from voco.data.splits import make_splits
+
+    settings, folds = config["split"], config["folds"]
+    rule = settings.rule
+    if settings.file:
+        rule = "file"
+    elif folds:
+        rule = "repeated" if config["repeats"] > 1 else "kfold"
+    elif rule == "auto":
+        has = any(case.case.split or case.fold is not None for case in manifest.cases)
+        rule = "published" if has else "holdout"
+    splits = make_splits(
+        manifest.cases, task.stratum, rule=rule, folds=folds or 5, repeats=config["repeats"], test=settings.test,
+        val=settings.val, fraction=config["fraction"], fraction_val=config["fraction_val"], seed=settings.seed,
+        file=settings.file,
+    )  # fmt: skip
+    for note in splits.notes:
+        say(f"note: {note}")
+    word = "patients" if manifest.patient_level else "studies (the set has no patient identity)"
+    for fold in splits.folds:
+        counts = splits.counts(fold.number)
+        say(f"fold {fold.number}: " + ", ".join(f"{n} {name}" for name, n in counts.items()) + f" {word}")
+    return splits
+
+
+def say_exposure(cohort, view, encoder, say: Callable[[str], None]) -> None:
+    """Print what of a study reaches the encoder."""
+    from voco.data.cache import PreparedVolume
+    from voco.transfer.views import measure_exposure
+
+    some = sorted(cohort.studies)[:: max(1, len(cohort.studies) // 8)][:8]
+    volumes = [PreparedVolume.open(cohort.studies[name].paths[0]) for name in some]
+    exposure = measure_exposure(view, encoder.input_spec, volumes)
+    say(f"view: {view.text}; {exposure.text}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

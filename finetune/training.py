@@ -1,0 +1,269 @@
+"""Train one model on one fold: steps, scores on validation, the best weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from finetune.cohort import Study
+from finetune.scoring import Predictions, score_part
+from voco.errors import InputError
+from voco.tasks.base import Task
+from voco.transfer.views import View
+
+_BEST = "best.safetensors"
+
+
+@dataclass
+class FoldRun:
+    """What one fold needs at hand; ``run.py`` puts it together.
+
+    Attributes:
+        config: resolved settings.
+        fold: its number; ``out`` its folder, that of the run where there is only one.
+        train, validation: studies inside the label budget.
+        early_stopping: whether there is a validation set to stop by.
+        build_model: makes the untrained ``StudyModel``, the same each time.
+        stop: the run's ``StopRequest``.
+    """
+
+    config: dict
+    fold: int
+    out: Path
+    task: Task
+    view: View
+    train: Sequence[Study]
+    validation: Sequence[Study]
+    early_stopping: bool
+    build_model: Callable[[], Any]
+    accelerator: Any
+    stop: Any
+    say: Callable[[str], None]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def train_fold(run: FoldRun):
+    """Train, or go on training; returns the model with the best weights, or None after a stop was asked for."""
+    from voco.data.dataset import StepSampler, batches_of, make_loader
+    from voco.engine.checkpoint import Checkpoints
+    from voco.engine.log import MetricLog
+    from voco.engine.loop import LoopSettings, LoopState, fit, resolve_resume
+    from voco.engine.optim import make_optimizer
+    from voco.engine.watch import Watch
+    from voco.transfer.finetuner import FineTuner
+    from voco.transfer.model import parameter_groups
+
+    train, accelerator = run.config["train"], run.accelerator
+    samples = _samples(run)
+    weights = weigh_classes(run, count_classes(run.task, samples.unit_targets()))
+    method = FineTuner(
+        run.build_model(),
+        run.task,
+        class_weights=weights,
+        label_smoothing=train.label_smoothing,
+        freeze_steps=train.freeze_steps,
+    )
+    method.to(accelerator.device)
+    groups = parameter_groups(
+        method.model, weight_decay=train.weight_decay, layer_decay=train.layer_decay, head_lr=train.head_lr
+    )
+    optimizer = make_optimizer(
+        method, lr=train.lr, weight_decay=train.weight_decay, betas=(0.9, 0.999), amsgrad=False, kind=train.optimizer,
+        momentum=train.momentum, groups=groups,
+    )  # fmt: skip
+    model, optimizer = accelerator.prepare(method, optimizer)
+    checkpoints = Checkpoints(run.out / "checkpoints", keep=train.keep, accelerator=accelerator)
+    log = MetricLog(run.out, accelerator)
+    state = LoopState()
+    resume = resolve_resume(train.resume, run.out)
+    if resume is not None:
+        state = LoopState.from_dict(checkpoints.load(resume, method, optimizer))
+        run.say(f"resumed {resume.name} of {run.out}")
+    log.rewind(state.step if resume is not None else None)
+    best = run.out / _BEST
+    watch = None
+    if run.early_stopping:
+        key, higher = _watched(run)
+        watch = Watch(
+            key, higher, patience=train.patience, plateau=train.plateau, factor=train.plateau_factor,
+            on_best=lambda step: _save_best(accelerator, method.model, best),
+        )  # fmt: skip
+    if train.steps > state.step and not state.watch.get("ended"):
+        sampler = StepSampler(
+            state.step, train.steps, train.batch_size, train.accumulate, accelerator.process_index,
+            accelerator.num_processes,
+        )  # fmt: skip
+        data = run.config["data"]
+        loader = make_loader(
+            samples, sampler, workers=data.workers, timeout=data.timeout, pin=accelerator.device.type == "cuda"
+        )
+        evaluate = None
+        if run.validation:
+            evaluate = lambda step: validate(run, method.model, weights)[1]  # noqa: E731
+        with batches_of(loader) as batches:
+            state = fit(
+                accelerator, model, optimizer, batches,
+                settings=LoopSettings(
+                    steps=train.steps,
+                    learning_rate=_schedule(train),
+                    accumulate=train.accumulate,
+                    clip=train.clip,
+                    log_every=run.config["log"].every,
+                    save_every=train.save_every,
+                    eval_every=run.config["eval"].every,
+                    max_skipped=train.max_skipped,
+                ),
+                state=state, checkpoints=checkpoints, log=log, stop=run.stop, evaluate=evaluate, watch=watch,
+            )  # fmt: skip
+    finished = state.step >= train.steps or bool(state.watch.get("ended"))
+    accelerator.free_memory()
+    if not finished:
+        return None
+    if watch is not None and best.is_file():
+        load_best(method.model, best)
+    run.facts |= {
+        "last_step": state.step,
+        "best_step": int(state.watch.get("best_step", state.step)),
+        "stopped_early": bool(state.watch.get("ended")),
+        "units": len(samples.units),
+        "class_weights": weights,
+        "cost": _cost(run, state.step, log),
+    }
+    method.model.frozen = False
+    return method.model
+
+
+def validate(run: FoldRun, model, class_weights: Mapping | None) -> tuple[Predictions, dict[str, float]]:
+    """Score the validation studies; returns their predictions and a row of numbers, the same on every process."""
+    from voco.transfer.predict import score_study
+
+    accelerator = run.accelerator
+    tensors = _tensors(class_weights)
+    found = score_part(
+        run.validation,
+        lambda study: score_study(
+            model, run.task, study.paths, run.view, device=accelerator.device, dtype=autocast_dtype(accelerator)
+        ),
+        run.task, run.view, fold=run.fold, split="validation", learn=model.learn, accelerator=accelerator,
+        class_weights=tensors,
+    )  # fmt: skip
+    units = run.task.to_units(found.frame())
+    row = {"validation_loss": float(np.nanmean(found.losses)) if np.isfinite(found.losses).any() else float("nan")}
+    for name, value in run.task.metrics(units, found.image_frame()).values.items():
+        if value is not None:
+            row[f"validation_{name}"] = value
+    return found, {name: value for name, value in row.items() if np.isfinite(value)}
+
+
+def autocast_dtype(accelerator):
+    """The half precision of the run, None in float32."""
+    import torch
+
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
+
+
+def load_best(model, path: Path) -> None:
+    """Put the best weights of a run back into its model."""
+    from safetensors.torch import load_file
+
+    model.load_state_dict(load_file(path))
+
+
+def _samples(run: FoldRun):
+    from voco.rng import derive_seed
+    from voco.transfer.samples import StudySamples
+
+    train, learn = run.config["train"], run.config["learn"]
+    if learn == "window" and not (run.task.slice_labels and run.view.kind == "slice_windows"):
+        raise InputError(
+            f"--learn window needs labels of slices and --view slice_windows; task {run.task.name} with view "
+            f"{run.view.kind} has --learn study"
+        )
+    return StudySamples(
+        [study.item(run.task, with_slices=learn == "window") for study in run.train],
+        view=run.view,
+        task=run.task,
+        learn=learn,
+        windows=run.config["input"].windows,
+        augmentation=run.config["augment"] if train.augment else None,
+        balance=train.class_shares if train.balance else None,
+        seed=derive_seed(run.config["seed"], "fold", run.fold),
+    )
+
+
+def count_classes(task: Task, targets: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Per output that has classes, how many targets are of each (binary: negative, positive)."""
+    counts = {}
+    for output in task.outputs:
+        if output.kind != "regression":
+            values = np.asarray(targets[output.name], float)
+            known = values[np.isfinite(values)].astype(int)
+            counts[output.name] = np.bincount(known, minlength=max(2, output.width))
+    return counts
+
+
+def weigh_classes(run: FoldRun, counts: Mapping[str, np.ndarray]) -> dict[str, list[float]] | None:
+    """Per output, a weight for each class as ``--train.class_weights`` says; None for none."""
+    kind = run.config["train"].class_weights
+    if kind == "none":
+        return None
+    if kind == "task":
+        weights = getattr(run.task, "class_weights", None)
+        if weights is None:
+            raise InputError(f"--train.class_weights task: task {run.task.name} has none; use balanced or none")
+        return {name: [float(v) for v in values] for name, values in weights().items()}
+    found = {}
+    for name, count in counts.items():
+        present = count > 0
+        # scikit-learn's "balanced": n / (classes * count)
+        found[name] = np.where(present, count.sum() / (present.sum() * np.maximum(count, 1)), 0.0).tolist()
+    return found
+
+
+def _tensors(class_weights: Mapping | None):
+    import torch
+
+    return {name: torch.tensor(v, dtype=torch.float64) for name, v in class_weights.items()} if class_weights else None
+
+
+def _watched(run: FoldRun) -> tuple[str, bool]:
+    if run.config["train"].watch == "loss":
+        return "validation_loss", False
+    return f"validation_{run.task.main_metric}", run.task.higher_is_better
+
+
+def _schedule(train) -> Callable[[int], float]:
+    from functools import partial
+
+    from voco.engine.optim import learning_rate
+
+    floor = 1.0 if train.schedule == "constant" else 0.0
+    return partial(learning_rate, steps=train.steps, lr=train.lr, warmup=train.warmup, floor=floor)
+
+
+def _save_best(accelerator, model, path: Path) -> None:
+    from safetensors.torch import save_file
+
+    if accelerator.is_main_process:
+        part = path.with_suffix(".part")
+        save_file({name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}, part)
+        part.replace(path)
+    accelerator.wait_for_everyone()
+
+
+def _cost(run: FoldRun, step: int, log) -> dict[str, Any]:
+    from voco.engine.cost import peak_memory_bytes
+
+    seconds, last = 0.0, 0
+    for row in log.timing_rows():
+        seconds += row["seconds_per_step"] * (row["step"] - last)
+        last = row["step"]
+    return {
+        "samples_seen": step * run.config["train"].batch_size,
+        "seconds_training": seconds,
+        "peak_memory_bytes": peak_memory_bytes(run.accelerator.device),
+    }

@@ -1,0 +1,33 @@
+"""A continued run must be the same run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from voco.config import changed
+from voco.errors import InputError
+
+
+def check_same_settings(saved: Path, settings: Mapping[str, Any], free: Sequence[str]) -> None:
+    """Compare the settings with those that a run was started with; differing ones are listed, not guessed at.
+
+    Args:
+        saved: ``config.yaml`` of the run; nothing is compared where there is none.
+        settings: plain nested values, see ``voco.config.to_dict``.
+        free: settings that may differ, as ``voco.config.changed`` takes them.
+
+    Raises:
+        InputError: other settings.
+    """
+    import yaml
+
+    if not saved.is_file():
+        return
+    if lines := changed(yaml.safe_load(saved.read_text()), settings, free):
+        raise InputError(
+            f"{saved.parent} was started with other settings:\n  "
+            + "\n  ".join(lines)
+            + "\nRepeat them, or use another --out (with --encoder.weights to start from its encoder)"
+        )
