@@ -1,0 +1,232 @@
+"""How sure a number is: percentile intervals from patients drawn with replacement.
+
+Scans of one patient are drawn together, or intervals would be too narrow. Over the folds of a cross-validation, which
+are scored by different models, a number is computed within each fold and then averaged; one draw of patients serves all
+folds and repeats, so that a patient who is scored in every repeat does not count as several. Intervals say how a number
+would vary with other patients of the same kind; how it would vary with another training run they do not say.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from voco.rng import derive_seed
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+LEVEL = 0.95
+# From fewer than this share of the resamples no interval is given: what is left of them is not the whole range.
+_LEAST_DEFINED = 0.5
+_CELLS = 4_000_000
+_RANKS = re.compile(r"(^|_)(auroc|auc|roc_auc|ap|map|auprc|average_precision|spearman)(_|$)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A number with its 95 % interval.
+
+    Attributes:
+        value: of the sample itself, NaN where it is not defined.
+        low, high: None where there is no interval.
+        groups: patients that were drawn from.
+        resamples: draws.
+        undefined: draws for which the number is not defined, such as an AUROC without positives; they are left out.
+        reason: why there is no interval.
+    """
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    groups: int = 0
+    resamples: int = 0
+    undefined: int = 0
+    reason: str = ""
+
+
+class Statistic(Protocol):
+    """A number of a table of rows. One that can also ``prepare`` is computed for thousands of resamples at once."""
+
+    def __call__(self, frame: pd.DataFrame) -> float: ...
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """AUROC or average precision of a column of scores, also for weighted rows.
+
+    Attributes:
+        label, score: columns; rows whose label is NaN do not count.
+        kind: ``auroc`` or ``ap``.
+    """
+
+    label: str
+    score: str
+    kind: str = "auroc"
+
+    def __call__(self, frame: pd.DataFrame) -> float:
+        return float(self.prepare(frame)(np.ones((1, len(frame))))[0])
+
+    def prepare(self, frame: pd.DataFrame) -> Callable[[np.ndarray], np.ndarray]:
+        """A function of (R, n) weights of the rows that gives (R,) values."""
+        labels, scores = frame[self.label].to_numpy(float), frame[self.score].to_numpy(float)
+        known = ~np.isnan(labels)
+        compute = weighted_auroc if self.kind == "auroc" else weighted_average_precision
+        return lambda weights: compute(labels[known], scores[known], weights[:, known])
+
+
+def weighted_auroc(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """AUROC where row i counts ``weights[:, i]`` times, ties between scores counted half.
+
+    Args:
+        labels: (n,) 0 or 1.
+        scores: (n,).
+        weights: (R, n) not negative.
+
+    Returns:
+        (R,) values, NaN where positives or negatives have no weight.
+    """
+
+    def from_bins(positive, negative):
+        below = np.cumsum(negative, 1) - negative
+        pairs = positive.sum(1) * negative.sum(1)
+        won = (positive * (below + 0.5 * negative)).sum(1)
+        return np.divide(won, pairs, out=np.full(len(won), np.nan), where=pairs > 0)
+
+    return _by_bins(labels, scores, weights, from_bins)
+
+
+def weighted_average_precision(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Average precision where row i counts ``weights[:, i]`` times; rows of equal score enter together.
+
+    Arguments and result as ``weighted_auroc``; NaN where positives have no weight.
+    """
+
+    def from_bins(positive, negative):
+        positive, negative = positive[:, ::-1], negative[:, ::-1]
+        hits = np.cumsum(positive, 1)
+        taken = hits + np.cumsum(negative, 1)
+        precision = np.divide(hits, taken, out=np.zeros_like(hits), where=taken > 0)
+        total = positive.sum(1)
+        summed = (positive * precision).sum(1)
+        return np.divide(summed, total, out=np.full(len(total), np.nan), where=total > 0)
+
+    return _by_bins(labels, scores, weights, from_bins)
+
+
+def _by_bins(labels, scores, weights, from_bins) -> np.ndarray:
+    """Weights of positives and negatives per distinct score, (R, U) in rising order, in blocks that fit in memory."""
+    labels, weights = np.asarray(labels, np.float64), np.atleast_2d(weights)
+    if not len(labels):
+        return np.full(len(weights), np.nan)
+    order = np.argsort(scores, kind="stable")
+    ranked, positive = np.asarray(scores)[order], labels[order]
+    starts = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]])
+    found, block = [], max(1, _CELLS // len(labels))
+    for first in range(0, len(weights), block):
+        own = weights[first : first + block][:, order].astype(np.float64)
+        hits = np.add.reduceat(own * positive, starts, axis=1)
+        found.append(from_bins(hits, np.add.reduceat(own, starts, axis=1) - hits))
+    return np.concatenate(found)
+
+
+@lru_cache(maxsize=8)
+def resample_counts(groups: int, resamples: int, seed: int) -> np.ndarray:
+    """(R, G) how often each group is in each draw of G groups with replacement; the same for every statistic."""
+    rng = np.random.default_rng(derive_seed(seed, "bootstrap", groups))
+    counts = rng.multinomial(groups, np.full(groups, 1 / groups), size=resamples).astype(np.int32)
+    counts.setflags(write=False)
+    return counts
+
+
+def bootstrap(
+    frame: pd.DataFrame,
+    groups: Sequence,
+    statistic: Statistic | Callable[[pd.DataFrame], Mapping[str, float]],
+    *,
+    n: int = 2000,
+    seed: int = 0,
+    folds: Sequence | None = None,
+) -> Interval | dict[str, Interval]:
+    """A number of a table, or several, with percentile intervals over groups of rows drawn with replacement.
+
+    Args:
+        frame: rows.
+        groups: (n,) patient of each row.
+        statistic: of a table of rows, which may repeat; a number, or names to numbers. None and NaN mean undefined.
+        n: resamples.
+        seed: of the draws; the same patients are drawn for every statistic, so that two of them can be compared.
+        folds: (n,) fold of each row. The number is the mean of those of the folds where it is defined.
+
+    Returns:
+        One interval, or one per name.
+    """
+    names, member = np.unique(np.asarray(groups).astype(str), return_inverse=True)
+    fold = np.zeros(len(frame), int) if folds is None else np.unique(np.asarray(folds), return_inverse=True)[1]
+    rows = [np.flatnonzero(fold == f) for f in range(fold.max() + 1 if len(fold) else 0)]
+    parts = [frame.iloc[own] for own in rows]
+    plain = [statistic(part) for part in parts]
+    several = bool(plain) and isinstance(plain[0], Mapping)
+    values = _average([_numbers(found) for found in plain])
+    counts = resample_counts(len(names), n, seed) if len(names) > 1 and n else None
+    draws = {name: np.full(0, np.nan) for name in values}
+    if counts is not None and hasattr(statistic, "prepare"):
+        each = [statistic.prepare(part)(counts[:, member[own]]) for part, own in zip(parts, rows)]
+        draws = {"": _mean(np.stack(each))}
+    elif counts is not None:
+        found = [
+            _average([_numbers(statistic(p.iloc[np.repeat(np.arange(len(o)), row[member[o]])])) if row[member[o]].any()
+                      else {} for p, o in zip(parts, rows)])
+            for row in counts
+        ]  # fmt: skip
+        draws = {name: np.array([one.get(name, np.nan) for one in found]) for name in values}
+    intervals = {name: _interval(value, draws[name], len(names)) for name, value in values.items()}
+    if several:
+        return intervals
+    return intervals.get("", Interval(float("nan"), reason="no rows"))
+
+
+def _numbers(found) -> dict[str, float]:
+    found = found if isinstance(found, Mapping) else {"": found}
+    return {name: float("nan") if value is None else float(value) for name, value in found.items()}
+
+
+def _average(each: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    names = dict.fromkeys(name for one in each for name in one)
+    return {name: float(_mean(np.array([[one.get(name, np.nan)] for one in each]))[0]) for name in names}
+
+
+def _mean(values: np.ndarray) -> np.ndarray:
+    """(F, R) -> (R,) means over the folds that are finite, NaN where none is."""
+    fine = np.isfinite(values)
+    count = fine.sum(0)
+    total = np.where(fine, values, 0.0).sum(0)
+    return np.divide(total, count, out=np.full(values.shape[1], np.nan), where=count > 0)
+
+
+def _interval(value: float, draws: np.ndarray, groups: int) -> Interval:
+    fine = draws[np.isfinite(draws)]
+    undefined = len(draws) - len(fine)
+    reason = ""
+    if not np.isfinite(value):
+        reason = "the number itself is not defined"
+    elif groups < 2:
+        reason = "one patient cannot be resampled"
+    elif not len(draws):
+        reason = "no resamples were asked for"
+    elif len(fine) < _LEAST_DEFINED * len(draws):
+        reason = f"not defined for {undefined} of {len(draws)} resamples"
+    if reason:
+        return Interval(value, None, None, groups, len(draws), undefined, reason)
+    low, high = np.percentile(fine, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
+    return Interval(value, float(low), float(high), groups, len(draws), undefined)
+
+
+def is_rank_metric(name: str) -> bool:
+    """Whether a metric compares scores with each other, so that scores of different models must not be mixed in it."""
+    return _RANKS.search(name) is not None
