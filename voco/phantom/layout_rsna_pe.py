@@ -18,12 +18,13 @@ from voco.phantom.disease import Job, Lesion
 from voco.phantom.heart_strain import vary_ventricles, ventricle_ratio
 from voco.phantom.lesions_chest import (
     cava_thrombus,
-    granulomas,
     hilar_nodes,
     mixing,
     mucus_plugs,
     paint_interlobar,
-    scars,
+    paint_marks,
+    plan_granulomas,
+    plan_scars,
 )
 from voco.phantom.lesions_pe import exam_labels, plan_emboli, plant_emboli
 from voco.phantom.lungs import lung_trees
@@ -69,8 +70,7 @@ def paint_mimics(canvas: Canvas, anatomy: Anatomy, rng: np.random.Generator) -> 
     vary_ventricles(canvas, anatomy, rng)
     hilar_nodes(canvas, anatomy, rng, trees)
     mucus_plugs(canvas, rng, trees)
-    granulomas(canvas, anatomy, rng)
-    scars(canvas, anatomy, rng)
+    paint_marks(canvas, plan_scars(anatomy, rng) + plan_granulomas(anatomy, rng))
     mixing(canvas, anatomy, anatomy.stream("mixing"), _flow_artifact(anatomy))
     if _other_thrombus(anatomy):
         cava_thrombus(canvas, anatomy, rng)

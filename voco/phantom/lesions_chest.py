@@ -5,6 +5,8 @@ They are drawn from the anatomy alone, so a positive and its twin share them.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from voco.phantom.anatomy import Anatomy
@@ -111,40 +113,47 @@ def mucus_plugs(canvas: Canvas, rng: np.random.Generator, trees: dict) -> None:
         paint_tube(canvas, [grown], rng.uniform(5, 35), ("airway_lumen", "airway_wall", *LUNG))
 
 
-def granulomas(canvas: Canvas, anatomy: Anatomy, rng: np.random.Generator) -> list[dict]:
-    """Small calcified nodules; returns where, with radius and HU."""
-    found = []
+@dataclass(frozen=True)
+class Mark:
+    """A harmless finding in the lung: its middle (x, y, z), its shape as tube pieces (mm), and HU."""
+
+    centre: np.ndarray
+    pieces: list[Branch]
+    hu: float
+
+
+def plan_granulomas(anatomy: Anatomy, rng: np.random.Generator) -> list[Mark]:
+    """Calcified nodules of 3 to 6 mm."""
     points = lung_points(anatomy, rng, 4.0)
-    for number in range(min(len(points), int(rng.integers(0, 5)))):
-        radius, value = float(rng.uniform(1.4, 3.2)), float(rng.uniform(250, 900))
-        box = canvas.grid.box(points[number] - 6, points[number] + 6)
-        if box is not None:
-            field = ellipsoid(canvas.points(box), points[number], radius * rng.uniform(0.85, 1.15, 3))
-            share = min(1.0, 4 / 3 * np.pi * (radius / canvas.edge_mm) ** 3)
-            canvas.paint(box, field, value, None, strength=share)
-            found.append({"kind": "granuloma", "centre": points[number], "radius": radius})
+    found = []
+    for centre in points[: int(rng.integers(0, 5))]:
+        radius, half = float(rng.uniform(1.4, 3.0)), 0.15 * random_direction(rng)
+        found.append(Mark(centre, [Branch(centre - half, centre + half, radius, radius)], float(rng.uniform(250, 900))))
     return found
 
 
-def scars(canvas: Canvas, anatomy: Anatomy, rng: np.random.Generator) -> list[dict]:
+def plan_scars(anatomy: Anatomy, rng: np.random.Generator) -> list[Mark]:
     """Bands of scar tissue that end at the pleura."""
-    found = []
     points = lung_points(anatomy, rng, 3.0)
-    points = points[np.argsort(-lung_distance(anatomy, Points(*(points[:, k].astype(np.float32) for k in (2, 1, 0)))))]
-    # The points nearest to the pleura come first.
-    near = points[: max(4, len(points) // 4)]
-    for number in rng.choice(len(near), int(rng.integers(1, 5))):
+    depth = -lung_distance(anatomy, Points(*(points[:, k].astype(np.float32) for k in (2, 1, 0))))
+    near = points[np.argsort(depth, kind="stable")][: max(4, len(points) // 4)]
+    found = []
+    for number in rng.choice(len(near), int(rng.integers(1, 5)), replace=False):
         start = near[int(number)]
         inward = np.array([np.sign(start[0]) * 62, 6, start[2]]) - start
-        inward = inward / max(np.linalg.norm(inward), 1e-6) + 0.5 * random_direction(rng)
-        length = rng.uniform(8, 28)
+        inward = inward / max(float(np.linalg.norm(inward)), 1e-6) + 0.5 * random_direction(rng)
+        length, radius = rng.uniform(8, 28), float(rng.uniform(0.8, 1.9))
         bend = start + 0.5 * length * inward + rng.normal(0, 2, 3)
-        radius = float(rng.uniform(0.8, 1.9))
         pieces = tube([start, bend, start + length * inward], [1.5 * radius, radius, 0.5 * radius], 6)
-        share = min(1.0, np.pi * (radius / canvas.edge_mm) ** 2)
-        paint_tube(canvas, pieces, rng.uniform(-150, 20), LUNG, strength=share)
-        found.append({"kind": "scar", "centre": start + 0.3 * length * inward, "radius": 2 * radius})
+        found.append(Mark(bend, pieces, float(rng.uniform(-150, 20))))
     return found
+
+
+def paint_marks(canvas: Canvas, marks: list[Mark]) -> None:
+    """Paint granulomas and scars; what is thinner than a voxel fills a part of it."""
+    for mark in marks:
+        radius = max(max(b.start_radius, b.end_radius) for b in mark.pieces)
+        paint_tube(canvas, mark.pieces, mark.hu, LUNG, strength=min(1.0, np.pi * (radius / canvas.edge_mm) ** 2))
 
 
 def mixing(canvas: Canvas, anatomy: Anatomy, rng: np.random.Generator, strong: bool) -> None:
