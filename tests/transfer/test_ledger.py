@@ -1,0 +1,62 @@
+"""Looks at the test set: every one is counted, also of many processes at once and after a torn line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from voco.errors import InputError
+from voco.transfer.ledger import ledger_path, looks, open_test, test_set_hash
+
+CODE = """
+import sys
+from voco.transfer.ledger import open_test
+for i in range(25):
+    open_test(sys.argv[1], config_hash=f"{sys.argv[2]}-{i}", commit="c" * 3000, test_set="s")
+"""
+
+
+def test_each_look_adds_a_line_with_its_facts(tmp_path):
+    split = tmp_path / "splits.csv"
+    assert looks(split) == 0
+    assert open_test(split, config_hash="a1", commit="c1", out="runs/x") == 1
+    assert open_test(split, config_hash="a2", commit="c1") == 2 == looks(split)
+    rows = [json.loads(line) for line in (tmp_path / "test_ledger.jsonl").read_text().splitlines()]
+    assert [row["config_hash"] for row in rows] == ["a1", "a2"]
+    assert rows[0]["commit"] == "c1" and rows[0]["out"] == "runs/x" and rows[0]["time"].endswith("+00:00")
+
+
+def test_looks_at_another_test_set_do_not_count(tmp_path):
+    one, other = test_set_hash(["a", "b"]), test_set_hash(["a", "c"])
+    assert one == test_set_hash(["b", "a", "a"]) != other
+    split = tmp_path / "splits.csv"
+    assert open_test(split, config_hash="", commit="", test_set=one) == 1
+    assert open_test(split, config_hash="", commit="", test_set=other) == 1
+    assert open_test(split, config_hash="", commit="") == 3 and looks(split, one) == 2
+
+
+def test_writers_at_the_same_time_all_count(tmp_path):
+    split = tmp_path / "splits.csv"
+    running = [subprocess.Popen([sys.executable, "-c", CODE, str(split), str(k)]) for k in range(4)]
+    assert [process.wait() for process in running] == [0] * 4
+    rows = [json.loads(line) for line in ledger_path(split).read_text().splitlines()]
+    assert len(rows) == 100 == looks(split, "s") and len({row["config_hash"] for row in rows}) == 100
+
+
+def test_a_torn_line_counts_and_spoils_nothing(tmp_path):
+    split = tmp_path / "splits.csv"
+    ledger_path(split).write_text('{"time": "2024')
+    assert open_test(split, config_hash="x", commit="y", test_set="s") == 2
+    assert json.loads(ledger_path(split).read_text().splitlines()[-1])["config_hash"] == "x"
+
+
+def test_a_ledger_that_cannot_be_written_keeps_the_test_set_shut(tmp_path):
+    with pytest.raises(InputError, match="cannot be opened"):
+        open_test(tmp_path / "missing" / "splits.csv", config_hash="", commit="")
+    os.mkdir(tmp_path / "test_ledger.jsonl")
+    with pytest.raises(InputError, match="cannot be opened"):
+        open_test(tmp_path / "splits.csv", config_hash="", commit="")
