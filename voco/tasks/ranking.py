@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def auroc(labels: np.ndarray, scores: np.ndarray) -> float:
@@ -60,6 +65,21 @@ def why_undefined(labels: np.ndarray) -> str:
     if labels.all():
         return f"no negative among {len(labels)}"
     return ""
+
+
+def image_auroc(units: pd.DataFrame, images: pd.DataFrame | None) -> tuple[float | None, str]:
+    """AUROC of images, all studies together, and why it is None.
+
+    Args:
+        units: rows of units; images of others do not count.
+        images: rows of ``predictions_images.parquet``; those without a score or a label do not count.
+    """
+    if images is None or not len(images):
+        return None, "no image scores"
+    images = images[images["unit"].isin(units["unit"])]
+    labels, scores = images["label"].to_numpy(np.float64), images["score"].to_numpy(np.float64)
+    labels = np.where(np.isnan(scores), np.nan, labels)
+    return auroc(labels, np.nan_to_num(scores)), why_undefined(labels)
 
 
 def _checked(labels, scores) -> tuple[np.ndarray, np.ndarray]:

@@ -13,7 +13,7 @@ from voco.data.layouts.labeled import LabeledCase, LabeledManifest
 from voco.data.layouts.rsna_pe import read_rsna_pe
 from voco.errors import InputError, ScanError
 from voco.tasks.base import Output, Scores, Task
-from voco.tasks.ranking import auroc, average_precision, why_undefined
+from voco.tasks.ranking import auroc, average_precision, image_auroc, why_undefined
 from voco.tasks.rsna_pe_loss import EXAM_LABELS, THRESHOLD, breaks_rules, official_loss, repair, submission
 from voco.tasks.slices import any_positive_window, window_label
 
@@ -199,9 +199,7 @@ class RSNAPE(Task):
         why = why_undefined(labels)
         out.add("auroc", auroc(labels, scores), why)
         out.add("ap", average_precision(labels, scores), why)
-        if images is not None:
-            images = images[images["unit"].isin(units["unit"])]
-        self._image_metrics(out, images)
+        out.add("image_auroc", *image_auroc(units, images))
         self._official(out, units, images)
         return out
 
@@ -222,15 +220,9 @@ class RSNAPE(Task):
         as_label = {"exclude": np.nan, "negative": 0.0, "positive": 1.0}[self.indeterminate]
         return np.where(indeterminate == 1, as_label, 1.0 - negative)
 
-    def _image_metrics(self, out: Scores, images: pd.DataFrame | None) -> None:
-        if images is None or not len(images):
-            out.add("image_auroc", None, "no image scores")
-            return
-        labels, scores = images["label"].to_numpy(np.float64), images["score"].to_numpy(np.float64)
-        labels = np.where(np.isnan(scores), np.nan, labels)
-        out.add("image_auroc", auroc(labels, np.nan_to_num(scores)), why_undefined(labels))
-
     def _official(self, out: Scores, units: pd.DataFrame, images: pd.DataFrame | None) -> None:
+        if images is not None:
+            images = images[images["unit"].isin(units["unit"])]
         names = ("log_loss", "log_loss_repaired", "inconsistent_exams")
         why = self._why_no_loss(units, images)
         if why:
