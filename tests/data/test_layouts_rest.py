@@ -1,13 +1,21 @@
 """Published layouts of ImageCLEF TB and RSNA trauma, and tables of users: hand-made trees, whole and broken."""
 
+import importlib.util
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from voco.data.layouts.imageclef_tb import read_imageclef_tb, read_imageclef_tb_test
 from voco.data.layouts.rsna_trauma import COLUMNS, read_rsna_trauma, read_rsna_trauma_test
+from voco.data.layouts.table import read_label_table
+from voco.data.privacy import hash_patient_id
 from voco.errors import InputError
+
+_spec = importlib.util.spec_from_file_location("dicom_maker", Path(__file__).with_name("dicom_maker.py"))
+maker = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(maker)
 
 UUID = "0a1b2c3d-0000-4000-8000-00000000beef"
 
@@ -209,3 +217,110 @@ def test_trauma_other_folders(tmp_path, trauma):
     (trauma / "train_images").rename(trauma / "images")
     with pytest.raises(InputError, match="train_images/<patient_id>/<series_id>"):
         read_rsna_trauma(trauma)
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+@pytest.fixture
+def scans(tmp_path):
+    touch(tmp_path, *(f"ct/{name}.nii.gz" for name in "abcd"), "ct/e.dcm", "elsewhere/f.mha")
+    return tmp_path
+
+
+def test_table_of_a_user(scans):
+    text = """path,patient,split,fold,site,tumour,age,label_old
+ct/a.nii.gz,007,train,0,Bern,1,61.5,3
+ct/b.nii.gz,007,Training,0,,0,,
+ct/c.nii.gz,8,test,,Rome,,40,
+ct/d.nii.gz,9,val,1,Rome,,,
+ct/x.nii.gz,9,val,1,Rome,1,50,
+,9,val,1,Rome,1,50,
+ct/e.dcm,9,val,1,Rome,1,50,
+"""
+    found, names = read_label_table(write(scans / "t.csv", text), labels=["tumour", "age"])
+    assert names == ["tumour", "age"]
+    assert [(c.case.path, c.patient, c.case.split, c.fold, dict(c.labels)) for c in found.cases] == [
+        ("ct/a.nii.gz", "007", "train", 0, {"tumour": "1", "age": "61.5"}),
+        ("ct/b.nii.gz", "007", "train", 0, {"tumour": "0"}),
+        ("ct/c.nii.gz", "8", "test", None, {"age": "40"}),
+    ]
+    assert found.cases[0].attributes == {"site": "Bern"} and found.cases[1].attributes == {"site": ""}
+    assert found.patient_level and any("label_old" in note for note in found.notes)
+    assert reasons(found) == {
+        "ct/d.nii.gz": "no label is known of this scan",
+        "ct/x.nii.gz": "no such file or folder",
+        "line 7": "this row has no path",
+        "ct/e.dcm": "neither NIfTI, MetaImage nor NRRD by its name; of a DICOM study, give the folder",
+    }
+
+
+def test_table_ids_and_folders(scans):
+    """Ids are safe and stay the same when the table is elsewhere and paths start from the data root."""
+    text = "path,case,label\nct/a.nii.gz,,1\nct/b.nii.gz,case-7,0\nelsewhere/f.mha,,0\n"
+    here, _ = read_label_table(write(scans / "t.csv", text))
+    (scans / "tables").mkdir()
+    there, _ = read_label_table(write(scans / "tables/t.csv", text), root=scans)
+    assert there.cases == here.cases and there.root == here.root == scans
+    assert [case.id for case in here.cases] == ["case-7", "ct__a", "elsewhere__f"]
+    assert not here.patient_level and any("3 of 3 scans have no patient" in note for note in here.notes)
+    far, _ = read_label_table(scans / "tables/t.csv", root=scans, labeled=False)
+    assert [case.labels for case in far.cases] == [{}] * 3
+
+
+def test_table_of_dicom_folders(tmp_path):
+    """Two studies of one person stay together, though the table does not say so."""
+    for folder in ("s1", "s2"):
+        maker.series(tmp_path / folder, np.zeros((3, 8, 8)), study=folder)
+    maker.series(tmp_path / "s3", np.zeros((3, 8, 8)), PatientID="another")
+    table = write(tmp_path / "t.csv", f"path,series,label\ns1,{maker.uid('s1', 'a')},1\ns2,,0\ns3,,0\n")
+    found, _ = read_label_table(table)
+    people = [hash_patient_id(name) for name in (maker.SECRET["PatientID"], maker.SECRET["PatientID"], "another")]
+    by_path = {case.case.path: case for case in found.cases}
+    assert [by_path[name].patient for name in ("s1", "s2", "s3")] == people and found.patient_level
+    assert by_path["s1"].case.series == maker.uid("s1", "a") and by_path["s2"].case.series is None
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("file,label\nct/a.nii.gz,1\n", "lacks the columns path; found file, label"),
+        ("path,tumour\nct/a.nii.gz,1\n", r"has no column label; name .* out of tumour"),
+        ("path,label,Patient_ID\nct/a.nii.gz,1,4\n", "'Patient_ID' looks like 'patient'; rename"),
+        ("path,label,subject\nct/a.nii.gz,1,4\n", "'subject' looks like 'patient'"),
+        ("path,label\nct/a.nii.gz,1\n./ct/a.nii.gz,0\n", "twice, in lines 2 and 3"),
+        ("path,label,case\nct/a.nii.gz,1,x\nct/b.nii.gz,0,X\n", "2 values of case more than once .X, x."),
+        ("path,label,case\nct/a.nii.gz,1,../x\n", "may hold letters, digits"),
+        ("path,label,split\nct/a.nii.gz,1,trian\n", "line 2: split 'trian' is not one of train, validation, test"),
+        ("path,label,fold\nct/a.nii.gz,1,0.5\n", "folds are whole numbers"),
+        ("path,label,fold\nct/a.nii.gz,1,one\n", "line 2: 'one'"),
+        ("path,label,patient,split\nct/a.nii.gz,1,p,train\nct/b.nii.gz,0,p,test\n", "1 patients are in more than one"),
+        ("path,label,patient,fold\nct/a.nii.gz,1,p,0\nct/b.nii.gz,0,p,1\n", "1 patients are in more than one fold"),
+        ("path,label\nct/x.nii.gz,1\n", "no labeled scan that can be used. ct/x.nii.gz: no such file"),
+    ],
+)
+def test_table_that_is_broken(scans, text, match):
+    with pytest.raises(InputError, match=match):
+        read_label_table(write(scans / "t.csv", text))
+
+
+def test_table_labels_that_are_asked_for(scans):
+    table = write(scans / "t.csv", "path,a,b\nct/a.nii.gz,1,2\n")
+    for labels, match in (
+        (["c"], "no label column c; there is a, b"),
+        (["a", "a"], "twice"),
+        (["path"], "column path"),
+    ):
+        with pytest.raises(InputError, match=match):
+            read_label_table(table, labels=labels)
+
+
+def test_table_rows_that_say_nothing_about_the_split(scans):
+    table = write(scans / "t.csv", "path,label,split\nct/a.nii.gz,1,train\nct/b.nii.gz,1,\n")
+    found, _ = read_label_table(table)
+    assert [case.case.path for case in found.cases] == ["ct/a.nii.gz"] and "split column" in found.rejected[0].reason
+    table.write_text("path,label,fold\nct/a.nii.gz,1,2\nct/b.nii.gz,1,\n")
+    found, _ = read_label_table(table)
+    assert [case.fold for case in found.cases] == [2] and "fold column" in found.rejected[0].reason

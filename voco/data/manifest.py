@@ -100,7 +100,7 @@ def build_manifest(
     _check_not_empty(root, manifest)
     manifest.cases, notes = assign_patients(manifest.cases, patient_regex)
     manifest.notes += notes
-    manifest.cases = sorted(_name_cases(manifest.cases), key=lambda case: (case.path, case.id))
+    manifest.cases = sorted(name_cases(manifest.cases), key=lambda case: (case.path, case.id))
     if exclude is not None:
         manifest.cases, notes = exclude_patients(manifest.cases, Path(exclude))
         manifest.notes += notes
@@ -248,7 +248,7 @@ def _check_not_empty(root: Path, manifest: Manifest) -> None:
     raise InputError(f"{root} has {what} that is a CT scan: expected NIfTI, MHD/MHA, NRRD or DICOM {notes}".rstrip())
 
 
-def _name_cases(cases: Sequence[Case]) -> list[Case]:
+def name_cases(cases: Sequence[Case]) -> list[Case]:
     """Give each case its id: the path in letters that every file system takes, and a digest where that is ambiguous."""
     plain = [case.id or _plain_id(case) for case in cases]
     count = Counter(name.lower() for name in plain)

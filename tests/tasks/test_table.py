@@ -1,0 +1,160 @@
+"""The user's own labels: kinds taken from values, classes, metrics against scikit-learn and SciPy."""
+
+from dataclasses import asdict
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import spearmanr
+from sklearn import metrics as sk
+
+from voco.errors import InputError
+from voco.tasks import create_task
+
+
+def table(tmp_path, columns: dict[str, list], **options):
+    """A task that has read a table with these columns."""
+    n = len(next(iter(columns.values())))
+    for i in range(n):
+        (tmp_path / f"s{i:02d}.nii.gz").touch()
+    frame = pd.DataFrame({"path": [f"s{i:02d}.nii.gz" for i in range(n)], **columns})
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    task = create_task("table", labels=list(columns), **options)
+    return task, task.read(tmp_path / "t.csv")
+
+
+def frame(task, labels: np.ndarray, scores: np.ndarray) -> pd.DataFrame:
+    """Predictions: labels (n, outputs), scores (n, columns)."""
+    ids = [f"s{i:02d}" for i in range(len(labels))]
+    rows = pd.DataFrame({"case": ids, "patient": ids, "unit": ids, "fold": 0, "split": "test"})
+    rows[task.label_columns], rows[task.score_columns] = labels, scores
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("columns", "kind", "note"),
+    [
+        ({"x": [0, 1, 1, 0]}, "binary", "x binary (2 positive of 4)"),
+        ({"x": ["0.0", "1.0", "", "0"]}, "binary", "x binary (1 positive of 3)"),
+        ({"x": [0, 1, 1, 0], "y": [1, 0, None, 1]}, "multilabel", "x binary (2 positive of 4); y binary (2 positive"),
+        ({"x": [1, 2, 2, 1]}, "multiclass", "x 2 classes (1: 2, 2: 2)"),
+        ({"x": ["b", "a", "b", "c"]}, "multiclass", "x 3 classes (a: 1, b: 2, c: 1)"),
+        ({"x": [10.0, 9, 10, 9]}, "multiclass", "x 2 classes (9: 2, 10: 2)"),
+        ({"x": [61, 62, 70, 44]}, "regression", "x regression (4 values from 44 to 70)"),
+        ({"x": [0.5, 1, 0, 1]}, "regression", "x regression (4 values from 0 to 1)"),
+    ],
+)
+def test_kind_from_values(tmp_path, columns, kind, note):
+    task, manifest = table(tmp_path, columns)
+    assert task.options.kind == kind
+    assert any(note in text for text in manifest.notes), manifest.notes
+    # what was found makes the same task again, for new scans
+    again = create_task("table", **{k: v for k, v in asdict(task.options).items() if k != "name"})
+    for name in ("outputs", "main_metric", "higher_is_better", "flips", "options"):
+        assert getattr(again, name) == getattr(task, name)
+    np.testing.assert_equal([again.targets(c) for c in manifest.cases], [task.targets(c) for c in manifest.cases])
+
+
+def test_targets(tmp_path):
+    task, manifest = table(tmp_path, {"Grade (1-3)": ["III", "I", "", "II"], "b/c": ["x", "y", "x", None]})
+    assert [o.name for o in task.outputs] == ["Grade_1_3", "b_c"]
+    assert task.score_columns == [*(f"score_Grade_1_3_{c}" for c in ("I", "II", "III")), "score_b_c_x", "score_b_c_y"]
+    values = [list(task.targets(case).values()) for case in manifest.cases]
+    np.testing.assert_array_equal(values, [[2, 0], [0, 1], [np.nan, 0], [1, np.nan]])
+    task, manifest = table(tmp_path, {"s": ["lo", "hi", "lo", "hi"]}, classes={"s": ["lo", "mid", "hi"]})
+    assert [task.targets(case)["s"] for case in manifest.cases] == [0, 2, 0, 2] and task.outputs[0].width == 3
+
+
+@pytest.mark.parametrize(
+    ("columns", "options", "match"),
+    [
+        ({"x": [1, 1, 1]}, {}, "holds '1' and nothing else"),
+        ({"x": [0, 1, 2]}, {"kind": "binary"}, r"1 labels of column x are not usable \(s02: '2'\); expected 0 or 1"),
+        ({"x": [0.5, "low", 2]}, {"kind": "regression"}, r"s01: 'low'.*expected a number"),
+        ({"x": ["a", "b", "z"]}, {"kind": "multiclass", "classes": {"x": ["a", "b"]}}, "s02: 'z'.*one of a, b"),
+        ({"x": [0, 1, 1], "y": [0.5, 3.5, 4]}, {}, "several kinds .x: binary, y: regression."),
+        ({"x": [f"id{i}" for i in range(12)]}, {}, "12 different texts in 12 rows, such as 'id0'"),
+        ({"x": ["a-b", "a b", "c"]}, {}, "same once they are written in letters and digits"),
+        ({"x": [0, 1, 1]}, {"metric": "f1"}, "'f1' is not one of auroc, ap"),
+        ({"x": [0, 1, 1]}, {"flips": [3]}, "found 3"),
+    ],
+)
+def test_labels_that_cannot_be(tmp_path, columns, options, match):
+    with pytest.raises(InputError, match=match):
+        table(tmp_path, columns, **options)
+
+
+def test_where_the_table_is(tmp_path):
+    _, manifest = table(tmp_path, {"x": [0, 1, 1]})
+    with pytest.raises(InputError, match=r"is a folder; give the CSV with --task\.csv"):
+        create_task("table").read(tmp_path)
+    inside = create_task("table", csv="t.csv", labels=["x"]).read(tmp_path)
+    outside = create_task("table", csv=str(tmp_path / "t.csv"), labels=["x"]).read(tmp_path)
+    assert inside.cases == outside.cases == manifest.cases
+    assert [c.labels for c in create_task("table", csv="t.csv").read_unlabeled(tmp_path).cases] == [{}] * 3
+
+
+def test_flips_are_refused_unless_asked_for(tmp_path):
+    assert table(tmp_path, {"x": [0, 1, 1]})[0].flips == ()
+    assert table(tmp_path, {"x": [0, 1, 1]}, flips=[2, 0])[0].flips == (0, 2)
+
+
+def test_multilabel_metrics(tmp_path):
+    rng = np.random.default_rng(0)
+    columns = {"x": [0, 1] * 20, "y": [1, 0] * 20, "z": [0, 1] * 20}
+    task, _ = table(tmp_path, columns)
+    labels, scores = rng.integers(0, 2, (40, 3)).astype(float), rng.random((40, 3))
+    labels[:7, 1] = np.nan
+    labels[:, 2] = 0
+    out = task.metrics(task.to_units(frame(task, labels, scores)))
+    x, y = (sk.roc_auc_score(labels[k:, i], scores[k:, i]) for i, k in ((0, 0), (1, 7)))
+    assert out.values["auroc_x"] == pytest.approx(x, abs=1e-9) and out.values["auroc_y"] == pytest.approx(y, abs=1e-9)
+    assert out.values["auroc_z"] is None and out.reasons["auroc_z"] == "no positive among 40"
+    assert out.values["auroc"] == pytest.approx((x + y) / 2, abs=1e-9)
+    ap = [sk.average_precision_score(labels[k:, i], scores[k:, i]) for i, k in ((0, 0), (1, 7))]
+    assert out.values["ap"] == pytest.approx(np.mean(ap), abs=1e-9)
+    assert task.main_value(frame(task, labels, scores)) == out.values["auroc"]
+
+
+def test_multiclass_metrics(tmp_path):
+    rng = np.random.default_rng(1)
+    task, _ = table(tmp_path, {"x": ["a", "b", "c"] * 10})
+    labels, scores = rng.integers(0, 3, 30).astype(float), rng.dirichlet(np.ones(3), 30)
+    got = task.metrics(frame(task, labels[:, None], scores)).values
+    expected = sk.roc_auc_score(labels, scores, multi_class="ovr", average="macro")
+    assert got["auroc"] == pytest.approx(expected, abs=1e-9)
+    assert got["accuracy"] == pytest.approx(sk.accuracy_score(labels, scores.argmax(1)), abs=1e-9)
+    assert got["balanced_accuracy"] == pytest.approx(sk.balanced_accuracy_score(labels, scores.argmax(1)), abs=1e-9)
+    assert got["kappa"] == pytest.approx(sk.cohen_kappa_score(labels, scores.argmax(1)), abs=1e-9)
+    one = task.metrics(frame(task, np.ones((4, 1)), scores[:4]))
+    assert one.values["auroc"] is None and one.reasons["auroc"] == "all cases are of one class"
+
+
+def test_regression(tmp_path):
+    rng = np.random.default_rng(2)
+    task, manifest = table(tmp_path, {"age": [20.5, 40.5, 60.5, 81]}, metric="rmse")
+    assert task.main_metric == "rmse" and not task.higher_is_better
+    assert task.directions == {"mae": False, "rmse": False}
+    assert [task.stratum(case) for case in manifest.cases] == ["q1", "q2", "q3", "q4"]
+    labels, scores = rng.normal(60, 10, 30).round(), rng.normal(60, 10, 30).round()
+    out = task.metrics(frame(task, labels[:, None], scores[:, None])).values
+    assert out["mae"] == pytest.approx(sk.mean_absolute_error(labels, scores), abs=1e-9)
+    assert out["rmse"] == pytest.approx(sk.root_mean_squared_error(labels, scores), abs=1e-9)
+    assert out["r2"] == pytest.approx(sk.r2_score(labels, scores), abs=1e-9)
+    assert out["spearman"] == pytest.approx(spearmanr(labels, scores).statistic, abs=1e-9)
+    constant = task.metrics(frame(task, labels[:, None], np.full((30, 1), 60.0)))
+    assert constant.values["spearman"] is None and constant.values["mae"] is not None
+
+
+def test_scale_of_regression_targets(tmp_path):
+    import torch
+
+    task, manifest = table(tmp_path, {"age": [20.5, 40.5, 60.5, 81], "mm": [0.01, 0.02, 0.03, ""]})
+    scale = task.target_scale(manifest.cases[:3])
+    assert scale == {"age": pytest.approx((40.5, np.std([20.5, 40.5, 60.5]))), "mm": pytest.approx((0.02, 0.008164966))}
+    terms = task.loss(
+        {name: torch.full((2, 1), mean + std) for name, (mean, std) in scale.items()},
+        {name: torch.tensor([mean, float("nan")]) for name, (mean, _) in scale.items()},
+    )
+    assert [float(term) for term in terms.values()] == pytest.approx([1, 1], rel=1e-4)
+    assert table(tmp_path, {"x": [0, 1, 1]})[0].target_scale([]) == {}

@@ -1,0 +1,294 @@
+"""The user's own labels from a CSV: binary, multi-label, multi-class or regression, said or taken from the values."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import numpy as np
+
+from voco.data.layouts.labeled import LabeledCase, LabeledManifest
+from voco.data.layouts.table import read_label_table
+from voco.errors import InputError
+from voco.tasks.base import Output, Scores, Task
+from voco.tasks.table_metrics import MAIN_METRIC, lower_is_better, metric_names, table_metrics
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import Tensor
+
+KINDS = ("binary", "multilabel", "multiclass", "regression")
+# From here on whole numbers are a measurement rather than classes.
+_MOST_CLASSES = 10
+_STRATA = 4
+
+
+@dataclass(frozen=True)
+class TableOptions:
+    """The user's own table of labels."""
+
+    name: Literal["table"] = "table"
+    csv: str = ""
+    """the CSV with column path and the labels; empty: --data.root is the CSV"""
+    labels: list[str] = field(default_factory=list)
+    """columns to learn; empty: the column label"""
+    kind: Literal["auto", "binary", "multilabel", "multiclass", "regression"] = "auto"
+    """auto: 0 and 1 are binary (several such columns: multilabel), text and few whole numbers are classes, other
+    numbers are regression; what was taken is said"""
+    classes: dict[str, list[str]] = field(default_factory=dict)
+    """multiclass: classes of a column in their order, e.g. {stage: [I, II, III]}; empty: those in the table, sorted"""
+    metric: str = ""
+    """main metric in place of the kind's own (AUROC, or MAE of regression)"""
+    flips: list[int] = field(default_factory=list)
+    """axes (0 = D, 1 = H, 2 = W) whose flip changes no label; W mirrors left and right; empty: no flips"""
+
+
+class Table(Task):
+    """Labels of a user.
+
+    After ``read``, ``options`` holds what was found (labels, kind, classes), so that a task made from them scores new
+    scans in the same way.
+
+    Attributes:
+        columns: label column of each output; outputs have names that are safe in files.
+    """
+
+    name = "table"
+    Options: ClassVar[type] = TableOptions
+    unit = "scan"
+    evaluation = ""
+
+    def __init__(self, options: TableOptions):
+        super().__init__(replace(options, labels=list(options.labels)))
+        if wrong := [axis for axis in options.flips if axis not in (0, 1, 2)]:
+            raise InputError(f"task.flips takes axes 0 (D), 1 (H) and 2 (W), found {wrong[0]}")
+        self.flips = tuple(sorted(set(options.flips)))
+        self.columns: dict[str, str] = {}
+        self._bounds: dict[str, np.ndarray] = {}
+        self._std: dict[str, float] = {}
+        known = options.kind != "multiclass" or all(name in options.classes for name in options.labels)
+        if options.labels and options.kind != "auto" and known:
+            self._define()
+
+    def read(self, root: str | Path) -> LabeledManifest:
+        """The scans of the table; what kind of labels they have is said in the notes.
+
+        Raises:
+            InputError: as ``read_label_table``; labels of several kinds, or not of the kind or the classes asked for.
+        """
+        table, folder = self._table(root)
+        manifest, names = read_label_table(table, root=folder, labels=self.options.labels)
+        values = {name: [c.labels[name] for c in manifest.cases if name in c.labels] for name in names}
+        self.options = replace(self.options, labels=names)
+        kind = self.options.kind
+        if kind == "auto":
+            kind = _common_kind({name: _guess(name, found) for name, found in values.items()})
+        classes = self.options.classes
+        if kind == "multiclass":
+            classes = {
+                name: [_plain(str(c)) for c in classes.get(name) or _classes(found)] for name, found in values.items()
+            }
+        self.options = replace(self.options, kind=kind, classes=classes)
+        self._define()
+        for output, name in self.columns.items():
+            self._check(name, output, manifest)
+        self._bounds = {}
+        if kind == "regression":
+            self._bounds = {name: _quantiles([float(v) for v in found]) for name, found in values.items()}
+        manifest.notes.append(f"labels: {self._said(values)}")
+        return manifest
+
+    def read_unlabeled(self, root: str | Path) -> LabeledManifest:
+        """The scans of a table whose labels, if it has any, are not looked at."""
+        table, folder = self._table(root)
+        return read_label_table(table, root=folder, labeled=False)[0]
+
+    def _table(self, root: str | Path) -> tuple[Path, Path | None]:
+        root = Path(root)
+        if not self.options.csv:
+            if root.is_dir():
+                raise InputError(f"{root} is a folder; give the CSV with --task.csv, or as --data.root")
+            return root, None
+        inside = root / self.options.csv
+        return inside if inside.is_file() else Path(self.options.csv), root if root.is_dir() else None
+
+    def _define(self) -> None:
+        """Outputs and metrics of labels, kind and classes."""
+        options = self.options
+        kind = {"multilabel": "binary"}.get(options.kind, options.kind)
+        if options.kind == "binary" and len(options.labels) > 1:
+            self.options = options = replace(options, kind="multilabel")
+        outputs = []
+        for name in options.labels:
+            classes = tuple(_safe(c) for c in options.classes[name]) if kind == "multiclass" else ()
+            outputs.append(Output(_safe(name), kind, classes))
+        columns = [column for o in outputs for column in (o.label_column, *o.score_columns)]
+        if twice := sorted(name for name, n in Counter(columns).items() if n > 1):
+            raise InputError(
+                f"labels or classes are the same once they are written in letters and digits ({', '.join(twice[:3])}); "
+                "rename one of them"
+            )
+        if kind == "multiclass" and (single := [o.name for o in outputs if len(o.classes) < 2]):
+            raise InputError(f"label {single[0]} has one class only; there is nothing to learn")
+        self.outputs = tuple(outputs)
+        self.columns = dict(zip((output.name for output in outputs), options.labels))
+        names = metric_names(options.kind, self.outputs)
+        if options.metric and options.metric not in names:
+            raise InputError(f"task.metric {options.metric!r} is not one of {', '.join(names)}")
+        self.main_metric = options.metric or MAIN_METRIC[options.kind]
+        self.directions = {name: False for name in names if lower_is_better(name)}
+        self.higher_is_better = self.main_metric not in self.directions
+
+    def _check(self, name: str, output: str, manifest: LabeledManifest) -> None:
+        """Refuse cells that the kind or the classes do not know."""
+        wrong = []
+        for case in manifest.cases:
+            if name in case.labels:
+                try:
+                    self._value(output, str(case.labels[name]))
+                except ValueError:
+                    wrong.append(f"{case.id}: {case.labels[name]!r}")
+        if wrong:
+            expected = {
+                "multiclass": f"one of {', '.join(self.options.classes.get(name, ()))}",
+                "regression": "a number",
+            }
+            raise InputError(
+                f"{len(wrong)} labels of column {name} are not usable ({', '.join(wrong[:5])}); expected "
+                f"{expected.get(self.options.kind, '0 or 1')}, or nothing where the label is not known"
+            )
+
+    def _value(self, output: str, cell: str) -> float:
+        if self.options.kind == "multiclass":
+            return float(self.options.classes[self.columns[output]].index(_plain(cell)))
+        value = float(cell)
+        if not np.isfinite(value) or (self.options.kind != "regression" and value not in (0.0, 1.0)):
+            raise ValueError(cell)
+        return value
+
+    def targets(self, case: LabeledCase) -> dict[str, float]:
+        return {
+            output: self._value(output, str(case.labels[name])) if name in case.labels else float("nan")
+            for output, name in self.columns.items()
+        }
+
+    def stratum(self, case: LabeledCase) -> str:
+        if self.options.kind != "regression":
+            return super().stratum(case)
+        # Quarters of the first column: splits keep the whole range in every part.
+        output, name = next(iter(self.columns.items()))
+        value = self.targets(case)[output]
+        return "" if np.isnan(value) else f"q{int(np.searchsorted(self._bounds.get(name, np.zeros(0)), value)) + 1}"
+
+    def target_scale(self, cases: Sequence[LabeledCase]) -> dict[str, tuple[float, float]]:
+        """Mean and standard deviation of the regression targets of the training cases; empty for other kinds.
+
+        A head that gives mean + std * z learns at the same rate whatever the unit of the label. From then on ``loss``
+        counts errors in standard deviations, so that several columns weigh the same.
+        """
+        if self.options.kind != "regression":
+            return {}
+        rows = [self.targets(case) for case in cases]
+        found = {}
+        for output in self.columns:
+            values = np.array([row[output] for row in rows], np.float64)
+            values = values[~np.isnan(values)]
+            std = float(values.std()) if len(values) else 0.0
+            found[output] = (float(values.mean()) if len(values) else 0.0, std or 1.0)
+        self._std = {output: std for output, (_, std) in found.items()}
+        return found
+
+    def loss(self, logits: Mapping[str, Tensor], targets: Mapping[str, Tensor], **settings) -> dict[str, Tensor]:
+        terms = super().loss(logits, targets, **settings)
+        return {name: term / self._std.get(name, 1.0) ** 2 for name, term in terms.items()}
+
+    def metrics(self, units: pd.DataFrame, images: pd.DataFrame | None = None) -> Scores:
+        return table_metrics(self.options.kind, self.outputs, units)
+
+    def main_value(self, units: pd.DataFrame) -> float:
+        value = table_metrics(self.options.kind, self.outputs, units, only=self.main_metric).values[self.main_metric]
+        return float("nan") if value is None else value
+
+    def _said(self, values: Mapping[str, Sequence[str]]) -> str:
+        """What was taken, column by column."""
+        parts = []
+        for output in self.outputs:
+            found = values[self.columns[output.name]]
+            if output.kind == "multiclass":
+                count = Counter(map(_plain, found))
+                classes = self.options.classes[self.columns[output.name]]
+                what = f"{len(classes)} classes (" + ", ".join(f"{c}: {count[c]}" for c in classes) + ")"
+            elif output.kind == "binary":
+                what = f"binary ({sum(float(v) for v in found):g} positive of {len(found)})"
+            else:
+                numbers = [float(v) for v in found]
+                what = f"regression ({len(numbers)} values"
+                what += f" from {min(numbers):g} to {max(numbers):g})" if numbers else ")"
+            parts.append(f"{self.columns[output.name]} {what}")
+        return "; ".join(parts)
+
+
+def _guess(name: str, cells: Sequence[str]) -> str:
+    """Kind of one column from its cells."""
+    different = {_plain(cell) for cell in cells}
+    if not different:
+        raise InputError(f"column {name} has no label at all")
+    if len(different) == 1:
+        raise InputError(f"column {name} holds {cells[0]!r} and nothing else; there is nothing to learn")
+    numbers = _numbers(different)
+    if numbers is None:
+        if len(different) > max(_MOST_CLASSES, len(cells) // 2):
+            raise InputError(
+                f"column {name} holds {len(different)} different texts in {len(cells)} rows, such as {cells[0]!r}: "
+                "that is no class; choose the label with task.labels, or set task.kind to multiclass"
+            )
+        return "multiclass"
+    if numbers <= {0.0, 1.0}:
+        return "binary"
+    whole = all(value == int(value) for value in numbers)
+    few = len(different) <= _MOST_CLASSES and len(cells) >= 2 * len(different)
+    return "multiclass" if whole and few else "regression"
+
+
+def _common_kind(kinds: Mapping[str, str]) -> str:
+    if len(set(kinds.values())) > 1:
+        found = ", ".join(f"{name}: {kind}" for name, kind in kinds.items())
+        raise InputError(f"the label columns are of several kinds ({found}); learn them apart, or set task.kind")
+    kind = next(iter(kinds.values()))
+    return "multilabel" if kind == "binary" and len(kinds) > 1 else kind
+
+
+def _classes(cells: Sequence[str]) -> list[str]:
+    """Classes in order: numbers by value, text by name."""
+    different = {_plain(cell) for cell in cells}
+    return sorted(different, key=float if _numbers(different) is not None else str)
+
+
+def _plain(cell: str) -> str:
+    """A cell as a class: 1.0 and 1 are the same."""
+    numbers = _numbers({cell})
+    if numbers is None:
+        return cell
+    value = numbers.pop()
+    return str(int(value)) if value == int(value) else repr(value)
+
+
+def _numbers(cells: set[str]) -> set[float] | None:
+    try:
+        values = {float(cell) for cell in cells}
+    except ValueError:
+        return None
+    return values if np.isfinite(list(values)).all() else None
+
+
+def _quantiles(values: Sequence[float]) -> np.ndarray:
+    return np.quantile(values, np.arange(1, _STRATA) / _STRATA) if values else np.zeros(0)
+
+
+def _safe(name: str) -> str:
+    """A name for columns and files."""
+    return re.sub(r"[^A-Za-z0-9]+", "_", str(name)).strip("_") or "label"
