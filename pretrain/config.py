@@ -63,6 +63,9 @@ class ScanData:
     """Cut away air and table around the body (the published recipes crop the foreground)."""
     select: str = "thinnest_axial"
     """Which DICOM series of a study is used: thinnest_axial, largest or all."""
+    sets: list[str] = field(default_factory=list)
+    """Names of the public data sets that the scans come from, e.g. [LIDC-IDRI]; kept with the encoder as digests, so
+    that a later evaluation on them knows (docs/leaks.md). Folders that are named after one count by themselves."""
     exclude: str | None = None
     """File with patients to leave out altogether, one a line."""
     patient_regex: str | None = None
@@ -211,6 +214,23 @@ class EvalConfig:
 
 
 @dataclass
+class ProbeConfig:
+    """What frozen features know of labels that some scans have (docs/pretraining.md); changes nothing in training."""
+
+    labels: str | None = None
+    """CSV with a column case, path or patient, and a label; empty = no probe. A column split (train, validation, test)
+    is obeyed; patients with a test row are never looked at."""
+    label: str | None = None
+    """Column of the label; unset = the only one that it can be."""
+    every: int = 0
+    """Steps between probes; one is always made at the start and at the end. 0 = with every health report."""
+    windows: int = 8
+    """Crops of a scan whose features are averaged, evenly spread over it."""
+    scans: int = 400
+    """Labeled scans used at most."""
+
+
+@dataclass
 class LogConfig:
     """Where numbers go besides metrics.jsonl and timings.jsonl."""
 
@@ -242,6 +262,7 @@ SCHEMA = Schema(
         "method": {"voco3d": VoCo3DConfig, "voco2d": VoCo2DConfig, "video": VideoConfig},
         "train": TrainConfig,
         "eval": EvalConfig,
+        "probe": ProbeConfig,
         "log": LogConfig,
     },
     presets={
@@ -259,6 +280,7 @@ FREE_ON_RESUME = (
     "out",
     "plan",
     "data.root",
+    "data.sets",
     "data.cache",
     "data.workers",
     "data.timeout",
@@ -293,11 +315,25 @@ def check(config: dict, world: int) -> None:
     for name in ("accumulate", "keep", "max_skipped"):
         if getattr(train, name) < 1:
             raise InputError(f"--train.{name} must be at least 1, found {getattr(train, name)}")
+    _check_probe(config)
     if data.workers < 0:
         raise InputError(f"--data.workers must be 0 or more, found {data.workers}")
     if late := [step for step in train.milestones if not 0 < step <= train.steps]:
         raise InputError(f"--train.milestones {late} are never reached: steps count from 1 to {train.steps}")
     StepSampler(0, 0, train.batch_size, train.accumulate, 0, world)
+
+
+def _check_probe(config: dict) -> None:
+    probe = config["probe"]
+    if probe.labels and config["method"].name == "video":
+        raise InputError("--probe.labels is for scans; the video method reports its own accuracy")
+    if probe.labels and not Path(probe.labels).is_file():
+        raise InputError(f"--probe.labels {probe.labels} does not exist; expected a CSV with labels of scans")
+    if probe.every < 0 or probe.windows < 1 or probe.scans < 4:
+        raise InputError(
+            f"--probe.every must be at least 0, --probe.windows at least 1 and --probe.scans at least 4; found "
+            f"{probe.every}, {probe.windows} and {probe.scans}"
+        )
 
 
 def check_same_settings(resume: Path, config: dict) -> None:

@@ -93,6 +93,9 @@ def _run(config: dict, job, rank: int, world: int) -> int:
         data.write(out)
         save_yaml(config, out / "config.yaml")
     data.check(config["data"].max_rejected)
+    probe = job.start_probe(data, say) if main_process and not config["plan"] else None
+    if main_process and not config["plan"]:
+        _write_fingerprints(job.fingerprints(data), out)
     for note in job.notes(world, data.counts):
         say(f"note: {note}")
 
@@ -129,11 +132,13 @@ def _run(config: dict, job, rank: int, world: int) -> int:
             facts = _facts(config, data, encoder, method, accelerator, flops)
             record.update(**facts | {"cost": record.values.get("cost", {}) | facts["cost"]})
             record.session(first_step=state.step, **describe_device(accelerator))
+            training = Training(config, job, data, accelerator, method, log, record, monitor, probe)
             if monitor is not None and state.step == 0 and resume is None:
                 log.metrics(0, monitor.report(method, 0, accelerator.device, autocast_dtype(accelerator)))
                 accelerator.log(monitor.constants(), step=0)
+            if state.step == 0 and resume is None:
+                training.probe_now(0)
             accelerator.wait_for_everyone()
-            training = Training(config, job, data, accelerator, method, log, record, monitor)
             state = training.train(model, optimizer, state, checkpoints, stop)
             training.finish(state, stop.received)
     except BaseException as error:
@@ -148,6 +153,16 @@ _MEMORY_SETTINGS = (
     "--train.batch_size (or raise --train.accumulate), the size of crops or clips, --encoder.name, or turn on "
     "--encoder.activation_checkpointing true and --train.precision bf16"
 )
+
+
+def _write_fingerprints(fingerprints, out: Path) -> None:
+    """Which scans are used; absent for data that are no scans, also where an earlier run in this folder left some."""
+    from voco.data.fingerprint import FILE
+
+    if fingerprints is None:
+        (out / FILE).unlink(missing_ok=True)
+    else:
+        fingerprints.write(out / FILE)
 
 
 def _check_agreement(accelerator, fingerprint: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ class Training:
         data: what ``job.prepare_data`` gave: ``train``, ``heldout``, ``counts``, ``fingerprint``.
         method: the unwrapped ``nn.Module`` with ``encoder``.
         monitor: of held-out data; None without any, and on all processes but the first.
+        probe: of labeled scans; None without labels, and on all processes but the first.
     """
 
     config: dict
@@ -29,6 +31,7 @@ class Training:
     log: Any
     record: Any
     monitor: Any
+    probe: Any = None
 
     @property
     def out(self) -> Path:
@@ -61,7 +64,7 @@ class Training:
                     clip=train.clip,
                     log_every=self.config["log"].every,
                     save_every=train.save_every,
-                    eval_every=self.config["eval"].every,
+                    eval_every=math.gcd(self.config["eval"].every, self._probe_every),
                     milestones=train.milestones,
                     max_skipped=train.max_skipped,
                 ),
@@ -69,11 +72,32 @@ class Training:
                 checkpoints=checkpoints,
                 log=self.log,
                 stop=stop,
-                evaluate=self.report if self.data.heldout else None,
+                evaluate=self.report if self.data.heldout or self.config["probe"].labels else None,
                 on_milestone=self._milestone,
             )
 
+    @property
+    def _probe_every(self) -> int:
+        """Steps between probes, 0 where they come with the health reports or not at all."""
+        return self.config["probe"].every if self.config["probe"].labels else 0
+
     def report(self, step: int) -> dict[str, float]:
+        """What is due at a step: the probe, which writes a row of its own, and the health report."""
+        last = step == self.config["train"].steps
+        due = lambda every: last or (every > 0 and step % every == 0)  # noqa: E731
+        if due(self._probe_every or self.config["eval"].every):
+            self.probe_now(step)
+        return self._health(step) if due(self.config["eval"].every) else {}
+
+    def probe_now(self, step: int) -> None:
+        """Probe the encoder as it is now, where this process has a probe."""
+        if self.probe is None:
+            return
+        row = self.probe.report(self.method, self.accelerator.device, autocast_dtype(self.accelerator))
+        self.log.metrics(step, row)
+        self.log.say(f"step {step}: " + ", ".join(f"{name} {value:.3f}" for name, value in row.items()))
+
+    def _health(self, step: int) -> dict[str, float]:
         """Score the method now, draw every picture, and say at once what should not wait for the end."""
         from voco.rng import generator
 
@@ -98,7 +122,7 @@ class Training:
             self.log.say(f"stopped by {signal_name} after step {state.step}; the same command continues from there")
             return
         if self.monitor is not None and self.monitor.latest is None:  # killed after the last checkpoint: row is written
-            self.report(state.step)
+            self._health(state.step)
         folder = self.export(self.out / "encoder", state.step, self.monitor)
         self.record.close("finished", last_step=state.step, skipped_steps=state.skipped)
         lines = ["", f"finished {state.step} steps; wrote"]
@@ -132,6 +156,7 @@ class Training:
     def export(self, folder: Path, step: int, monitor=None) -> Path:
         """Write the encoder as it is now, with its history."""
         from voco import __version__
+        from voco.data.fingerprint import FILE
         from voco.weights.export import save_encoder
 
         train, facts = self.config["train"], self.job.provenance(self.data, monitor)
@@ -146,7 +171,9 @@ class Training:
             "cost": self.cost(step),
             "library_version": __version__,
         }
-        return save_encoder(self.method.encoder, folder, provenance)
+        seen = self.out / FILE
+        fingerprints = seen.read_bytes() if seen.is_file() else None
+        return save_encoder(self.method.encoder, folder, provenance, fingerprints=fingerprints)
 
     def _milestone(self, step: int) -> None:
         self.export(self.out / "milestones" / f"step-{step:08d}" / "encoder", step)

@@ -122,6 +122,14 @@ class VideoJob:
         monitor.measure_lines(self.dataset(cohort, method), reuse=goes_on)
         return monitor
 
+    def start_probe(self, cohort, say):
+        """None: probes are for scans."""
+        return None
+
+    def fingerprints(self, cohort):
+        """None: clips are nobody's scans."""
+        return None
+
     def provenance(self, cohort, monitor=None) -> dict:
         """What the model card and later trainings should know, without what every method has."""
         settings, results = self.config["method"], {}

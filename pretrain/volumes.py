@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from voco.config import flatten
 from voco.errors import InputError
+
+if TYPE_CHECKING:
+    from voco.data.fingerprint import Fingerprints
 
 _CARD_SCORES = ("intra", "position_accuracy", "position_accuracy_balanced", "disjoint_accuracy_balanced", "mean_cosine")
 _CITATIONS = {
@@ -131,6 +135,34 @@ class VolumeJob:
         )
         monitor.measure_lines(build_untrained, accelerator.device, reuse=goes_on)
         return monitor
+
+    def start_probe(self, cohort, say):
+        """The probe on labeled scans; None where none was asked for."""
+        from pretrain.probe import start_probe
+
+        method = self.config["method"]
+        return start_probe(
+            self.config["probe"],
+            cohort,
+            geometry=method.geometry,
+            region=method.region,
+            seed=self.config["seed"],
+            say=say,
+        )
+
+    def fingerprints(self, cohort) -> Fingerprints:
+        """What tells later evaluations which scans were seen; held-out ones are marked."""
+        from voco.data.fingerprint import Fingerprints
+        from voco.transfer.data_sets import named_in_path
+
+        entries = [(entry, True) for found in cohort.train for entry in found]
+        entries += [(entry, False) for found in cohort.heldout for entry in found]
+        names = set(self.config["data"].sets) | named_in_path(str(Path(self.config["data"].root).resolve()))
+        for entry, trained in entries:
+            names |= named_in_path(entry.case.path) if trained else set()
+        return Fingerprints.of_entries(
+            [entry for entry, _ in entries], trained=[trained for _, trained in entries], data_sets=sorted(names)
+        )
 
     def provenance(self, cohort, monitor=None) -> dict:
         """What the model card and later trainings should know, without what every method has."""

@@ -53,6 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_split(commands)
     _add_inspect(commands)
     _add_encoders(commands)
+    _add_embed(commands)
     return parser
 
 
@@ -295,6 +296,46 @@ def encoders(args: argparse.Namespace) -> int:
 
     for line in describe_encoders(args.pattern):
         print(line)
+    return 0
+
+
+def _add_embed(commands) -> None:
+    command = _command(
+        commands,
+        "embed",
+        embed,
+        "features of scans from an encoder",
+        "Write one row of features per scan. Each scan is prepared as the encoder was trained, cut into tiles of its "
+        "usual size (or stretched to it, where a voxel has no fixed size for the encoder), and the features of the "
+        "tiles are averaged. Columns: case, patient (a digest), f0000, f0001, … Scans that cannot be used are listed "
+        "in rejected.csv beside OUT.",
+    )
+    command.add_argument(
+        "encoder",
+        metavar="ENCODER",
+        help="folder of an encoder or a run, weights file, Hugging Face id, published weights as name.tag, or a name "
+        "with --weights",
+    )
+    command.add_argument("source", metavar="IN", help="folder of scans, CSV or JSON list, or a cache of voco prepare")
+    command.add_argument("out", metavar="OUT", help="table to write: .csv, .npz or .parquet")
+    command.add_argument("--weights", metavar="W", help="weights for ENCODER: file, folder, tag or Hugging Face id")
+    command.add_argument(
+        "--view", choices=("resize", "tiles", "slice_windows"), help="how a scan is shown; default: as trained"
+    )
+    command.add_argument("--keep_air", action="store_true", help="do not cut away air and table around the body")
+    command.add_argument("--cache", metavar="DIR", help="folder for prepared scans; default: cache beside OUT")
+    command.add_argument("--device", default="auto", metavar="D", help="auto, cpu, cuda, cuda:1 …")
+    command.add_argument("--bf16", action="store_true", help="compute in bf16, faster on GPUs that have it")
+    command.add_argument("--chunk", type=int, default=8, metavar="N", help="tiles at once: bounds memory")
+    command.add_argument("--workers", type=int, default=cores(), metavar="N", help="processes that prepare scans")
+
+
+def embed(args: argparse.Namespace) -> int:
+    """``voco embed ENCODER IN OUT``."""
+    from voco.embed import run
+
+    for line in run(args):
+        print(line, flush=True)
     return 0
 
 

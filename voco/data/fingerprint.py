@@ -111,13 +111,19 @@ def patient_digest(name: str) -> bytes:
     A PatientID of a DICOM header, which is kept hashed, and the same text as a folder, a file name or a column give
     the same digest. Letter case, folders above and file endings do not count.
     """
-    text = name.strip()
+    text = name.encode("utf-8", "backslashreplace").decode().strip()  # a folder's name need not be UTF-8
     if not _HASHED.fullmatch(text):
         text = re.sub(r"\.(nii\.gz|nii|mha|mhd|nrrd|nhdr|dcm)$", "", text.rstrip("/").split("/")[-1], flags=re.I)
         if _is_anybody(text):
             return bytes(_NAME_BYTES)
         text = hash_patient_id(text)
     return bytes(_NAME_BYTES) if text in _anybody_digests() else _short(text)
+
+
+def shown_patient(name: str) -> str:
+    """A patient for tables that leave the house: the digest of a DICOM header as it is, of any other name its own."""
+    text = name.encode("utf-8", "backslashreplace").decode()
+    return text if _HASHED.fullmatch(text) else hash_patient_id(text)
 
 
 def _is_anybody(text: str) -> bool:

@@ -253,6 +253,18 @@ class VoCo3D(nn.Module):
         """Cut crops (M = B * crops) out of windows and make them the network's input."""
         return self.encoder.prepare(self._cut(hu, starts))
 
+    def crops(self, hu: Tensor, starts: Tensor) -> Tensor:
+        """Crops as the encoder gets them: ``encoder(method.crops(hu, starts))`` are their features.
+
+        Args:
+            hu: (B, D, H, W) windows in Hounsfield units.
+            starts: (B, K, 3) corners (D, H, W).
+
+        Returns:
+            (B * K, 1, d, h, w) Hounsfield units.
+        """
+        return self._cut(hu, starts)
+
     def _cut(self, hu: Tensor, starts: Tensor) -> Tensor:
         """(M, 1, d, h, w) crops in Hounsfield units."""
         crops = cut(hu, starts, self.geometry.size).flatten(0, 1).unsqueeze(1)

@@ -1,0 +1,215 @@
+"""What frozen features know: nearest neighbours and linear models. Pure functions, deterministic."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from voco.errors import InputError
+from voco.tasks.base import Output
+
+# Values of C that are tried, weak to strong fit, as in sklearn: the inverse of the penalty.
+GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+_FOLDS = 5
+_MAX_ITERATIONS = 5000
+# Logit of a class that the training set does not have: its probability is 0 in print, and its logarithm is finite.
+_ABSENT = -30.0
+
+
+def knn_scores(
+    output: Output,
+    train_x: np.ndarray,
+    train_y: np.ndarray,
+    test_x: np.ndarray,
+    *,
+    neighbours: int = 20,
+    temperature: float = 0.07,
+) -> np.ndarray:
+    """Logits by weighted votes of the nearest training vectors, see ``voco.transfer.heads.NeighbourHead``.
+
+    Args:
+        output: what is predicted.
+        train_x, train_y: (n, F) features and (n,) labels; NaN = not known.
+        test_x: (m, F).
+        neighbours: k; at most the training vectors with a label.
+        temperature: of the weights exp(cosine / temperature).
+
+    Returns:
+        (m, width) float64 whose sigmoid or softmax are the votes, or the weighted mean for regression.
+
+    Raises:
+        InputError: no training vector with a label, or arrays that do not fit together.
+    """
+    import torch
+
+    from voco.transfer.heads import NeighbourHead
+
+    train_x, train_y = _known(train_x, train_y)
+    head = NeighbourHead.fit(
+        [output], torch.from_numpy(train_x), {output.name: torch.from_numpy(train_y)}, neighbours, temperature
+    )
+    with torch.no_grad():
+        return head(torch.from_numpy(np.asarray(test_x, np.float64)))[output.name].double().numpy()
+
+
+@dataclass(frozen=True)
+class LinearProbe:
+    """A linear model on standardised features: ``((x - mean) / std) @ weight.T + bias``.
+
+    Attributes:
+        mean, std: (F,) of the training features.
+        weight: (width, F).
+        bias: (width,).
+        C: inverse penalty that was chosen.
+        value: what it was chosen by; NaN where there was nothing to choose by.
+    """
+
+    mean: np.ndarray
+    std: np.ndarray
+    weight: np.ndarray
+    bias: np.ndarray
+    C: float
+    value: float = float("nan")
+
+    def logits(self, x: np.ndarray) -> np.ndarray:
+        """(n, F) to (n, width) logits, or values for regression."""
+        return (np.asarray(x, np.float64) - self.mean) / self.std @ self.weight.T + self.bias
+
+
+def linear_probe(
+    output: Output,
+    train_x: np.ndarray,
+    train_y: np.ndarray,
+    val_x: np.ndarray | None = None,
+    val_y: np.ndarray | None = None,
+    *,
+    grid: Sequence[float] = GRID,
+    score: Callable[[np.ndarray, np.ndarray], float] | None = None,
+    class_weight: str | None = None,
+    groups: Sequence | None = None,
+) -> LinearProbe:
+    """Logistic regression (classes) or ridge regression, with the penalty chosen on validation.
+
+    Args:
+        output: what is predicted.
+        train_x, train_y: (n, F) features and (n,) labels; NaN = not known.
+        val_x, val_y: the same of the validation set. Without it, C is chosen by cross-validation inside the training
+            set (5 folds, fewer where a class is smaller).
+        grid: values of C that are tried.
+        score: ``score(logits, labels)``, higher is better; default is minus the log loss, or minus the squared error.
+            A value that is not finite loses.
+        class_weight: ``"balanced"`` weighs classes by the inverse of their frequency.
+        groups: (n,) patients of the training vectors, kept together by the inner cross-validation.
+
+    Returns:
+        The probe, fitted on the training set. With one class there, it gives the same logits for everything.
+
+    Raises:
+        InputError: no training vector with a label, an empty grid, or arrays that do not fit together.
+    """
+    if not len(grid):
+        raise InputError("a linear probe needs at least one value of C to try")
+    groups = None if groups is None else np.asarray(groups)[~np.isnan(np.asarray(train_y, np.float64))]
+    x, y = _known(train_x, train_y)
+    score = score or _default_score(output)
+    if val_x is not None and val_y is not None:
+        held_x, held_y = _known(val_x, val_y)
+        fits = [_fit(output, x, y, C, class_weight) for C in grid]
+        values = [score(fit.logits(held_x), held_y) for fit in fits]
+        best = _best(values)
+        return _with_value(fits[best], values[best])
+    values = _cross_validate(output, x, y, grid, score, class_weight, groups)
+    best = _best(values) if values else len(grid) // 2
+    fit = _fit(output, x, y, grid[best], class_weight)
+    return _with_value(fit, values[best]) if values else fit
+
+
+def _known(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    if x.ndim != 2 or y.shape != x.shape[:1]:
+        raise InputError(f"features are (n, F) and labels (n,); found {x.shape} and {y.shape}")
+    known = ~np.isnan(y)
+    if not known.any():
+        raise InputError("no vector has a label")
+    return np.ascontiguousarray(x[known]), y[known]
+
+
+def _default_score(output: Output) -> Callable[[np.ndarray, np.ndarray], float]:
+    def minus_loss(logits: np.ndarray, y: np.ndarray) -> float:
+        if output.kind == "regression":
+            return -float(np.mean((logits[:, 0] - y) ** 2))
+        z = np.hstack([np.zeros_like(logits), logits]) if output.kind == "binary" else logits
+        top = z.max(1, keepdims=True)
+        log_p = z - top - np.log(np.exp(z - top).sum(1, keepdims=True))
+        return float(np.mean(log_p[np.arange(len(y)), y.astype(int)]))
+
+    return minus_loss
+
+
+def _best(values: Sequence[float]) -> int:
+    """Place of the largest; of several equal ones the first, which is the stronger penalty."""
+    return int(np.argmax([v if np.isfinite(v) else -np.inf for v in values]))
+
+
+def _with_value(fit: LinearProbe, value: float) -> LinearProbe:
+    return LinearProbe(fit.mean, fit.std, fit.weight, fit.bias, fit.C, float(value))
+
+
+def _fit(output: Output, x: np.ndarray, y: np.ndarray, C: float, class_weight: str | None) -> LinearProbe:
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression, Ridge
+
+    mean, std = x.mean(0), x.std(0)
+    std = np.where(std > 1e-12, std, 1.0)
+    z = (x - mean) / std
+    weight, bias = np.zeros((output.width, x.shape[1])), np.zeros(output.width)
+    if output.kind == "regression":
+        model = Ridge(alpha=1.0 / C).fit(z, y)
+        return LinearProbe(mean, std, model.coef_.reshape(1, -1), np.atleast_1d(model.intercept_), C)
+    classes = np.unique(y.astype(int))
+    if len(classes) == 1:
+        if output.kind == "binary":
+            bias[0] = _ABSENT if classes[0] == 0 else -_ABSENT
+        else:
+            bias[:] = _ABSENT
+            bias[classes[0]] = 0.0
+        return LinearProbe(mean, std, weight, bias, C)
+    with warnings.catch_warnings():
+        # a fit that stops early is still a fit, and the validation set judges it
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model = LogisticRegression(C=C, class_weight=class_weight, max_iter=_MAX_ITERATIONS).fit(z, y.astype(int))
+    if output.kind == "binary":
+        return LinearProbe(mean, std, model.coef_, model.intercept_, C)
+    bias[:] = _ABSENT
+    if len(classes) == 2:  # sklearn gives one row of log-odds
+        weight[classes[1]], bias[classes] = model.coef_[0], (0.0, model.intercept_[0])
+    else:
+        weight[classes], bias[classes] = model.coef_, model.intercept_
+    return LinearProbe(mean, std, weight, bias, C)
+
+
+def _cross_validate(output, x, y, grid, score, class_weight, groups) -> list[float]:
+    """Score of each C over all held-out folds together; empty where no fold can be made."""
+    from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
+
+    groups = np.arange(len(y)) if groups is None else groups
+    regression = output.kind == "regression"
+    if regression:
+        folds = min(_FOLDS, len(np.unique(groups)))
+    else:
+        members = [len(np.unique(groups[y == c])) for c in np.unique(y)]
+        folds = min(_FOLDS, *members) if len(members) > 1 else 0
+    if folds < 2 or len(grid) == 1:
+        return []
+    splitter = GroupKFold(folds) if regression else StratifiedGroupKFold(folds)
+    parts = list(splitter.split(x, None if regression else y.astype(int), groups))
+    values = []
+    for C in grid:
+        logits = np.zeros((len(y), output.width))
+        for inside, outside in parts:
+            logits[outside] = _fit(output, x[inside], y[inside], C, class_weight).logits(x[outside])
+        values.append(score(logits, y))
+    return values
