@@ -52,6 +52,8 @@ class Data:
 
     spacing: list[float | Literal["native"]] = field(default_factory=list)
     """Spacing."""
+    classes: dict[str, list[str]] = field(default_factory=dict)
+    """Lists by name."""
     with_: list[str] = field(default_factory=lambda: ["x"], metadata={"help": "Reserved word."})
 
 
@@ -81,6 +83,11 @@ def test_defaults_options_and_lists(schema):
     assert c["data"].spacing == [5.0, 1.25, "native"]
     assert isinstance(c["method"], A) and c["method"].rate == 3e-4
     assert c["method"].inner == Inner((3, 3), None)
+
+
+def test_lists_by_name(schema):
+    c = parse(schema, ["--out", "x", "--data.classes", "{stage: [I, II], side: ['1']}", "--seed", "2"])
+    assert c["data"].classes == {"stage": ["I", "II"], "side": ["1"]}
 
 
 @pytest.mark.parametrize("argv", [["1.5"], ["[1.5]"], ["=1.5"]], ids=["plain", "brackets", "equals"])

@@ -209,6 +209,8 @@ def _keys(prefix: str, cls: type, wanted: Callable[[Any], bool]) -> set[str]:
 
 
 def _is_list(hint) -> bool:
+    if typing.get_origin(hint) is dict:  # of lists, maybe, but written as {key: [value, …]}
+        return False
     return any(typing.get_origin(t) in (list, tuple) for t in (hint, *typing.get_args(hint)))
 
 
