@@ -190,7 +190,7 @@ class ProbeConfig:
 
 
 @dataclass
-class EvalConfig:
+class ScoreConfig:
     """Scoring."""
 
     every: int = 100
@@ -233,7 +233,7 @@ def schema() -> Schema:
             "train": TrainConfig,
             "augment": StudyAugmentation,
             "probe": ProbeConfig,
-            "eval": EvalConfig,
+            "score": ScoreConfig,
             "log": LogConfig,
         },
         presets={},
@@ -257,8 +257,8 @@ FREE_ON_RESUME = (
     "train.threads",
     "train.save_every",
     "train.keep",
-    "eval.bootstrap",
-    "eval.examples",
+    "score.bootstrap",
+    "score.examples",
     "log.with",
 )
 
@@ -280,9 +280,9 @@ def check(config: dict, world: int) -> None:
         raise InputError(f"--folds takes 2 or more, or 0 for one split; found {config['folds']}")
     if config["repeats"] < 1 or (config["repeats"] > 1 and not config["folds"]):
         raise InputError(f"--repeats counts repeats of --folds K; found {config['repeats']} with K {config['folds']}")
-    runs = max(1, config["folds"]) * config["repeats"]
-    if not -1 <= config["fold"] < runs:
-        raise InputError(f"--fold {config['fold']}: there are {runs}, counted from 0")
+    runs = config["folds"] * config["repeats"]
+    if not -1 <= config["fold"] < runs and not config["split"].file:
+        raise InputError(f"--fold {config['fold']}: there are {runs} folds (--folds), counted from 0")
     if config["folds"] and config["split"].file:
         raise InputError("--split.file names the parts of every fold itself; leave --folds out")
     if len(config["input"].window) % 2:

@@ -13,7 +13,15 @@ from finetune.cohort import Cohort, pick
 from finetune.scoring import Predictions, score_part
 from finetune.training import FoldRun, autocast_dtype, train_fold, validate
 from voco.data.progress import Progress
+from voco.errors import InputError
 from voco.tasks.base import Task
+from voco.transfer.prediction_files import (
+    PREDICTIONS,
+    read_images,
+    read_predictions,
+    write_images,
+    write_predictions,
+)
 from voco.transfer.views import View
 
 SCORES = "scores"
@@ -34,6 +42,7 @@ class Session:
     stop: Any
     record: Any
     say: Callable[[str], None]
+    exposure: dict[str, float]
     looks: int = 0
     leaks: Any = None
     facts: dict[int, dict[str, Any]] = field(default_factory=dict)
@@ -54,10 +63,12 @@ class Session:
 
 def run_folds(session: Session) -> bool:
     """Work through the folds; False after a stop was asked for."""
-    from finetune.testset import open_test_set
+    from finetune.testset import check_leaks, open_test_set, write_split
 
     chosen = session.config["fold"]
     folds = [fold for fold in session.splits.folds if chosen in (-1, fold.number)]
+    write_split(session)
+    check_leaks(session)
     if session.config["eval"] == "test":
         open_test_set(session, folds)
     return all(_run_fold(session, fold) for fold in folds)
@@ -68,7 +79,7 @@ def _run_fold(session: Session, fold) -> bool:
     if session.accelerator.is_main_process:
         (out / SCORES).mkdir(parents=True, exist_ok=True)
     session.accelerator.wait_for_everyone()
-    missing = [part for part in session.parts if not scores_file(session, fold.number, part).is_file()]
+    missing = [part for part in session.parts if not is_scored(session, fold, part)]
     if not missing and (out / "model.json").is_file():
         session.facts[fold.number] = json.loads((out / "model.json").read_text())["training"]
         session.say(f"fold {fold.number}: already trained and scored, in {out}")
@@ -103,7 +114,7 @@ def _run_fold(session: Session, fold) -> bool:
         if session.stop.received is not None:
             return False
         if session.accelerator.is_main_process:
-            write_scores(session, fold.number, part, found)
+            _keep(scores_folder(session, fold.number, part), found)
     if session.accelerator.is_main_process and not (out / "model.json").is_file():
         _save(session, run, model, out)
     session.accelerator.wait_for_everyone()
@@ -168,40 +179,40 @@ def _score(session: Session, run: FoldRun, model, studies, part: str) -> Predict
         bar.close()
 
 
-def scores_file(session: Session, fold: int, part: str) -> Path:
-    """Where the scores of a part of a fold lie; those averaged over flips have a name of their own."""
-    return session.folder(fold) / SCORES / f"{part}{'-tta' if session.config['tta'] else ''}.csv"
+def scores_folder(session: Session, fold: int, part: str) -> Path:
+    """Where the predictions of a part of a fold lie; those averaged over flips have a folder of their own."""
+    return session.folder(fold) / SCORES / f"{part}{'-tta' if session.config['tta'] else ''}"
 
 
-def write_scores(session: Session, fold: int, part: str, found: Predictions) -> None:
-    """Keep the scores of a part; the table of the cases comes last and says that both are whole."""
-    import pandas as pd
+def is_scored(session: Session, fold, part: str) -> bool:
+    """Whether a part of a fold has its predictions, or nobody in it."""
+    return (scores_folder(session, fold.number, part) / PREDICTIONS).is_file() or not pick(
+        session.cohort, fold.ids(part)
+    )
 
-    path = scores_file(session, fold, part)
+
+def _keep(folder: Path, found: Predictions) -> None:
+    """Keep the predictions of a part; the table of the cases comes last and says that both are whole."""
+    folder.mkdir(parents=True, exist_ok=True)
     images = found.image_frame()
     if images is not None:
-        images.to_parquet(path.with_suffix(".parquet"))
-    table = found.frame() if found.cases else pd.DataFrame()
-    table.insert(0, "loss", pd.Series(found.losses, dtype=float)) if len(table) else None
-    part_file = path.with_suffix(".part")
-    table.to_csv(part_file, index=False)
-    part_file.replace(path)
+        write_images(folder, images)
+    write_predictions(folder, found.frame())
 
 
 def read_scores(session: Session) -> tuple[Any, Any]:
     """All rows of all folds: cases, and slices or None."""
     import pandas as pd
 
-    tables, images = [], []
-    for fold in session.splits.folds:
-        for part in session.parts:
-            path = scores_file(session, fold.number, part)
-            if path.is_file() and path.stat().st_size > 2:
-                text = dict.fromkeys(("case", "patient", "unit", "split"), str)
-                tables.append(pd.read_csv(path, dtype=text, keep_default_na=True).drop(columns="loss"))
-                if path.with_suffix(".parquet").is_file():
-                    images.append(pd.read_parquet(path.with_suffix(".parquet")))
-    cases = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+    folders = [scores_folder(session, fold.number, part) for fold in session.splits.folds for part in session.parts]
+    folders = [folder for folder in folders if (folder / PREDICTIONS).is_file()]
+    if not folders:
+        raise InputError(
+            "no case was scored: the split has no validation patients; --eval test scores the test set, --fraction_val "
+            "full keeps all validation patients"
+        )
+    images = [rows for folder in folders if (rows := read_images(folder)) is not None]
+    cases = pd.concat([read_predictions(folder) for folder in folders], ignore_index=True)
     return cases, pd.concat(images, ignore_index=True) if images else None
 
 
@@ -228,24 +239,17 @@ def _save(session: Session, run: FoldRun, model, out: Path) -> None:
         "library_version": __version__,
     }  # fmt: skip
     save_encoder(model.encoder, out / "encoder", provenance)
-    cases, _ = read_scores_of(session, run.fold, "validation")
+    validated = scores_folder(session, run.fold, "validation")
+    points = {}
+    if (validated / PREDICTIONS).is_file():
+        points = operating_points(session.task, read_predictions(validated))
     save_model(
         out, model, session.task, session.view, mode=config["mode"],
         facts={
             "training": run.facts,
-            "operating_points": operating_points(session.task, cases) if len(cases) else {},
+            "operating_points": points,
             "tta": config["tta"],
         },
     )  # fmt: skip
     for path in (out / "best.safetensors", out / "best.part"):
         path.unlink(missing_ok=True)
-
-
-def read_scores_of(session: Session, fold: int, part: str):
-    """Rows of one part of one fold, as ``read_scores`` gives all of them."""
-    import pandas as pd
-
-    path = scores_file(session, fold, part)
-    if not path.is_file() or path.stat().st_size <= 2:
-        return pd.DataFrame(), None
-    return pd.read_csv(path, dtype=dict.fromkeys(("case", "patient", "unit", "split"), str)), None

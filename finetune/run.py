@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from finetune.config import FREE_ON_RESUME, check, schema
@@ -49,7 +50,6 @@ def run(config: dict) -> int:
 def _run(config: dict, rank: int, world: int) -> int:
     from finetune.cohort import prepare_studies
     from finetune.folds import Session, run_folds
-    from finetune.report import finish
     from voco.engine.launch import build_accelerator
     from voco.engine.loop import explain_out_of_memory
     from voco.engine.record import RunRecord, describe_device
@@ -82,7 +82,7 @@ def _run(config: dict, rank: int, world: int) -> int:
         cohort.write(out)
         save_yaml(config | {"fold": -1}, out / "config.yaml")
     cohort.check(config["data"].max_rejected)
-    say_exposure(cohort, view, encoder, say)
+    exposure = say_exposure(cohort, view, encoder, say)
     accelerator = build_accelerator(
         precision=config["train"].precision,
         out=out,
@@ -93,7 +93,7 @@ def _run(config: dict, rank: int, world: int) -> int:
     record = RunRecord(locked_folder(config), active=rank == 0)
     record.session(**describe_device(accelerator))
     with StopRequest() as stop:
-        session = Session(config, task, view, cohort, splits, encoder, cache, accelerator, stop, record, say)
+        session = Session(config, task, view, cohort, splits, encoder, cache, accelerator, stop, record, say, exposure)
         try:
             with explain_out_of_memory(_MEMORY_SETTINGS):
                 done = run_folds(session)
@@ -105,6 +105,8 @@ def _run(config: dict, rank: int, world: int) -> int:
             say(f"stopped by {stop.received}; the same command continues from there")
             return 0
         if rank == 0 and config["fold"] < 0:
+            from finetune.report import finish
+
             finish(session)
         record.close("finished")
     return 0
@@ -215,7 +217,7 @@ def make_split(config: dict, task, manifest, say: Callable[[str], None]):
     return splits
 
 
-def say_exposure(cohort, view, encoder, say: Callable[[str], None]) -> None:
+def say_exposure(cohort, view, encoder, say: Callable[[str], None]) -> dict:
     """Print what of a study reaches the encoder."""
     from voco.data.cache import PreparedVolume
     from voco.transfer.views import measure_exposure
@@ -224,6 +226,7 @@ def say_exposure(cohort, view, encoder, say: Callable[[str], None]) -> None:
     volumes = [PreparedVolume.open(cohort.studies[name].paths[0]) for name in some]
     exposure = measure_exposure(view, encoder.input_spec, volumes)
     say(f"view: {view.text}; {exposure.text}")
+    return asdict(exposure)
 
 
 if __name__ == "__main__":

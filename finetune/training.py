@@ -114,7 +114,7 @@ def train_fold(run: FoldRun):
                     clip=train.clip,
                     log_every=run.config["log"].every,
                     save_every=train.save_every,
-                    eval_every=run.config["eval"].every,
+                    eval_every=run.config["score"].every,
                     max_skipped=train.max_skipped,
                 ),
                 state=state, checkpoints=checkpoints, log=log, stop=run.stop, evaluate=evaluate, watch=watch,

@@ -1,0 +1,82 @@
+"""The test set is opened on purpose: after the leak guard has looked, and with an entry in the ledger."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from voco.data.layouts.labeled import PHANTOM_LIST
+from voco.errors import InputError
+
+if TYPE_CHECKING:
+    from finetune.folds import Session
+
+SPLIT_FILE = "splits.csv"
+
+
+def split_file(session: Session) -> Path:
+    """The split that the ledger lies beside: the one that was given, or the run's own."""
+    given = session.config["split"].file
+    return Path(given) if given else session.out / SPLIT_FILE
+
+
+def write_split(session: Session) -> None:
+    """Leave the split in the run folder, to be given back as ``--split.file``."""
+    from voco.data.split_files import write_splits
+
+    if session.accelerator.is_main_process:
+        write_splits(session.out / SPLIT_FILE, session.splits)
+
+
+def is_synthetic(session: Session) -> bool:
+    """Whether the cohort is one of synthetic patients."""
+    return (session.cohort.manifest.root / PHANTOM_LIST).is_file()
+
+
+def check_leaks(session: Session) -> None:
+    """Compare every case of the cohort with what the encoder was trained on; writes ``leaks.csv``."""
+    from voco.transfer.leaks import LeakGuard, summary, write_leaks
+
+    entries = [session.cohort.entries[name] for name in sorted(session.cohort.studies)]
+    # synthetic patients in a public set's layout are not that set
+    names = ("phantom",) if is_synthetic(session) else session.task.data_sets
+    session.leaks = LeakGuard(session.encoder).verdicts(entries, names)
+    if session.accelerator.is_main_process:
+        write_leaks(session.leaks, session.out)
+    session.say(f"leak guard: {summary(session.leaks)}")
+
+
+def open_test_set(session: Session, folds) -> None:
+    """Refuse where the encoder has seen test scans; otherwise note the look and count the looks so far.
+
+    Raises:
+        InputError: test scans were seen in pretraining, and ``--allow_seen`` is not given.
+    """
+    from finetune.folds import is_scored
+    from voco.config import to_dict
+    from voco.engine.record import git_commit
+    from voco.transfer.leaks import refuse_seen
+    from voco.transfer.ledger import ledger_path, looks, open_test, test_set_hash
+
+    tested = {name for fold in folds for name in fold.ids("test")}
+    if not tested:
+        raise InputError("--eval test: the split has no test patients; raise --split.test, or use --folds")
+    refuse_seen(session.leaks[session.leaks["case"].isin(tested)], session.config["allow_seen"])
+    path, test_set = split_file(session), test_set_hash(tested)
+    if all(is_scored(session, fold, "test") for fold in folds):
+        session.looks = looks(path, test_set)
+        return
+    if session.accelerator.is_main_process:
+        settings = json.dumps(to_dict(session.config), sort_keys=True, default=str)
+        session.looks = open_test(
+            path,
+            config_hash=hashlib.sha256(settings.encode()).hexdigest()[:16],
+            commit=git_commit() or "",
+            test_set=test_set,
+            out=str(session.out),
+            task=session.task.name,
+        )
+        session.say(f"test set opened: look {session.looks} at it, noted in {ledger_path(path)}")
+    session.accelerator.wait_for_everyone()
