@@ -1,4 +1,4 @@
-"""The ``imageclef_tb`` layout: chests with one of five types of tuberculosis, named and tabled as ImageCLEF 2021 has it.
+"""The ``imageclef_tb`` layout: chests with one of five types of tuberculosis, laid out as ImageCLEF 2021 is.
 
 Pairs of scans share one anatomy and differ in type; there is no healthy class. Every tenth pair is left unlabeled, as
 the published test set is.

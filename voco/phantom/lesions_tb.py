@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 
 from voco.phantom.anatomy import Anatomy
@@ -135,7 +137,7 @@ def _patch(lungs: Lungs, centre, lobe: str, rng, size: float, contrast: float) -
             at = centre + step / np.linalg.norm(step) * radii.mean() * shift
             lungs.nodule(at, 1.8 * size, -150 * contrast - 300, rng)
 
-    return plant(lungs.canvas, box, TYPES[1], put, share=contrast, lobe=lobe) if box else None
+    return plant(lungs.canvas, box, TYPES[1], put, share=contrast, lobe=lobe)
 
 
 def _focal(lungs: Lungs, rng, size: float, contrast: float) -> list[Lesion | None]:
@@ -152,7 +154,7 @@ def _focal(lungs: Lungs, rng, size: float, contrast: float) -> list[Lesion | Non
             for where, radius, old in zip(at, radii, hard):
                 value = 180.0 if old else 20.0
                 lungs.nodule(where, radius, -850 + (value + 850) * contrast, rng, rough=0.2, edge_mm=1.8)
-            for a, b in zip(at[:-1], at[1:]):
+            for a, b in pairwise(at):
                 if np.linalg.norm(a - b) < 26:
                     lungs.strand(a, b, 1.0 * size, -850 + 500 * contrast)
 

@@ -92,5 +92,5 @@ def _dependent(lungs: Lungs, rng) -> None:
         )
         misty = np.where(right, *haze) * low * behind * np.clip(1 + 0.6 * lobular(p), 0, 2)
         lungs.thicken(part, misty.astype(np.float32), -100)
-        lungs.thicken(part, soft(deep - under, 5.0) * (under > layer + 0.5), 25.0)
-        lungs.thicken(part, soft(deep - layer, max(1.5, canvas.edge_mm)) * (layer > 0.5), 9.0)
+        lungs.thicken(part, soft((deep - under).astype(np.float32), 5.0) * (under > layer + 0.5), 25.0)
+        lungs.thicken(part, soft((deep - layer).astype(np.float32), max(1.5, canvas.edge_mm)) * (layer > 0.5), 9.0)
