@@ -210,6 +210,10 @@ def test_loss_weights_are_those_of_the_metric():
     assert {k: float(v) for k, v in terms.items()} == pytest.approx({k: got[f"loss_{k}"] for k in GRADES}, rel=1e-5)
 
 
-def test_targets():
+def test_targets_and_strata():
     case = LabeledCase(Case("1-2", "train_images/1/2", "1"), dict.fromkeys(GRADES, 1.0), unit="1")
     assert TASK.targets(case) == dict.fromkeys(GRADES, 1.0)
+    assert TASK.stratum(case) == "bowel"
+    spleen = LabeledCase(case.case, {**dict.fromkeys(GRADES, 0.0), "spleen": 2.0})
+    assert TASK.stratum(spleen) == "spleen" and create_task("rsna_trauma", organs=["spleen"]).stratum(spleen) == "2"
+    assert create_task("rsna_trauma", organs=["liver", "kidney"]).stratum(spleen) == "healthy"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
-from voco.data.layouts.labeled import LabeledManifest
+from voco.data.layouts.labeled import LabeledCase, LabeledManifest
 from voco.data.layouts.rsna_trauma import ANY, ORGANS, read_rsna_trauma, read_rsna_trauma_test
 from voco.errors import InputError
 from voco.tasks import classes
@@ -29,6 +29,8 @@ WEIGHTS: Mapping[str, tuple[float, ...]] = {
     ANY: (1.0, 6.0),
 }
 SOLID = ("kidney", "liver", "spleen")
+# From rare to common among the published patients.
+_RARE_FIRST = ("bowel", "kidney", "extravasation", "liver", "spleen")
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,12 @@ class RSNATrauma(Task):
     def read_unlabeled(self, root: str | Path) -> LabeledManifest:
         """The series of ``test_images``."""
         return read_rsna_trauma_test(root)
+
+    def stratum(self, case: LabeledCase) -> str:
+        """The rarest injured organ: all combinations of grades would be too many to keep balanced."""
+        if len(self.outputs) == 1:
+            return super().stratum(case)
+        return next((o for o in _RARE_FIRST if o in self.options.organs and case.labels.get(o)), "healthy")
 
     def class_weights(self) -> dict[str, list[float]]:
         """Weights of the classes in the official losses, for training with the same ones."""
