@@ -143,7 +143,7 @@ def prepare_studies(
         study = Study(labeled, {}, tuple(entry.path for entry in entries), tuple(entries[0].shape))
         try:
             if targets:
-                study = replace(study, targets=_targets(task, study))
+                study = replace(study, targets=study_targets(task, study))
         except ScanError as error:
             rejected.append(Rejection(labeled.case.path, str(error)))
             continue
@@ -160,7 +160,7 @@ def prepare_studies(
     return Cohort(manifest, studies, found[0], rejected, counts, list(manifest.notes))
 
 
-def _targets(task: Task, study: Study) -> dict[str, float]:
+def study_targets(task: Task, study: Study) -> dict[str, float]:
     """Targets of a study; those that hang on where its slices lie need the prepared scan."""
     by_place = getattr(task, "targets_from_slices", None)
     if by_place is not None and study.labeled.slices:

@@ -111,13 +111,11 @@ def case_row(study, scores: StudyScores, task: Task, fold: int, split: str) -> d
 
 def _image_rows(study, scores: StudyScores, task: Task, view: View) -> dict | None:
     table = SliceTable.of(PreparedVolume.open(study.paths[0]).meta)
-    if table is None or study.labeled.slices is None:
+    if table is None:
         return None
     inside = slices_in_windows(table.index, scores.starts[:, 0], view.size[0])
-    column = task.outputs[0].score_columns[0]
-    return image_rows(
-        study.labeled, table, table.labels(study.labeled.slices), slice_scores(scores.windows[column], inside)
-    )
+    each = slice_scores(task.window_score(scores.windows), inside)
+    return image_rows(study.labeled, table, table.labels(study.labeled.slices), each)
 
 
 def _loss(study, scores: StudyScores, task: Task, view: View, learn: str, class_weights) -> float:

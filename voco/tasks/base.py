@@ -118,6 +118,14 @@ class Task:
         """
         raise NotImplementedError
 
+    def read_unlabeled(self, root: str | Path) -> LabeledManifest:
+        """The official test cases of a data set, which have no labels, for prediction.
+
+        Raises:
+            InputError: this task knows of none.
+        """
+        raise InputError(f"task {self.name} has no unlabeled part of its own; give the scans as --layout scans")
+
     def targets(self, case: LabeledCase) -> dict[str, float]:
         """Training target per output: 0 or 1, the number of the class, or the value; NaN where it is not known."""
         return {output.name: float(case.labels[output.name]) for output in self.outputs}

@@ -1,0 +1,83 @@
+"""Labels that a user gives for new scans, as a table."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from voco.data.layouts.labeled import LabeledCase, read_table
+from voco.errors import InputError
+from voco.tasks.base import Output, Task
+
+_SHOWN = 5
+_WORDS = {"": float("nan"), "nan": float("nan"), "true": 1.0, "false": 0.0}
+
+
+@dataclass(frozen=True)
+class GivenLabels:
+    """Targets of one case, NaN where its cell is empty, and its other columns."""
+
+    targets: dict[str, float]
+    attributes: dict[str, str] = field(default_factory=dict)
+
+
+def read_labels(path: str | Path, task: Task, cases: Mapping[str, LabeledCase]) -> dict[str, GivenLabels]:
+    """Match a CSV with the scans of a cohort.
+
+    Args:
+        path: CSV with a column ``case`` (id) or ``path`` (as in ``predictions.csv`` or relative to the data root), and a
+            column per output of the task: 0 or 1, the name or number of a class, or a value.
+        cases: by id.
+
+    Returns:
+        By case id, for the cases that have a row.
+
+    Raises:
+        InputError: columns that are missing, values that no class has, rows that repeat or match no scan.
+    """
+    table = read_table(path, [], what="table of labels")
+    key = next((name for name in ("case", "path") if name in table), None)
+    outputs = [output for output in task.outputs if output.name in table]
+    if key is None or not outputs:
+        names = ", ".join(output.name for output in task.outputs)
+        raise InputError(
+            f"{path} needs a column case or path, and at least one of the outputs {names}; found "
+            f"{', '.join(table.columns)}"
+        )
+    known = {name: name for name in cases}
+    if key == "path":
+        known = {labeled.case.path: name for name, labeled in cases.items()}
+    found: dict[str, GivenLabels] = {}
+    strangers = [value for value in table[key] if value not in known]
+    if strangers:
+        raise InputError(
+            f"{path}: {len(strangers)} rows name no scan that was found ({', '.join(strangers[:_SHOWN])}); column {key} "
+            f"holds e.g. {next(iter(known))}"
+        )
+    others = [name for name in table if name != key and name not in {o.name for o in outputs}]
+    for line, row in enumerate(table.to_dict("records"), 2):
+        name = known[row[key]]
+        if name in found:
+            raise InputError(f"{path}, line {line}: {row[key]} has a row already")
+        targets = {output.name: _value(output, row[output.name], f"{path}, line {line}") for output in outputs}
+        found[name] = GivenLabels(targets, {column: row[column] for column in others})
+    return found
+
+
+def _value(output: Output, cell: str, where: str) -> float:
+    text = cell.strip()
+    if output.kind == "multiclass" and text in output.classes:
+        return float(output.classes.index(text))
+    value = _WORDS.get(text.lower())
+    if value is None and re.fullmatch(r"[-+]?\d*\.?\d+(e[-+]?\d+)?", text.lower()):
+        value = float(text)
+    allowed = {"binary": (0.0, 1.0), "multiclass": tuple(map(float, range(output.width)))}.get(output.kind)
+    if value is None or (allowed is not None and value == value and value not in allowed):
+        classes = f"one of {', '.join(output.classes)}, or its number from 0" if output.classes else "0 or 1"
+        raise InputError(
+            f"{where}: {cell!r} is no value of {output.name}; expected "
+            f"{'a number' if output.kind == 'regression' else classes}, or nothing where it is not known"
+        )
+    return value
