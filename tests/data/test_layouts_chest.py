@@ -3,6 +3,7 @@
 import csv
 
 import numpy as np
+import pydicom
 import pytest
 
 from tests.data.dicom_maker import anatomy, dataset, positions, save
@@ -271,3 +272,26 @@ def test_lidc_folders_that_cannot_be_used(tmp_path):
     lidc_series(tmp_path, "LIDC-IDRI-0001", "a")
     with pytest.raises(InputError, match="no annotation file"):
         read_lidc(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value for VR UI")
+@pytest.mark.parametrize("told", [True, False])
+def test_headers_that_keep_only_a_few_elements(tmp_path, told):
+    """Files of RSNA sets have short letters as UIDs and need not tell their class in the data set."""
+    from voco.data.read import read_volume
+
+    hu = anatomy((5, 6, 7))
+    for k, where in enumerate(positions(5)):
+        made = dataset((hu[k] + 1024).astype(np.uint16), number=k + 1, position=where)
+        made.StudyInstanceUID, made.SeriesInstanceUID, made.SOPInstanceUID = "6897fa", "2bfbb7", f"c0f3cb03{k}"
+        for name in ("PatientID", "PatientName", "AccessionNumber", "StudyDate", "ImageType", "SeriesDescription"):
+            delattr(made, name)
+        path = save(made, tmp_path / f"{k}.dcm")
+        stored = pydicom.dcmread(path)
+        del stored.SOPClassUID
+        if not told:
+            del stored.file_meta.MediaStorageSOPClassUID
+        stored.save_as(path, enforce_file_format=False)
+    volume = read_volume(tmp_path)
+    np.testing.assert_array_equal(volume.array, hu)
+    assert [info.sop_uid for info in volume.slices] == [f"c0f3cb03{k}" for k in range(5)]

@@ -218,6 +218,8 @@ def _tags() -> list[int]:
 
 def _headers(ds, file: str, syntax: str) -> list[SliceHeader | Unreadable]:
     patient, sop_class = _text(ds.get("PatientID")), _text(ds.get("SOPClassUID"))
+    # De-identified sets may keep only a few elements; what kind of object it is then stands in the file meta group.
+    sop_class = sop_class or _text(getattr(ds, "file_meta", {}).get("MediaStorageSOPClassUID"))
     first = SliceHeader(
         file=file,
         frame=-1,

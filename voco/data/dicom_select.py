@@ -122,7 +122,8 @@ def classify(headers: Sequence[SliceHeader]) -> tuple[str, str | None]:
     first = headers[0]
     if first.modality != "CT":
         return "other", f"modality {first.modality or 'not given'}; expected CT"
-    if first.sop_class not in CT_CLASSES:
+    # Where a file does not tell its class at all, the modality must do.
+    if first.sop_class and first.sop_class not in CT_CLASSES:
         return "other", "not stored as CT images (a secondary capture, report or other object)"
     if first.samples != 1:
         return "other", f"{first.samples} colour values per pixel; expected Hounsfield units"
