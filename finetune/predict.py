@@ -1,4 +1,4 @@
-"""Score new scans with a trained model: ``accelerate launch finetune/predict.py --model runs/y --data.root NEW --out DIR``.
+"""Score new scans: ``accelerate launch finetune/predict.py --model runs/y --data.root NEW --out DIR``.
 
 All folds of a run vote: their probabilities are averaged. With labels the task's metrics are computed, at thresholds
 that were fixed on the validation patients of the run, also for subgroups.
@@ -16,7 +16,8 @@ from typing import Any, Literal
 from voco.config import Schema, parse
 from voco.errors import InputError
 
-PART = "new"
+# The part of new scans in predictions.csv: none of them was trained on or chosen by.
+PART = "test"
 
 
 @dataclass
@@ -135,14 +136,13 @@ def load_ensemble(folder: Path) -> list:
     """
     from voco.transfer.artifact import MODEL_FILE, load_model
 
-    folders = (
-        [folder] if (folder / MODEL_FILE).is_file() else sorted(p.parent for p in folder.glob(f"fold-*/{MODEL_FILE}"))
-    )
+    folders = [folder]
+    if not (folder / MODEL_FILE).is_file():
+        folders = sorted(found.parent for found in folder.glob(f"fold-*/{MODEL_FILE}"))
     if not folders:
         raise InputError(f"{folder} holds no trained model ({MODEL_FILE}): give the folder of a finished finetune run")
     models = [load_model(path) for path in folders]
-    if any((m.view, m.task.name, m.facts["outputs"]) != (models[0].view, models[0].task.name, models[0].facts["outputs"])
-           for m in models):  # fmt: skip
+    if len({str((m.view, m.task.name, m.facts["outputs"])) for m in models}) > 1:
         raise InputError(f"the folds in {folder} were not trained alike; give the folder of one of them")
     return models
 
@@ -252,11 +252,10 @@ def write(config: dict, models: list, cohort, cases, images) -> None:
         written.append(write_results(out, results))
         print(text_table(results), file=sys.stderr)
         for name, point in results["operating_points"].items():
-            print(
-                f"{name} at {point['threshold']:.3g}, fixed on validation: sensitivity {point['sensitivity']:.3f} "
-                f"({point['positive']} positive), specificity {point['specificity']:.3f} ({point['negative']} negative)",
-                file=sys.stderr,
-            )
+            at = f"{name} at {point['threshold']:.3g}, fixed on validation"
+            found = f"sensitivity {point['sensitivity']:.3f} ({point['positive']} positive)"
+            found += f", specificity {point['specificity']:.3f} ({point['negative']} negative)"
+            print(f"{at}: {found}", file=sys.stderr)
         for line in subgroup_lines(results):
             print(line, file=sys.stderr)
     print(f"scored {len(cases)} scans with {len(models)} model(s); wrote", file=sys.stderr)

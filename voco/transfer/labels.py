@@ -27,7 +27,7 @@ def read_labels(path: str | Path, task: Task, cases: Mapping[str, LabeledCase]) 
     """Match a CSV with the scans of a cohort.
 
     Args:
-        path: CSV with a column ``case`` (id) or ``path`` (as in ``predictions.csv`` or relative to the data root), and a
+        path: CSV with a column ``case`` (id, as in ``predictions.csv``) or ``path`` (relative to the data root), and a
             column per output of the task: 0 or 1, the name or number of a class, or a value.
         cases: by id.
 
@@ -53,8 +53,8 @@ def read_labels(path: str | Path, task: Task, cases: Mapping[str, LabeledCase]) 
     strangers = [value for value in table[key] if value not in known]
     if strangers:
         raise InputError(
-            f"{path}: {len(strangers)} rows name no scan that was found ({', '.join(strangers[:_SHOWN])}); column {key} "
-            f"holds e.g. {next(iter(known))}"
+            f"{path}: {len(strangers)} rows name no scan that was found ({', '.join(strangers[:_SHOWN])}); column "
+            f"{key} must hold names such as {next(iter(known))}"
         )
     others = [name for name in table if name != key and name not in {o.name for o in outputs}]
     for line, row in enumerate(table.to_dict("records"), 2):
