@@ -108,9 +108,7 @@ def load_model(folder: str | Path) -> TrainedModel:
         raise InputError(f"{folder / MODEL_FILE} is not readable: {error}") from None
     if record.get("format") != _FORMAT:
         raise InputError(f"{folder / MODEL_FILE} has format {record.get('format')}; this version reads {_FORMAT}")
-    options = {
-        k: tuple(v) if isinstance(v, list) and k != "labels" else v for k, v in record["task"]["options"].items()
-    }
+    options = {name: value for name, value in record["task"]["options"].items() if name != "name"}
     task = create_task(record["task"]["name"], **options)
     if task.version != record["task"]["version"]:
         raise InputError(
