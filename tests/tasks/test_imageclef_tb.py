@@ -9,7 +9,6 @@ from voco.data.layouts.labeled import LabeledCase
 from voco.data.manifest import Case
 from voco.errors import InputError
 from voco.tasks import create_task
-from voco.tasks.imageclef_tb import write_submission
 
 TASK = create_task("imageclef_tb")
 
@@ -73,14 +72,14 @@ def test_masks(tmp_path):
 def test_submission(tmp_path):
     scores = [[0.1, 0.6, 0.3, 0, 0], [0, 0, 0, 0.1, 0.9], [0, 0.2, 0.8, 0, 0]]
     rows = predictions([np.nan] * 3, scores, ["TST_0002", "TST_0001", "TST_0002"])
-    path = write_submission(tmp_path / "run.txt", rows)
+    path = TASK.write_submission(tmp_path / "run.txt", rows)
     # the two rows of TST_0002 are averaged: (0.05, 0.4, 0.55)
     assert path.read_text() == "TST_0001.nii.gz,5\nTST_0002.nii.gz,3\n"
     with pytest.raises(InputError, match=r"found 1 others .first: TRN_0001"):
-        write_submission(path, predictions([0], [scores[0]]))
+        TASK.write_submission(path, predictions([0], [scores[0]]))
     with pytest.raises(InputError, match="needs the columns score_tb_type_focal"):
-        write_submission(path, rows.drop(columns="score_tb_type_focal"))
+        TASK.write_submission(path, rows.drop(columns="score_tb_type_focal"))
     rows.loc[0, "score_tb_type_focal"] = np.inf
     with pytest.raises(InputError, match="finite score"):
-        write_submission(path, rows)
+        TASK.write_submission(path, rows)
     assert TASK.evaluation.startswith("repeated cross-validation")

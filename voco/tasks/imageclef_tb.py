@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -99,35 +98,31 @@ class ImageCLEFTB(Task):
         labels, scores = known_labels(units, self.outputs[0])
         return cohen_kappa(confusion(labels, scores.argmax(1), len(_CLASSES)))
 
+    def write_submission(self, path: str | Path, predictions: pd.DataFrame) -> Path:
+        """Write the submission file of the challenge: one line ``TST_0001.nii.gz,2`` a scan, no header.
 
-def write_submission(path: str | Path, predictions: pd.DataFrame) -> Path:
-    """Write the submission file of the challenge: one line ``TST_0001.nii.gz,2`` a scan, no header.
+        Args:
+            path: file to write.
+            predictions: rows with ``case`` (``TST_0001``) and the score columns; several rows of a scan are averaged.
 
-    Args:
-        path: file to write.
-        predictions: rows with ``case`` (``TST_0001``) and the score columns; several rows of a scan are averaged.
+        Returns:
+            The path.
 
-    Returns:
-        The path.
-
-    Raises:
-        InputError: no rows, missing columns, scores that are not finite, or a scan that is not a test scan.
-    """
-    lines = submission_lines(predictions)
-    Path(path).write_text("".join(f"{name}{SUFFIX},{kind}\n" for name, kind in lines.items()))
-    return Path(path)
-
-
-def submission_lines(predictions: pd.DataFrame) -> Mapping[str, int]:
-    """Published class id, 1 to 5, of each test scan, sorted by name; errors as ``write_submission``."""
-    columns = list(ImageCLEFTB.outputs[0].score_columns)
-    if missing := [name for name in ("case", *columns) if name not in predictions]:
-        raise InputError(f"a submission needs the columns {', '.join(missing)}; give the predictions of the test scans")
-    mean = predictions.groupby("case", sort=True)[columns].mean()
-    wrong = [str(name) for name in mean.index if not str(name).upper().startswith("TST_")]
-    if wrong or mean.empty:
-        found = f"{len(wrong)} others (first: {wrong[0]})" if wrong else "no row"
-        raise InputError(f"a submission holds the test scans TST_0001 … only, found {found}")
-    if not np.isfinite(mean.to_numpy()).all():
-        raise InputError("a submission needs a finite score for every type of every scan")
-    return dict(zip(map(str, mean.index), (mean.to_numpy().argmax(1) + 1).tolist()))
+        Raises:
+            InputError: no rows, missing columns, scores that are not finite, or a scan that is not a test scan.
+        """
+        columns = self.score_columns
+        if missing := [name for name in ("case", *columns) if name not in predictions]:
+            raise InputError(
+                f"a submission needs the columns {', '.join(missing)}; give the predictions of the test scans"
+            )
+        mean = predictions.groupby("case", sort=True)[columns].mean()
+        wrong = [str(name) for name in mean.index if not str(name).upper().startswith("TST_")]
+        if wrong or mean.empty:
+            found = f"{len(wrong)} others (first: {wrong[0]})" if wrong else "no row"
+            raise InputError(f"a submission holds the test scans TST_0001 … only, found {found}")
+        if not np.isfinite(mean.to_numpy()).all():
+            raise InputError("a submission needs a finite score for every type of every scan")
+        kinds = mean.to_numpy().argmax(1) + 1
+        Path(path).write_text("".join(f"{name}{SUFFIX},{kind}\n" for name, kind in zip(mean.index, kinds)))
+        return Path(path)
