@@ -29,6 +29,7 @@ _SHOWN = 5
 _MOST_CLASSES = 10
 _SHARE = 0.3  # of the patients of each class for validation, where held-out patients do not do
 _CHUNK = 8
+_NEIGHBOURS = 20
 
 
 @dataclass(frozen=True)
@@ -226,7 +227,11 @@ class Probe:
         x = self.features(method, device, dtype)
         y, judge = self.scans.labels, self.scans.validation
         patients = np.array([entry.case.patient for entry in self.scans.entries])
-        near = knn_scores(self.output, x[~judge], y[~judge], x[judge])
+        counts = [len(y)] if self.scans.kind == "regression" else np.unique(y[~judge], return_counts=True)[1]
+        # with more neighbours than scans of a class, that class could hardly ever win the vote
+        near = knn_scores(
+            self.output, x[~judge], y[~judge], x[judge], neighbours=min(_NEIGHBOURS, *(int(n) for n in counts))
+        )
         line = linear_probe(self.output, x[~judge], y[~judge], groups=patients[~judge]).logits(x[judge])
         return {
             f"probe/{name}_{self.metric}": self._value(logits, y[judge])

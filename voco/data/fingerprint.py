@@ -201,7 +201,7 @@ class Fingerprints:
     def to_bytes(self) -> bytes:
         """As one compressed ``.npz`` file; the same scans give the same bytes."""
         arrays = {
-            "version": np.array(VERSION),
+            "version": np.array([VERSION]),
             **{name: getattr(self, name) for name in ("voxels", "signatures", "patients", "trained")},
             "data_sets": np.array([list(d) for d in sorted(self.data_sets)], np.uint8).reshape(-1, _NAME_BYTES),
         }
@@ -223,7 +223,7 @@ class Fingerprints:
         """
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as found:
-                version = int(found["version"])
+                version = int(found["version"][0])
                 arrays = {key: found[key] for key in ("voxels", "signatures", "patients", "trained", "data_sets")}
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise InputError(f"{name} is no file of fingerprints, or a damaged one: {error}") from None
