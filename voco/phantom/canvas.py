@@ -70,10 +70,14 @@ class Grid:
 
 
 class Canvas:
-    """HU before the scanner (float32) and the label map, painted part by part, later parts over earlier ones."""
+    """HU before the scanner (float32) and the label map, painted part by part, later parts over earlier ones.
+
+    ``trees`` are the lung trees that were painted (``lungs.lung_trees``), for findings that lie in or beside them.
+    """
 
     def __init__(self, grid: Grid):
         self.grid = grid
+        self.trees: dict[str, list] = {}
         self.hu = np.full(grid.size, -1000, np.float32)
         self.labels = np.zeros(grid.size, np.uint8)
         self.edge_mm = float(np.prod(grid.spacing_mm) ** (1 / 3))

@@ -29,7 +29,6 @@ from voco.phantom.lesions_chest import (
 )
 from voco.phantom.lesions_nodule import Nodule, plan_nodules, plant_nodules, read_nodule
 from voco.phantom.lidc_xml import Session, write_xml
-from voco.phantom.lungs import lung_trees
 from voco.phantom.patient import Painted, Patient
 from voco.phantom.scanner import Scanner
 from voco.phantom.shapes import ellipsoid
@@ -48,10 +47,9 @@ def draw(anatomy: Anatomy, scanner: Scanner, rng: np.random.Generator) -> tuple[
 
 def paint_mimics(canvas: Canvas, anatomy: Anatomy, rng: np.random.Generator) -> None:
     """What positives and negatives share: granulomas, scars, plugs, nodes, dots under 3 mm, doubtful nodules."""
-    trees = lung_trees(anatomy)
     paint_interlobar(canvas, anatomy)
-    hilar_nodes(canvas, anatomy, rng, trees)
-    mucus_plugs(canvas, rng, trees)
+    hilar_nodes(canvas, anatomy, rng)
+    mucus_plugs(canvas, rng)
     for dot in _dots(anatomy):
         box = canvas.grid.box(dot - 4, dot + 4)
         if box is not None:
@@ -121,9 +119,12 @@ def _read(job: Job, painted: Painted, planted: list, size: float) -> tuple[list[
 
     # First what twins share, from the anatomy's stream.
     rng = anatomy.stream("readers")
-    for number, nodule in enumerate(_doubtful(anatomy)):
+    doubtful, dots, others = job.subject.shared(
+        "mimics", lambda: (_doubtful(anatomy), _dots(anatomy), _others(anatomy))
+    )
+    for number, nodule in enumerate(doubtful):
         mark(nodule, f"doubtful {number} ", _some(rng, int(rng.integers(1, AGREEMENT))), 1.0, rng)
-    points = [(dot, True) for dot in _dots(anatomy)] + [(mark.centre, False) for mark in _others(anatomy)]
+    points = [(dot, True) for dot in dots] + [(mark.centre, False) for mark in others]
     for number, (point, small) in enumerate(points):
         place = _pixel(painted, point)
         for reader in _some(rng, int(rng.integers(1, READERS + 1))) if place else []:

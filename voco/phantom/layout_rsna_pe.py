@@ -27,7 +27,6 @@ from voco.phantom.lesions_chest import (
     plan_scars,
 )
 from voco.phantom.lesions_pe import exam_labels, plan_emboli, plant_emboli
-from voco.phantom.lungs import lung_trees
 from voco.phantom.patient import Painted
 from voco.phantom.scanner import Scanner
 from voco.phantom.tissue import draw_tissue
@@ -65,11 +64,10 @@ def draw(anatomy: Anatomy, scanner: Scanner, rng: np.random.Generator) -> tuple[
 
 def paint_mimics(canvas: Canvas, anatomy: Anatomy, rng: np.random.Generator) -> None:
     """What positives and negatives share: nodes, plugs, scars, unmixed contrast, other thrombi, unreadable scans."""
-    trees = lung_trees(anatomy)
     paint_interlobar(canvas, anatomy)
     vary_ventricles(canvas, anatomy, rng)
-    hilar_nodes(canvas, anatomy, rng, trees)
-    mucus_plugs(canvas, rng, trees)
+    hilar_nodes(canvas, anatomy, rng)
+    mucus_plugs(canvas, rng)
     paint_marks(canvas, plan_scars(anatomy, rng) + plan_granulomas(anatomy, rng))
     mixing(canvas, anatomy, anatomy.stream("mixing"), _flow_artifact(anatomy))
     if _other_thrombus(anatomy):
@@ -85,8 +83,7 @@ def write_case(job: Job) -> tuple[list[Path], dict]:
     positive = not quality and job.member == int(subject.rng("label").integers(GROUP))
     emboli = []
     if positive:
-        trees = subject.shared("trees", lambda: lung_trees(anatomy))
-        emboli = plan_emboli(anatomy, trees, subject.rng("lesions"))
+        emboli = plan_emboli(anatomy, subject.painted().canvas.trees, subject.rng("lesions"))
     lesions: list[Lesion] = []
     severity = job.planned_severity
     patient = job.scan(lambda canvas, _: lesions.extend(plant_emboli(canvas, emboli, severity)))

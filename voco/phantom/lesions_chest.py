@@ -45,7 +45,7 @@ def random_direction(rng: np.random.Generator) -> np.ndarray:
     return v / max(float(np.linalg.norm(v)), 1e-6)
 
 
-def lung_points(anatomy: Anatomy, rng: np.random.Generator, depth_mm: float, count: int = 4000) -> np.ndarray:
+def lung_points(anatomy: Anatomy, rng: np.random.Generator, depth_mm: float, count: int = 1600) -> np.ndarray:
     """Random points (n, 3) as (x, y, z) in the lungs, at least ``depth_mm`` from their surface."""
     limits = ((-190, 92), (-96, 104), (-138, 138))
     flat = Points(*(rng.uniform(*limit, count).astype(np.float32) for limit in limits))
@@ -86,10 +86,10 @@ def paint_interlobar(canvas: Canvas, anatomy: Anatomy) -> None:
         paint_tube(canvas, branches, anatomy.hu["pulmonary_artery"], SOFT, "pulmonary_artery")
 
 
-def hilar_nodes(canvas: Canvas, anatomy: Anatomy, rng: np.random.Generator, trees: dict) -> None:
+def hilar_nodes(canvas: Canvas, anatomy: Anatomy, rng: np.random.Generator) -> None:
     """Enlarged nodes in contact with the lobar arteries: as dark as a clot, but outside of the vessel."""
     roots = {}
-    for branch, _, lobe in trees["artery"]:
+    for branch, _, lobe in canvas.trees["artery"]:
         roots.setdefault(lobe, branch)
     lobes = sorted(roots)
     for lobe in rng.choice(lobes, int(rng.integers(2, 6))):
@@ -104,9 +104,9 @@ def hilar_nodes(canvas: Canvas, anatomy: Anatomy, rng: np.random.Generator, tree
             paint_in(canvas, box, ellipsoid(canvas.points(box), centre, radii), value, SOFT, "lymph_node")
 
 
-def mucus_plugs(canvas: Canvas, rng: np.random.Generator, trees: dict) -> None:
+def mucus_plugs(canvas: Canvas, rng: np.random.Generator) -> None:
     """Segmental bronchi filled with mucus: dark branching tubes beside bright arteries, or dots in the lung."""
-    pieces = [branch for branch, _, _ in trees["airway"] if branch.start_radius > 1.3]
+    pieces = [branch for branch, _, _ in canvas.trees["airway"] if branch.start_radius > 1.3]
     for number in rng.choice(len(pieces), min(len(pieces), int(rng.integers(1, 6))), replace=False):
         piece = pieces[int(number)]
         grown = piece._replace(start_radius=piece.start_radius + 0.8, end_radius=piece.end_radius + 0.8)

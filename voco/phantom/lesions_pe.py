@@ -186,13 +186,14 @@ def _central(anatomy: Anatomy, rng: np.random.Generator) -> Embolus:
 
 def _chain(pieces: list[tuple[Branch, int]], first: int, limit_mm: float) -> list[Branch]:
     """From a piece outward, at every branching into the wider child."""
+    starts = np.array([branch.start for branch, _ in pieces])
     chain, length = [pieces[first][0]], 0.0
     while length < limit_mm:
         length += float(np.linalg.norm(chain[-1].end - chain[-1].start))
-        after = [(fed, b) for b, fed in pieces if np.array_equal(b.start, chain[-1].end)]
+        after = [pieces[k] for k in np.flatnonzero((starts == chain[-1].end).all(axis=1))]
         if not after:
             break
-        chain.append(max(after, key=lambda item: item[0])[1])
+        chain.append(max(after, key=lambda item: item[1])[0])
     return chain
 
 

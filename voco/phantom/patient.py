@@ -14,7 +14,7 @@ from voco.phantom.bones import paint_bones
 from voco.phantom.canvas import Canvas, Grid
 from voco.phantom.heart import heart_parts, mediastinum, paint_heart
 from voco.phantom.labels import GROUPS, LABELS
-from voco.phantom.lungs import paint_lungs, paint_trees
+from voco.phantom.lungs import lung_trees, paint_lungs, paint_trees
 from voco.phantom.scanner import Scanner, acquire, add_table, draw_scanner, plan_grid
 from voco.phantom.shapes import smooth_max
 from voco.phantom.torso import inside_abdomen, paint_neck, paint_spinal_muscles, paint_torso
@@ -184,6 +184,7 @@ def render(anatomy: Anatomy, scanner: Scanner, grid: Grid) -> Canvas:
     paint_abdomen(canvas, anatomy, fields)
     paint_lungs(canvas, anatomy, fields)
     paint_heart(canvas, anatomy)
-    paint_trees(canvas, anatomy)
+    canvas.trees = lung_trees(anatomy)
+    paint_trees(canvas, anatomy, canvas.trees)
     paint_bones(canvas, anatomy)
     return canvas
