@@ -82,4 +82,4 @@ def test_submission(tmp_path):
     rows.loc[0, "score_tb_type_focal"] = np.inf
     with pytest.raises(InputError, match="finite score"):
         TASK.write_submission(path, rows)
-    assert TASK.evaluation.startswith("repeated cross-validation")
+    assert "repeated cross-validation" in TASK.evaluation and "never published" in TASK.evaluation

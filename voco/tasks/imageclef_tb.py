@@ -49,7 +49,10 @@ class ImageCLEFTB(Task):
     # that no scanner makes: head first for feet first, table above the chest.
     flips = (2,)
     data_sets = ("ImageCLEF-TB-2021",)
-    evaluation = "repeated cross-validation on the training scans; the official test labels were never published"
+    evaluation = (
+        "made on the training scans by splits of this run (with --folds and --repeats: repeated cross-validation); the "
+        "labels of the official test scans were never published"
+    )
     outputs = (Output("tb_type", "multiclass", _CLASSES),)
 
     def read(self, root: str | Path) -> LabeledManifest:

@@ -60,7 +60,7 @@ class RSNATrauma(Task):
     higher_is_better = False
     directions: ClassVar[Mapping[str, bool]] = {"score": False, "loss": False, **{f"loss_{k}": False for k in WEIGHTS}}
     data_sets = ("RSNA-2023-Abdominal-Trauma",)
-    evaluation = "cross-validation on the training patients; the official test labels are not public"
+    evaluation = "made on the training patients by splits of this run; the official test labels are not public"
 
     def __init__(self, options: RSNATraumaOptions):
         super().__init__(options)
