@@ -11,7 +11,7 @@ from typing import Any
 
 from finetune.cohort import Cohort, pick
 from finetune.scoring import Predictions, score_part
-from finetune.training import FoldRun, autocast_dtype, train_fold, validate
+from finetune.training import FoldRun, autocast_dtype, train_fold
 from voco.data.progress import Progress
 from voco.errors import InputError
 from voco.tasks.base import Task
@@ -161,8 +161,10 @@ def _score(session: Session, run: FoldRun, model, studies, part: str) -> Predict
     from voco.transfer.predict import allowed_flips, score_study
 
     accelerator, config = session.accelerator, session.config
-    if part == "validation" and config["mode"] == "full" and not config["tta"] and studies:
-        return validate(run, model, None)[0]
+    if config["mode"] != "full" and not config["tta"]:
+        from finetune.probing import score_probe
+
+        return score_probe(run, model, studies, part, session.cache)
     flips = allowed_flips(session.task) if config["tta"] else [()]
     bar = Progress(f"score {part}", len(studies), accelerator.is_main_process and bool(studies))
     try:

@@ -20,10 +20,7 @@ def probe_fold(run: FoldRun, cache: Path):
     mode, probe = config["mode"], config["probe"]
     plain = run.build_model()
     plain.to(accelerator.device).eval()
-    dtype = autocast_dtype(accelerator)
-    folder = feature_folder(cache, plain, run.view, accelerator.mixed_precision)
-    train = study_features(run.train, plain, run.view, folder, accelerator, dtype, run.say)
-    validation = study_features(run.validation, plain, run.view, folder, accelerator, dtype, run.say)
+    train, validation = (_features(run, plain, studies, cache) for studies in (run.train, run.validation))
     if run.stop.received is not None:
         return None
     x, targets = _training_set(run, plain, train)
@@ -67,6 +64,17 @@ def probe_fold(run: FoldRun, cache: Path):
         "class_weights": weights,
     }
     return model
+
+
+def score_probe(run: FoldRun, model, studies, split: str, cache: Path) -> Predictions:
+    """Predictions of a fitted probe, from features that are on disk or computed now."""
+    return score_from_features(run, model, studies, _features(run, model, studies, cache), split)
+
+
+def _features(run: FoldRun, model, studies, cache: Path) -> list[np.ndarray]:
+    accelerator = run.accelerator
+    folder = feature_folder(cache, model, run.view, accelerator.mixed_precision)
+    return study_features(studies, model, run.view, folder, accelerator, autocast_dtype(accelerator), run.say)
 
 
 def score_from_features(run: FoldRun, model, studies, features, split: str) -> Predictions:
