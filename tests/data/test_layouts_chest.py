@@ -194,6 +194,9 @@ def test_annotation_counts_and_ranges(tmp_path):
     # a slice that no reader touched, inside a range
     assert NoduleSlices(found.nodules[:1], 1).at(["u0", "gap", "u2"], z[:3]).tolist() == [1, 1, 1]
     assert np.isnan(NoduleSlices(found.nodules, 1).at(["other"], z[:1])).all()
+    # readers that name different UIDs for one position: the one that is not among the images goes by its z
+    other = NoduleSlices([{"u0": 0.0, "u1": 2.5}, {"copy of u1": 2.5, "copy of u2": 5.0}], 2)
+    assert other.at(uids, z).tolist() == other.at(uids, z + 100).tolist() == [0, 1, 0, 0, 0]
     empty = NoduleSlices((), 3)
     assert empty and len(empty) == 0 and not empty.positive and empty.at(uids, z).tolist() == [0] * 5
 

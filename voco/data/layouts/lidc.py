@@ -116,7 +116,7 @@ def _add_cases(
         label = {"nodule": float(any(slices.values()))}
         manifest.cases.append(LabeledCase(case, label, slices=slices))
     for uid in sorted(set(labels) - set(seen)):
-        manifest.rejected.append(Rejection(uid, "labels of a series that is not there"))
+        manifest.rejected.append(Rejection(uid, "labels of a series that is not there (not downloaded?)"))
 
 
 def _list_files(root: Path, manifest: LabeledManifest) -> tuple[dict[str, list[str]], list[str]]:
