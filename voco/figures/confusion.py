@@ -16,17 +16,20 @@ _LISTED = 14
 _LONGEST_NAME = 22
 
 
-def confusion(matrix: np.ndarray, classes: Sequence[str], path: str | Path, *, title: str = "") -> Path:
+def confusion(
+    matrix: np.ndarray, classes: Sequence[str], path: str | Path, *, title: str = "", noun: str = "clips"
+) -> Path:
     """Shares of each true class by answer, and beside them the commonest mistakes and the hardest classes.
 
-    Up to 20 classes every cell has its number of clips, up to 60 every row has its name; beyond, the list beside the
+    Up to 20 classes every cell has its number, up to 60 every row has its name; beyond, the list beside the
     matrix names what matters.
 
     Args:
-        matrix: (C, C) number of clips, true class in rows, answer in columns.
+        matrix: (C, C) counts, true class in rows, answer in columns.
         classes: C names.
         path: PNG to write.
         title: replaces the finding.
+        noun: what is counted, in the plural.
     """
     matrix, count = np.asarray(matrix), len(classes)
     totals = matrix.sum(1)
@@ -42,12 +45,12 @@ def confusion(matrix: np.ndarray, classes: Sequence[str], path: str | Path, *, t
     if count <= _WITH_NUMBERS:
         _write_numbers(axes, matrix, share)
     lists = figure.add_axes((0.675, 0.02, 0.31, 1 - 110 / 880 - 0.02))
-    _write_lists(lists, matrix, share, totals, classes)
+    _write_lists(lists, matrix, share, totals, classes, noun)
     style.headline(
         figure,
-        title or _finding(matrix, totals),
+        title or _finding(matrix, totals, noun),
         "Rows: true class. Columns: answer. Darker: a larger share of the row"
-        + ("; in each cell the number of clips." if count <= _WITH_NUMBERS else "."),
+        + (f"; in each cell the number of {noun}." if count <= _WITH_NUMBERS else "."),
     )
     return style.save(figure, path)
 
@@ -97,14 +100,14 @@ def _write_numbers(axes, matrix: np.ndarray, share: np.ndarray) -> None:
             color="white" if share[row, column] > 0.55 else INK, linespacing=1.2)  # fmt: skip
 
 
-def _finding(matrix: np.ndarray, totals: np.ndarray) -> str:
-    right, clips = int(np.trace(matrix)), int(totals.sum())
-    if not clips:
-        return "No held-out clip has an answer"
-    return f"{right} of {clips} held-out clips are named right ({right / clips:.0%})"
+def _finding(matrix: np.ndarray, totals: np.ndarray, noun: str) -> str:
+    right, count = int(np.trace(matrix)), int(totals.sum())
+    if not count:
+        return f"No held-out {noun.removesuffix('s')} has an answer"
+    return f"{right} of {count} held-out {noun} are named right ({right / count:.0%})"
 
 
-def _write_lists(axes, matrix, share, totals, names) -> None:
+def _write_lists(axes, matrix, share, totals, names, noun) -> None:
     axes.set_axis_off()
     axes.set_xlim(0, 1)
     off = matrix - np.diag(np.diag(matrix))
@@ -122,8 +125,8 @@ def _write_lists(axes, matrix, share, totals, names) -> None:
     lines = [(_short(names[c], 26), f"{recall[c]:.0%} of {totals[c]}") for c in hardest]
     place = _write_list(axes, place - 0.05, "Hardest classes (share named right)", lines)
     if absent := len(names) - len(seen):
-        axes.text(0, place - 0.02, f"{absent} of {len(names)} classes have no held-out clip", fontsize=9, color=MUTED,
-            va="top")  # fmt: skip
+        axes.text(0, place - 0.02, f"{absent} of {len(names)} classes have no held-out {noun.removesuffix('s')}",
+            fontsize=9, color=MUTED, va="top")  # fmt: skip
 
 
 def _write_list(axes, top: float, heading: str, lines: Sequence[tuple[str, str]]) -> float:
