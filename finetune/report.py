@@ -38,7 +38,7 @@ def finish(session: Session) -> None:
         seed=session.config["seed"],
     )
     path = write_results(session.out, results)
-    drawn = draw_figures(session, cases, images, results)
+    drawn = draw_figures(session, cases, results)
     session.say("")
     session.say(text_table(results))
     session.say("\nwrote")
