@@ -116,7 +116,7 @@ def _pooled(model, vectors: np.ndarray) -> np.ndarray:
 def _fill(model, layers) -> None:
     with torch.no_grad():
         for name, (weight, bias) in layers.items():
-            layer = model.head.layers[name]
+            layer = model.head.layer(name)
             layer.weight.copy_(torch.from_numpy(weight))
             layer.bias.copy_(torch.from_numpy(bias))
 

@@ -60,8 +60,11 @@ def train_fold(run: FoldRun):
     train, accelerator = run.config["train"], run.accelerator
     samples = _samples(run)
     weights = weigh_classes(run, count_classes(run.task, samples.unit_targets()))
+    model = run.build_model()
+    if (scale_of := getattr(run.task, "target_scale", None)) is not None:
+        model.head.set_scale(scale_of([study.labeled for study in run.train]))
     method = FineTuner(
-        run.build_model(),
+        model,
         run.task,
         class_weights=weights,
         label_smoothing=train.label_smoothing,

@@ -180,6 +180,10 @@ def test_multi_output_head():
         "spleen": (2, 3),
     }
     torch.testing.assert_close(logits["liver"], x @ head.layers["liver"].weight.T + head.layers["liver"].bias)
+    plain = logits["liver"]
+    head.set_scale({"liver": (60.0, 10.0)})
+    torch.testing.assert_close(head(x)["liver"], 60 + 10 * plain)
+    torch.testing.assert_close(head(x)["spleen"], logits["spleen"], rtol=0, atol=0)
     # names of labels that torch's own containers use
     assert MultiOutputHead(4, {"type": 5, "training": 1})(x[:, :4])["type"].shape == (len(x), 5)
     with pytest.raises(InputError, match="at least 1"):

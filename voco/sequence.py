@@ -194,10 +194,27 @@ class MultiOutputHead(nn.Module):
         taken = nn.ModuleDict()
         self.keys = {name: f"output {name}" if hasattr(taken, name) else name for name in outputs}
         self.layers = nn.ModuleDict({self.keys[name]: nn.Linear(in_features, width) for name, width in outputs.items()})
+        self.register_buffer("offset", torch.zeros(len(outputs)))
+        self.register_buffer("gain", torch.ones(len(outputs)))
+
+    def layer(self, name: str) -> nn.Linear:
+        """The linear layer of an output."""
+        return self.layers[self.keys[name]]
+
+    @torch.no_grad()
+    def set_scale(self, scale: Mapping[str, tuple[float, float]]) -> None:
+        """Let outputs give mean + std * layer(x), so that values in any unit are learned at the same rate.
+
+        Args:
+            scale: name -> (mean, std); other outputs stay as they are.
+        """
+        for i, name in enumerate(self.keys):
+            self.offset[i], self.gain[i] = scale.get(name, (0.0, 1.0))
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """(B, in_features) -> name: (B, logits)."""
-        return {name: self.layers[key](x) for name, key in self.keys.items()}
+        """(B, in_features) -> name: (B, logits), at least float32."""
+        raw = {name: full_precision(self.layer(name)(x)) for name in self.keys}
+        return {name: y * self.gain[i] + self.offset[i] for i, (name, y) in enumerate(raw.items())}
 
 
 KINDS: dict[str, tuple[type[nn.Module], dict]] = {
