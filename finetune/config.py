@@ -87,6 +87,10 @@ class InputConfig:
     """(D H W) mm of tiles, or one number."""
     window: list[float] = field(default_factory=list)
     """Hounsfield window, low and high; two or three pairs one after the other make as many input channels."""
+    mean: list[float] = field(default_factory=list)
+    """Subtracted after the Hounsfield window is scaled to [0, 1], one per channel."""
+    std: list[float] = field(default_factory=list)
+    """Divided by afterwards, one per channel."""
     stride: list[int] = field(default_factory=list)
     """Step between windows (D H W); one number: along D for windows of slices. Empty = windows side by side."""
     stored: list[int] = field(default_factory=list)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from finetune.config import FREE_ON_RESUME, check, schema
@@ -141,7 +141,22 @@ def build_encoder(config: dict):
     name = settings.name or _name_of(settings.weights)
     encoder = create_encoder(name, checkpoint=settings.weights, window=pairs, **arguments)
     encoder.set_grad_checkpointing(settings.activation_checkpointing)
+    encoder.input_spec = _with_statistics(encoder.input_spec, config["input"])
     return encoder
+
+
+def _with_statistics(spec, settings):
+    """The spec with the mean and standard deviation asked for."""
+    for name in ("mean", "std"):
+        values = getattr(settings, name)
+        if values and (len(values) != spec.channels or (name == "std" and min(values) <= 0)):
+            raise InputError(
+                f"--input.{name} takes {spec.channels} numbers, one per channel"
+                f"{', above 0' if name == 'std' else ''}; found {values}"
+            )
+        if values:
+            spec = replace(spec, **{name: tuple(values)})
+    return spec
 
 
 def _name_of(weights: str) -> str:

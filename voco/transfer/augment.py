@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -39,8 +40,8 @@ class StudyAugmentation:
     """Largest change of contrast around 0 HU, as a share."""
     noise_hu: float = 0.0
     """Largest standard deviation of added noise, in HU."""
-    jitter: bool = True
-    """Move windows inside the study instead of always cutting them at the same places."""
+    jitter: Literal["all", "plane", "none"] = "all"
+    """Where windows are cut: anywhere near their place; anywhere in the plane (with --input.stored); always the same."""
 
     def __post_init__(self):
         for name in ("flip_prob", "turn_prob"):

@@ -163,8 +163,8 @@ class StudySamples(Dataset):
         targets = dict(item.targets)
         for k, index in enumerate(chosen):
             start = starts[index]
-            if self.augmentation is not None and self.augmentation.jitter:
-                start = self.view.jitter(start, item.shape, moves[index])
+            if self.augmentation is not None and self.augmentation.jitter != "none":
+                start = self.view.jitter(start, item.shape, moves[index], depth=self.augmentation.jitter == "all")
             if self.learn == "window":
                 moved = self.window_targets(item, int(start[0]))
                 # moved onto slices without labels: the window as it was listed is as good
