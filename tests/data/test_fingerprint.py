@@ -105,6 +105,7 @@ def test_nearest_does_not_depend_on_the_size_of_its_parts(monkeypatch):
     known = rng.integers(0, 255, (7, 1728)).astype(np.uint8)
     whole = nearest(known[[2, 6]], known)
     monkeypatch.setattr(module, "_CHUNK", 2)
+    monkeypatch.setattr(module, "_CANDIDATES", 1)
     parts = nearest(known[[2, 6]], known)
     assert whole[1].tolist() == parts[1].tolist() == [2, 6]
     np.testing.assert_allclose(whole[0], parts[0], rtol=1e-6)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -117,13 +117,13 @@ def linear_probe(
     score = score or _default_score(output)
     if val_x is not None and val_y is not None:
         held_x, held_y = _known(val_x, val_y)
-        fits = [_fit(output, x, y, C, class_weight) for C in grid]
+        fits = [fit_probe(output, x, y, C, class_weight) for C in grid]
         values = [score(fit.logits(held_x), held_y) for fit in fits]
         best = _best(values)
         return _with_value(fits[best], values[best])
     values = _cross_validate(output, x, y, grid, score, class_weight, groups)
     best = _best(values) if values else len(grid) // 2
-    fit = _fit(output, x, y, grid[best], class_weight)
+    fit = fit_probe(output, x, y, grid[best], class_weight)
     return _with_value(fit, values[best]) if values else fit
 
 
@@ -158,7 +158,10 @@ def _with_value(fit: LinearProbe, value: float) -> LinearProbe:
     return LinearProbe(fit.mean, fit.std, fit.weight, fit.bias, fit.C, float(value))
 
 
-def _fit(output: Output, x: np.ndarray, y: np.ndarray, C: float, class_weight: str | None) -> LinearProbe:
+def fit_probe(
+    output: Output, x: np.ndarray, y: np.ndarray, C: float, class_weight: str | Mapping[int, float] | None = None
+) -> LinearProbe:
+    """One fit on vectors (n, F) whose labels (n,) are all known; arguments as ``linear_probe``, or a weight a class."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression, Ridge
 
@@ -210,6 +213,6 @@ def _cross_validate(output, x, y, grid, score, class_weight, groups) -> list[flo
     for C in grid:
         logits = np.zeros((len(y), output.width))
         for inside, outside in parts:
-            logits[outside] = _fit(output, x[inside], y[inside], C, class_weight).logits(x[outside])
+            logits[outside] = fit_probe(output, x[inside], y[inside], C, class_weight).logits(x[outside])
         values.append(score(logits, y))
     return values
