@@ -11,7 +11,7 @@ from finetune.features import feature_folder, study_features
 from finetune.scoring import Predictions, score_part
 from finetune.training import FoldRun, autocast_dtype, count_classes, weigh_classes
 from voco.transfer.artifact import build_model
-from voco.transfer.linear import fit_linear
+from voco.transfer.probes import fit_probe
 
 
 def probe_fold(run: FoldRun, cache: Path):
@@ -47,7 +47,7 @@ def probe_fold(run: FoldRun, cache: Path):
     weights = weigh_classes(run, count_classes(task, targets))
     trials = []
     for c in config["probe"].regularization if run.early_stopping else [_middle(probe.regularization)]:
-        layers = fit_linear(task.outputs, (x - mean) / std, targets, c, weights)
+        layers = _fit(task.outputs, (x - mean) / std, targets, c, weights)
         _fill(model, layers)
         value = None
         if run.early_stopping:
@@ -111,6 +111,21 @@ def _training_set(run: FoldRun, model, features: list[np.ndarray]) -> tuple[np.n
 
 def _pooled(model, vectors: np.ndarray) -> np.ndarray:
     return vectors.max(0) if model.options.pooling == "max" else vectors.mean(0)
+
+
+def _fit(outputs, x, targets, c: float, weights) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Weight (width, F) and bias (width,) of the linear layer of each output."""
+    layers = {}
+    for output in outputs:
+        known = np.isfinite(targets[output.name])
+        if not known.any():
+            layers[output.name] = np.zeros((output.width, x.shape[1])), np.zeros(output.width)
+            continue
+        by_class = dict(enumerate((weights or {}).get(output.name, ()))) or None
+        probe = fit_probe(output, x[known].astype(np.float64), targets[output.name][known], c, by_class)
+        weight = probe.weight / probe.std
+        layers[output.name] = weight, probe.bias - weight @ probe.mean
+    return layers
 
 
 def _fill(model, layers) -> None:

@@ -41,7 +41,7 @@ class StudyAugmentation:
     noise_hu: float = 0.0
     """Largest standard deviation of added noise, in HU."""
     jitter: Literal["all", "plane", "none"] = "all"
-    """Where windows are cut: anywhere near their place; anywhere in the plane (with --input.stored); always the same."""
+    """Where windows are cut: near their place; anywhere in the plane alone (with --input.stored); always the same."""
 
     def __post_init__(self):
         for name in ("flip_prob", "turn_prob"):

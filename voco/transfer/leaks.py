@@ -87,9 +87,13 @@ def _source(number: int, entry: dict, files: dict[str, bytes]) -> Source:
     if isinstance(names, str):
         names = [names]
     if "unknown" in names:
-        return Source(name, data_sets=tuple(map(str, names)), why_unknown="its authors do not say all it was trained on")
+        return Source(
+            name, data_sets=tuple(map(str, names)), why_unknown="its authors do not say all it was trained on"
+        )
     if strange := [item for item in names if canonical_name(str(item)) is None]:
-        return Source(name, data_sets=tuple(map(str, names)), why_unknown=f"what {', '.join(map(str, strange))} holds is unknown")
+        return Source(
+            name, data_sets=tuple(map(str, names)), why_unknown=f"what {', '.join(map(str, strange))} holds is unknown"
+        )
     if not names:
         return Source(name, why_unknown="where its weights come from is not known")
     return Source(name, data_sets=tuple(map(str, names)))
