@@ -115,7 +115,7 @@ def write_case(job: Job) -> tuple[list[Path], dict]:
     shown = [{**lesion.row(painted), "sop_uids": _touched(lesion, painted, sops)} for lesion in lesions]
     row = job.row(
         patient, ids=[study], label=int(positive), lesions=shown, paths=[folder], exam=exam,
-        rv_lv_ratio=round(ratio, 3), positive_slices=int(present.sum()),
+        rv_lv_ratio=None if np.isnan(ratio) else round(ratio, 3), positive_slices=int(present.sum()),
         _images=[(study, series, sop, int(here)) for sop, here in zip(sops, present)],
     )  # fmt: skip
     return [folder], row
