@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from voco.config import Schema, changed, to_dict
+from voco.config import Schema
 from voco.data.clip_frames import ClipSettings
 from voco.errors import InputError
 from voco.geometry import Augmentation, Geometry
@@ -333,23 +333,6 @@ def _check_probe(config: dict) -> None:
         raise InputError(
             f"--probe.every must be at least 0, --probe.windows at least 1 and --probe.scans at least 4; found "
             f"{probe.every}, {probe.windows} and {probe.scans}"
-        )
-
-
-def check_same_settings(resume: Path, config: dict) -> None:
-    """A continued run must be the same run: differing settings are listed, not guessed at."""
-    import yaml
-
-    saved = resume.parent.parent / "config.yaml"
-    if not saved.is_file():
-        return
-    lines = changed(yaml.safe_load(saved.read_text()), to_dict(config), FREE_ON_RESUME)
-    if lines:
-        raise InputError(
-            f"{saved.parent} was started with other settings:\n  "
-            + "\n  ".join(lines)
-            + "\nRepeat them, or use another "
-            "--out (with --encoder.weights to start from its encoder)"
         )
 
 

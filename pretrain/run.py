@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pretrain.config import SCHEMA, check, check_same_data, check_same_settings
+from pretrain.config import FREE_ON_RESUME, SCHEMA, check, check_same_data
 from pretrain.training import Training, autocast_dtype, ready_to_train, training_loader
 from voco.config import flatten, parse, save_yaml, to_dict
 from voco.errors import InputError
@@ -65,6 +65,7 @@ def _run(config: dict, job, rank: int, world: int) -> int:
     from voco.engine.log import MetricLog
     from voco.engine.loop import LoopState, explain_out_of_memory, resolve_resume
     from voco.engine.record import RunRecord, describe_device
+    from voco.engine.resume import check_same_settings
     from voco.engine.signals import StopRequest
 
     main_process = rank == 0
@@ -76,7 +77,7 @@ def _run(config: dict, job, rank: int, world: int) -> int:
     out, train = Path(config["out"]), config["train"]
     resume = None if config["plan"] else resolve_resume(train.resume, out)
     if resume is not None:
-        check_same_settings(resume, config)
+        check_same_settings(resume.parent.parent / "config.yaml", to_dict(config), FREE_ON_RESUME)
         if _is_finished(out, resume, train.steps):
             say(f"{out} is already finished ({train.steps} steps); its encoder is in {out / 'encoder'}")
             return 0
