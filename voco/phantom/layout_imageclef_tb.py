@@ -113,8 +113,9 @@ def lung_masks(painted: Painted) -> tuple[np.ndarray, np.ndarray]:
 
     canvas = painted.canvas
     field = lung_distance(painted.anatomy, canvas.coarse)
-    # Depth of a few coarse steps is lost by the blur; what is left is a smoother and larger shape.
-    rough = gaussian_filter(np.clip(field, -24, 24), 2.0) - 5.0
+    # A blur of 8 mm rounds corners off and fills recesses; 5 mm more than make up for what it takes away.
+    step = [np.ptp(axis) / max(n - 1, 1) for axis, n in zip(_extent(canvas), field.shape)]
+    rough = gaussian_filter(np.clip(field, -24, 24), [8.0 / max(s, 1e-3) for s in step]) - 5.0
     out = []
     for shape in (field, rough.astype(np.float32)):
         mask = np.empty(painted.grid.size, np.uint8)
@@ -124,6 +125,12 @@ def lung_masks(painted: Painted) -> tuple[np.ndarray, np.ndarray]:
             mask[k] = canvas.fine(shape, (slice(middle, middle + 1), *rows))[0] < 0
         out.append(mask)
     return out[0], out[1]
+
+
+def _extent(canvas: Canvas) -> list[np.ndarray]:
+    """Coordinates along the three axes of the coarse grid, through its first corner, in mm."""
+    p = canvas.coarse
+    return [p.z[:, 0, 0], p.y[0, :, 0], p.x[0, 0, :]]
 
 
 def write_tables(out: Path, rows: list[dict]) -> None:

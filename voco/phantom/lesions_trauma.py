@@ -138,7 +138,7 @@ class Organ:
         layer = thick * (0.55 + 0.45 * np.tanh((p.y - middle) / 25)) * np.clip(0.8 + 0.45 * Ripple(rng, 45)(p), 0, 1.6)
         cover = soft(-self.depth - layer, max(1.5, self.canvas.edge_mm)) * (layer > 0.3) * free
         hu = self.canvas.hu[box]
-        hu += cover * np.float32(share) * (value - hu)
+        hu += cover * np.float32(share) * np.maximum(value - hu, 0)  # edges share voxels with the organ
 
 
 def plant_trauma(
