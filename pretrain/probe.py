@@ -94,7 +94,7 @@ def match_labels(path: str, column: str | None, train, heldout, *, seed: int, mo
         )
     notes = [f"probe: {len(tested)} patients with test rows are left out"] if tested else []
     if missed:
-        notes.append(f"probe: {len(missed)} rows name no scan that this run uses ({_listed(missed)})")
+        notes.append(f"probe: no scan that this run uses for {len(missed)} of the rows ({_listed(missed)})")
     rows = sorted(chosen.values(), key=lambda row: derive_seed(seed, "probe", row[0].case.patient, row[0].case.id))
     rows = sorted(rows[:most], key=lambda row: row[0].case.id)
     labels, kind, classes = _parse([label for _, label, _ in rows], column)

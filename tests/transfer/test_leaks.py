@@ -115,6 +115,11 @@ def test_what_is_not_known_is_never_clean(entry):
     assert verdict(Chain(entry, run_of("a"), a=prints(1)), prints(1)) == ["seen"]
 
 
+def test_a_run_without_fingerprints_may_name_its_data_sets():
+    run = Chain({"method": "finetune lidc", "data_sets": ["LIDC-IDRI"]})
+    assert verdict(run, prints(1), ["LUNA16"]) == ["same data set"] and verdict(run, prints(1)) == ["unknown"]
+
+
 def test_from_scratch_and_from_videos_nothing_was_seen():
     assert verdict(Chain(), prints(1), []) == ["clean"]
     assert verdict(Chain({"method": "video"}), prints(1), []) == ["clean"]

@@ -80,7 +80,8 @@ def _source(number: int, entry: dict, files: dict[str, bytes]) -> Source:
     if entry.get("method") == "video":
         return Source(name, data_sets=())  # clips
     if "method" in entry:
-        return Source(name, why_unknown="the run left no fingerprints of its scans")
+        sets = tuple(map(str, entry.get("data_sets", ())))
+        return Source(name, data_sets=sets, why_unknown="the run left no fingerprints of its scans")
     if entry.get("file_is_the_published_one") is False:
         return Source(name, why_unknown=f"its file {entry.get('file')} is not the published one")
     names = entry.get("data") or ([entry["dataset"]] if entry.get("dataset") else [])
