@@ -209,3 +209,20 @@ def test_the_console_says_what_belongs_to_a_figure():
     assert "looks at this test set so far: 3" in text and "mark: synthetic patients" in text
     assert f"auroc {results['main']['value']:.3f} (95 %: {results['main']['low']:.3f} to" in text
     assert "pe: 40 x 0, 20 x 1" in text and "higher is better" in text and "not defined (" in text
+
+
+def test_the_users_own_classes_are_known_again_from_the_file(tmp_path):
+    task = create_task("table", labels=["stage"], kind="multiclass", classes={"stage": ["early", "late"]})
+    y = np.arange(20) % 2
+    p = 0.3 + 0.4 * y
+    keys = {"case": [f"{i:02d}" for i in range(20)], "fold": 0, "split": "validation", "label_stage": y.astype(float)}
+    frame = pd.DataFrame({**keys, **dict(zip(task.score_columns, (1 - p, p)))})
+    frame = frame.assign(patient=frame["case"], unit=frame["case"])
+    write_predictions(tmp_path, frame)
+    write_results(tmp_path, summarise(task, frame, n=5))
+    stored = read_results(tmp_path)
+    assert recompute(tmp_path) == stored and stored["main"]["value"] == 1.0
+    stored["version"] += 1
+    write_results(tmp_path, stored)
+    with pytest.raises(InputError, match="of version"):
+        recompute(tmp_path)

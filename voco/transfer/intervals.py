@@ -151,7 +151,9 @@ def find_ranking(
     """
     kind = {"auroc": "auroc", "ap": "ap"}.get(name.split("_")[0])
     for output in task.outputs if kind else ():
-        if output.kind != "binary" or name not in (kind, f"{kind}_{output.name}"):
+        # of several outputs the plain name is a mean or one of their own making
+        names = (f"{kind}_{output.name}", kind) if len(task.outputs) == 1 else (f"{kind}_{output.name}",)
+        if output.kind != "binary" or name not in names:
             continue
         ranking = Ranking(output.label_column, output.score_columns[0], kind)
         if all(_same(value, ranking(units)) for value, units in zip(values, by_fold)):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from voco.errors import InputError
 from voco.stats import LEVEL
-from voco.tasks.base import Output, Task
+from voco.tasks.base import Task
 from voco.transfer.intervals import PartFigures
 from voco.transfer.prediction_files import beside, read_images, read_predictions, write_images, write_predictions
 from voco.transfer.verdict import constant_scores, verdict
@@ -157,10 +157,6 @@ def _rebuild(stored: Mapping[str, Any]) -> Task:
             f"these results are of version {stored['version']} of {task.name}, this code computes version "
             f"{task.version}: numbers may differ; use the code that is named in run.json"
         )
-    if not task.outputs:  # known only after the data set was read
-        task.outputs = tuple(Output(o["name"], o["kind"], tuple(o["classes"])) for o in stored["outputs"])
-        task.main_metric = stored["main"]["name"]
-        task.higher_is_better = stored["main"]["higher_is_better"]
     return task
 
 
