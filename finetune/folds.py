@@ -11,6 +11,7 @@ from typing import Any
 
 from finetune.cohort import Cohort, pick
 from finetune.scoring import Predictions, score_part
+from finetune.testset import check_leaks, is_synthetic, open_test_set, write_split
 from finetune.training import FoldRun, autocast_dtype, train_fold
 from voco.data.progress import Progress
 from voco.errors import InputError
@@ -63,8 +64,6 @@ class Session:
 
 def run_folds(session: Session) -> bool:
     """Work through the folds; False after a stop was asked for."""
-    from finetune.testset import check_leaks, open_test_set, write_split
-
     chosen = session.config["fold"]
     folds = [fold for fold in session.splits.folds if chosen in (-1, fold.number)]
     write_split(session)
@@ -240,7 +239,7 @@ def _save(session: Session, run: FoldRun, model, out: Path) -> None:
         "cost": run.facts.get("cost"),
         "library_version": __version__,
     }  # fmt: skip
-    save_encoder(model.encoder, out / "encoder", provenance)
+    save_encoder(model.encoder, out / "encoder", provenance, fingerprints=_fingerprints(session, run).to_bytes())
     validated = scores_folder(session, run.fold, "validation")
     points = {}
     if (validated / PREDICTIONS).is_file():
@@ -255,3 +254,14 @@ def _save(session: Session, run: FoldRun, model, out: Path) -> None:
     )  # fmt: skip
     for path in (out / "best.safetensors", out / "best.part"):
         path.unlink(missing_ok=True)
+
+
+def _fingerprints(session: Session, run: FoldRun):
+    """Of the scans that the encoder learned from: none where it was frozen, and not those that validated."""
+    from voco.data.fingerprint import Fingerprints
+
+    entries = [session.cohort.entries[study.id] for study in (*run.train, *run.validation)]
+    learned = session.config["mode"] == "full"
+    trained = [learned] * len(run.train) + [False] * len(run.validation)
+    names = () if is_synthetic(session) else session.task.data_sets
+    return Fingerprints.of_entries(entries, trained=trained, data_sets=names)

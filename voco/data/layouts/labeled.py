@@ -162,7 +162,7 @@ def _keep_twins_together(manifest: LabeledManifest) -> list[LabeledCase]:
         return manifest.cases
     rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
     pairs = {str(name): str(row["pair"]) for row in rows if "pair" in row for name in row["ids"]}
-    if not pairs:
+    if not any(case.id in pairs for case in manifest.cases):
         return manifest.cases
     manifest.notes.append("synthetic patients: scans of one anatomy stay on one side of every split")
     return [replace(case, case=replace(case.case, patient=pairs.get(case.id, case.patient))) for case in manifest.cases]
