@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from voco.encoders.base import _recompute_contexts
 from voco.errors import InputError
 from voco.losses import full_precision
 from voco.sequence import MultiOutputHead, make_sequence_head
@@ -133,8 +135,12 @@ class StudyModel(nn.Module):
         parts = []
         for part in hu.split(size):
             recompute = torch.is_grad_enabled() and not self.frozen
-            parts.append(checkpoint(self._encode, part, use_reentrant=False) if recompute else self._encode(part))
+            parts.append(self._recomputed(part) if recompute else self._encode(part))
         return torch.cat(parts)
+
+    def _recomputed(self, hu: Tensor) -> Tensor:
+        contexts = partial(_recompute_contexts, self)
+        return checkpoint(self._encode, hu, use_reentrant=False, context_fn=contexts)
 
     def train(self, mode: bool = True) -> StudyModel:
         """Training or evaluation mode; a frozen encoder stays in evaluation mode."""

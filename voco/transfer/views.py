@@ -143,7 +143,7 @@ def make_view(
         stored: (H, W).
 
     Raises:
-        InputError: sizes that the encoder cannot take.
+        InputError: sizes that the encoder cannot take, or a setting that this kind of view has no use for.
     """
     size = tuple(size) * (3 if len(size) == 1 else 1) or spec.size
     if len(size) != 3:
@@ -153,6 +153,10 @@ def make_view(
             f"--input.size {' '.join(map(str, size))} is smaller than this encoder takes: at least "
             f"{' '.join(map(str, spec.min_size))} (D H W)"
         )
+    if kind != "tiles" and any(value is not None for value in spacing):
+        raise InputError(f"--input.spacing is that of --view tiles; --view {kind} stretches the plane to --input.size")
+    if kind == "resize" and stride:
+        raise InputError("--input.stride: --view resize shows a study as one window; use tiles or slice_windows")
     mm = tuple(spacing) * (3 if len(spacing) == 1 else 1) or spec.spacing_mm
     if len(stride) == 1:
         stride = (stride[0], size[1], size[2]) if kind == "slice_windows" else tuple(stride) * 3
