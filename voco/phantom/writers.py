@@ -93,6 +93,7 @@ def write_dicom(
     series: str = "1",
     number: int = 2,
     description: str = "CHEST",
+    study_description: str = "CT CHEST",
     image_type: tuple[str, ...] = ("ORIGINAL", "PRIMARY", "AXIAL"),
     kernel: str = "B40f",
     padding: int | None = None,
@@ -113,6 +114,7 @@ def write_dicom(
         series: name of the series within the study.
         number: SeriesNumber.
         description: SeriesDescription.
+        study_description: StudyDescription.
         image_type: ImageType.
         kernel: ConvolutionKernel.
         padding: PixelPaddingValue in HU where the scanner writes one.
@@ -138,7 +140,7 @@ def write_dicom(
             dataset = _slice_header(patient, sex, key, study, series, k)
             if uids is not None:
                 _set_uids(dataset, uids[0], uids[1], uids[2][k])
-        dataset.StudyDescription, dataset.SeriesDescription = "CT CHEST", description
+        dataset.StudyDescription, dataset.SeriesDescription = study_description, description
         dataset.SeriesNumber, dataset.ImageType, dataset.ConvolutionKernel = number, list(image_type), kernel
         dataset.SliceThickness = _number(spacing_mm[0])
         dataset.PixelSpacing = [_number(spacing_mm[1]), _number(spacing_mm[2])]
