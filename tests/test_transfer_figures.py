@@ -66,7 +66,8 @@ def test_curves_are_those_of_scikit_learn():
 
 
 @pytest.mark.parametrize("folds", [1, 4])
-def test_roc_and_precision(tmp_path, texts, folds):
+def test_roc_and_precision(tmp_path, texts, folds, monkeypatch):
+    monkeypatch.setattr("voco.figures.ranking._DRAWS", 30)
     from sklearn.metrics import average_precision_score, roc_auc_score
 
     y, s = scored()
