@@ -32,6 +32,8 @@ class VolumeJob:
 
     def find_unused(self, method) -> bool:
         """Whether parameters of the encoder may get no gradient; in 2D all of them are on the way to the features."""
+        if "decoder" in method.encoder.optional_parts:  # VoCo reads the encoder alone
+            return True
         return self.config["method"].name == "voco3d" and self.config["method"].options.embedding != "pyramid"
 
     def check_encoder(self, encoder) -> None:

@@ -115,7 +115,7 @@ def test_networks_without_v2(kind, v1, tmp_path):
     assert len(report.loaded) == 137
     assert report.coverage == 1.0
     assert (report.missing, report.unexpected) == ((), ())
-    assert set(report.dropped.values()) == {"decoder"} | ({"segmentation head"} if kind == "suprem" else set())
+    assert set(report.dropped.values()) == {"decoder", "segmentation head"}
     assert_holds(encoder, v1)
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import torch
@@ -82,11 +83,13 @@ class Encoder(nn.Module):
             (slices), ``"recurrent"`` (sequences).
         stem_keys: tensors whose second dimension is the number of input channels.
         minimum_coverage: share of the parameters that a weights file must fill.
+        optional_parts: argument that added a part to the network ("decoder") -> regular expression of its tensors.
     """
 
     pooling: str = "deepest"
     stem_keys: tuple[str, ...] = ()
     minimum_coverage: float = 1.0
+    optional_parts: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, input_spec: InputSpec, feature_info: list[dict]):
         super().__init__()
@@ -200,11 +203,11 @@ class Encoder(nn.Module):
         """Last of ``_maps``; families override it where the others need not be computed."""
         return self._maps(x)[-1]
 
-    def _run(self, module: nn.Module, x: Tensor) -> Tensor:
-        """``module(x)``, through activation checkpointing when that is on and gradients are wanted."""
+    def _run(self, module: nn.Module, *inputs: Tensor) -> Tensor:
+        """``module(*inputs)``, through activation checkpointing when that is on and gradients are wanted."""
         if not (self.grad_checkpointing and torch.is_grad_enabled()):
-            return module(x)
-        return checkpoint(module, x, use_reentrant=False, context_fn=partial(_recompute_contexts, module))
+            return module(*inputs)
+        return checkpoint(module, *inputs, use_reentrant=False, context_fn=partial(_recompute_contexts, module))
 
     def _canonical(self, m: Tensor) -> Tensor:
         order, flipped = self.input_spec.axis_order

@@ -117,10 +117,10 @@ class PlainConvEncoder(NNUNetEncoder):
         depth_stride: int | None = None,
     ):
         super().__init__(input_spec, features_per_stage, strides, kernel_sizes, depth_stride)
-        counts = _per_stage(n_conv_per_stage, len(features_per_stage), "n_conv_per_stage")
+        counts = per_stage(n_conv_per_stage, len(features_per_stage), "n_conv_per_stage")
         channels, stages = input_spec.channels, []
         for width, step, kernel, count in zip(features_per_stage, self._steps, self._kernels, counts):
-            stages.append(nn.Sequential(_Stack(channels, width, kernel, step, count, conv_bias, norm_eps)))
+            stages.append(nn.Sequential(Stack(channels, width, kernel, step, count, conv_bias, norm_eps)))
             channels = width
         self.stages = nn.Sequential(*stages)
 
@@ -155,9 +155,9 @@ class ResidualConvEncoder(NNUNetEncoder):
         depth_stride: int | None = None,
     ):
         super().__init__(input_spec, features_per_stage, strides, kernel_sizes, depth_stride)
-        counts = _per_stage(n_blocks_per_stage, len(features_per_stage), "n_blocks_per_stage")
+        counts = per_stage(n_blocks_per_stage, len(features_per_stage), "n_blocks_per_stage")
         channels = features_per_stage[0]
-        self.stem = _Stack(input_spec.channels, channels, self._kernels[0], (1, 1, 1), 1, conv_bias, norm_eps)
+        self.stem = Stack(input_spec.channels, channels, self._kernels[0], (1, 1, 1), 1, conv_bias, norm_eps)
         stages = []
         for width, step, kernel, count in zip(features_per_stage, self._steps, self._kernels, counts):
             stages.append(_ResidualStage(channels, width, kernel, step, count, conv_bias, norm_eps))
@@ -185,7 +185,9 @@ class _Conv(nn.Module):
         return self.act(self.norm(self.conv(x)))
 
 
-class _Stack(nn.Module):
+class Stack(nn.Module):
+    """Convolutions one after the other; the first of them carries stride and change of width."""
+
     def __init__(self, channels: int, width: int, kernel, step, count: int, bias: bool, eps: float):
         super().__init__()
         self.convs = nn.Sequential(
@@ -246,7 +248,8 @@ def _triple(value, name: str) -> tuple[int, int, int]:
     return values
 
 
-def _per_stage(value: int | Sequence[int], stages: int, name: str) -> tuple[int, ...]:
+def per_stage(value: int | Sequence[int], stages: int, name: str) -> tuple[int, ...]:
+    """A number for every stage, from one for all or one for each."""
     values = (value,) * stages if isinstance(value, int) else tuple(value)
     if len(values) != stages or not all(isinstance(v, int) and v > 0 for v in values):
         raise InputError(f"{name} takes one positive number, or one for each of {stages} stages; found {value!r}")
@@ -265,10 +268,16 @@ def nnunet_plain(
     conv_bias: bool = True,
     norm_eps: float = 1e-5,
     depth_stride: int | None = None,
+    decoder: bool = False,
+    n_conv_per_stage_decoder: int | Sequence[int] = 2,
 ) -> PlainConvEncoder:
-    return PlainConvEncoder(
-        input_spec, features_per_stage, strides, kernel_sizes, n_conv_per_stage, conv_bias, norm_eps, depth_stride
-    )
+    stages = (features_per_stage, strides, kernel_sizes, n_conv_per_stage)
+    layers = {"conv_bias": conv_bias, "norm_eps": norm_eps, "depth_stride": depth_stride}
+    if not decoder:
+        return PlainConvEncoder(input_spec, *stages, **layers)
+    from voco.encoders.decoders import PlainConvUNet
+
+    return PlainConvUNet(input_spec, *stages, **layers, n_conv_per_stage_decoder=n_conv_per_stage_decoder)
 
 
 @register_encoder(
@@ -283,7 +292,13 @@ def nnunet_resenc_l(
     conv_bias: bool = True,
     norm_eps: float = 1e-5,
     depth_stride: int | None = None,
+    decoder: bool = False,
+    n_conv_per_stage_decoder: int | Sequence[int] = 1,
 ) -> ResidualConvEncoder:
-    return ResidualConvEncoder(
-        input_spec, features_per_stage, strides, kernel_sizes, n_blocks_per_stage, conv_bias, norm_eps, depth_stride
-    )
+    stages = (features_per_stage, strides, kernel_sizes, n_blocks_per_stage)
+    layers = {"conv_bias": conv_bias, "norm_eps": norm_eps, "depth_stride": depth_stride}
+    if not decoder:
+        return ResidualConvEncoder(input_spec, *stages, **layers)
+    from voco.encoders.decoders import ResidualEncoderUNet
+
+    return ResidualEncoderUNet(input_spec, *stages, **layers, n_conv_per_stage_decoder=n_conv_per_stage_decoder)

@@ -1,8 +1,8 @@
 """The encoder half of SwinUNETR, with ``use_v2`` as VoCo pretrains it and without; parameter names are MONAI's.
 
 Built from MONAI's own blocks, without the decoders, so that published VoCo files fit name by name and the numbers are
-MONAI's. Embedding: the averages of five maps side by side, 24 x feature size (``models/voco_head.py`` of the public
-VoCo code).
+MONAI's; ``decoder=True`` adds them (``voco.encoders.decoders``). Embedding: the averages of five maps side by side,
+24 x feature size (``models/voco_head.py`` of the public VoCo code).
 """
 
 from __future__ import annotations
@@ -225,8 +225,13 @@ def _register(name: str, alias: tuple[str, ...], feature_size: int, use_v2: bool
     summary = f"SwinUNETR encoder{'' if use_v2 else ' without v2'}, feature size {feature_size}"
 
     @register_encoder(name, *alias, family="swinunetr", input_spec=SPEC, summary=summary)
-    def build(input_spec: InputSpec, drop_path_rate: float = 0.0, merging: str = "all") -> SwinUNETREncoder:
-        return SwinUNETREncoder(input_spec, feature_size, drop_path_rate, use_v2, merging)
+    def build(
+        input_spec: InputSpec, drop_path_rate: float = 0.0, merging: str = "all", decoder: bool = False
+    ) -> SwinUNETREncoder:
+        from voco.encoders.decoders import SwinUNETRWithDecoder
+
+        kind = SwinUNETRWithDecoder if decoder else SwinUNETREncoder
+        return kind(input_spec, feature_size, drop_path_rate, use_v2, merging)
 
 
 for _size, _feature_size in {"t": 12, "b": 48, "l": 96, "h": 192}.items():

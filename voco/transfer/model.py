@@ -92,7 +92,8 @@ class StudyModel(nn.Module):
             )
         if options.features == "decoder" and not hasattr(encoder, "pooled_decoder"):
             raise InputError(
-                f"--head.features decoder: encoder {encoder.name!r} has no decoder; use deepest, pyramid or pool"
+                f"--head.features decoder: encoder {encoder.name!r} was built without one; ask for it with "
+                f"--encoder.arguments '{{decoder: true}}' (swinunetr_*, nnunet_*), or use deepest, pyramid or pool"
             )
         self.encoder, self.options, self.learn, self.chunk = encoder, options, learn, chunk
         self.sequence: nn.Module | None = None
@@ -204,20 +205,16 @@ class StudyModel(nn.Module):
 def stage_of_parameters(encoder: nn.Module) -> dict[str, int]:
     """Number of the stage that each parameter of an encoder belongs to, from 0 (stem) on.
 
-    Stages end with the modules that ``feature_info`` names, in the order in which the encoder registers its parameters;
-    what follows the last one counts to it.
+    Stages end with the modules that ``feature_info`` names, in the order in which the encoder registers its modules,
+    whether these have parameters of their own (a block) or not (an activation); what follows the last one counts to it.
     """
-    ends = [info.get("module", "") for info in encoder.feature_info]
-    stages, stage = {}, 0
-    seen: set[int] = set()
+    order = {name: place for place, (name, _) in enumerate(encoder.named_modules())}
+    names = [info.get("module", "") for info in encoder.feature_info]
+    ends = [max(p for n, p in order.items() if n == name or n.startswith(f"{name}.")) for name in names if name]
+    stages = {}
     for name, _ in encoder.named_parameters():
-        inside = [i for i, module in enumerate(ends) if module and (name == module or name.startswith(f"{module}."))]
-        if inside:
-            stage = max(stage, inside[0])
-            seen.add(stage)
-        elif stage in seen and stage + 1 < len(ends):
-            stage += 1  # between two stages, such as a down-sampling layer
-        stages[name] = stage
+        place = order[name.rpartition(".")[0]]
+        stages[name] = min(sum(end < place for end in ends), max(0, len(ends) - 1))
     return stages
 
 

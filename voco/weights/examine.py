@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -52,7 +53,7 @@ def examine(
         InputError: the file does not hold the network that ``which`` asks for.
     """
     family, state = find_family(encoder.family), encoder.state_dict()
-    match = find_match(state, family, tensors, which, chosen, file)
+    match = find_match(state, family, tensors, which, chosen, file, encoder.optional_parts)
     parameters = dict(encoder.named_parameters())
     read_values = not any(parameter.is_meta for parameter in parameters.values())
     fit = Fitter(state, parameters.keys(), encoder.stem_keys, family, inflate, read_values).fit(tensors, match)
@@ -91,6 +92,11 @@ def misfit(encoder: Encoder, found: Examination, exact: bool = False) -> str | N
         return f"{_tensors(len(fit.mismatched))} of another shape or type:\n" + "\n".join(lines)
     if lost_stems:
         return f"the stem is missing: {', '.join(lost_stems)}"
+    if absent := _absent_part(encoder, fit):
+        return (
+            f"the file has no {absent}, which {absent}=True asks for; leave that argument out, or name a file of a "
+            f"whole network"
+        )
     if fit.coverage < minimum:
         return f"it fills {_percent(fit.coverage)} of the parameters, {_percent(minimum)} are needed"
     if lost_statistics and match.format.minimum is None and not exact:
@@ -105,10 +111,18 @@ def misfit(encoder: Encoder, found: Examination, exact: bool = False) -> str | N
             f"it holds two networks of these names, of which {' and '.join(found.torn)} differ; "
             f"save the tensors of the one that you want in a file of their own"
         )
-    if exact and (report.missing or report.unexpected or report.dropped):
+    if exact and (report.missing or report.unexpected or set(report.dropped.values()) - {"decoder"}):
         return "the folder's config.json and its weights do not belong together"
     if fit.not_finite:
         return f"it holds values that are not finite, for example in {fit.not_finite[0]}"
+    return None
+
+
+def _absent_part(encoder: Encoder, fit: Fit) -> str | None:
+    """The part that an argument added to the encoder and that the file has nothing of."""
+    for part, pattern in encoder.optional_parts.items():
+        if not any(re.match(pattern, key) for key in (*fit.values, *fit.kept)):
+            return part
     return None
 
 

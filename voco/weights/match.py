@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -55,6 +55,7 @@ def find_match(
     which: str,
     chosen: str | None,
     file: str,
+    parts: Collection[str] = (),
 ) -> Match:
     """The format and network that account for most tensors of an encoder.
 
@@ -65,11 +66,12 @@ def find_match(
         which: network asked for, or ``auto``: the one that matches most, at a tie the plain one, student, teacher, ema.
         chosen: network that a wrapper key has already named.
         file: name for error messages.
+        parts: optional parts that the encoder has, so that a tensor of one that finds no place is not just left out.
 
     Raises:
         InputError: the file does not hold the network that was asked for.
     """
-    candidates = [_matches(fmt, wanted, tensors) for fmt in (*family.formats, OWN)]
+    candidates = [_matches(fmt, wanted, tensors, parts) for fmt in (*family.formats, OWN)]
     matches = [match for several in candidates for match in several]
     if which != "auto" and chosen != which:
         networks = sorted({m.network for m in matches if m.network and m.keys} | ({chosen} if chosen else set()))
@@ -92,7 +94,9 @@ def find_match(
     return best
 
 
-def _matches(fmt: Format, wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> list[Match]:
+def _matches(
+    fmt: Format, wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor], optional: Collection[str]
+) -> list[Match]:
     """One match per network that the file's keys name."""
     found: dict[str | None, Match] = {None: Match(fmt)}
     parts: dict[tuple[str | None, str], dict[int, tuple[str, int]]] = {}
@@ -113,7 +117,7 @@ def _matches(fmt: Format, wanted: Mapping[str, Tensor], tensors: Mapping[str, Te
                 if first != key:
                     match.doubles.append((first, key))
                 break
-            if reason := fmt.dropped(name):
+            if (reason := fmt.dropped(name)) and reason not in optional:
                 dropped[key] = reason
                 break
             targets.append(ours)

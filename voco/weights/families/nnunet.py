@@ -9,7 +9,11 @@ from voco.weights.formats import Family, Format
 # A block holds its convolution and norm under their names and again in one sequence.
 _TWICE = {"all_modules.0.": "conv.", "all_modules.1.": "norm."}
 _MARK = r"^(stages\.0\.0\.convs\.0|stem\.convs\.0)\."
-_DROP = {r"decoder\.": "decoder", r"seg_layers\.": "decoder"}
+_DROP = {
+    r"decoder\.encoder\.": "repeated name",
+    r"(decoder\.)?seg_layers\.": "segmentation head",
+    r"decoder\.": "decoder",
+}
 
 
 def _from_sequence(key: str) -> str:

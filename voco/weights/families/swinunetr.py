@@ -24,7 +24,7 @@ def _rename_disruptive(key: str) -> str:
     return _rename(re.sub(r"^layers(\d)\.0\.0\.", r"layers\1.0.", key))
 
 
-_DECODER = {r"decoder\d*\.": "decoder", r"out\.": "decoder"}
+_DECODER = {r"decoder\d*\.": "decoder", r"out\.": "segmentation head"}
 
 FAMILY = Family(
     "swinunetr",
