@@ -24,6 +24,9 @@ class HeadOptions:
     features: Literal["pool", "deepest", "pyramid", "sequence", "decoder"] = "pool"
     """What of the encoder is read: pool, what the encoder itself gives for a volume; deepest or pyramid, averages of
     the deepest map or of all of them; sequence, one vector per depth position; decoder, of files that have one."""
+    spatial: Literal["mean", "max"] = "mean"
+    """How maps become vectors, with features deepest and pyramid: their mean, as published, or their maximum, which finds
+    a small lesion anywhere in a large window."""
     sequence: Literal["lstm", "bilstm", "gru", "attention", "mean"] = "bilstm"
     """Head along depth, with features sequence."""
     sequence_options: dict[str, Any] = field(default_factory=dict)
@@ -86,6 +89,8 @@ class StudyModel(nn.Module):
     ):
         super().__init__()
         options = options or HeadOptions()
+        if options.spatial == "max" and options.features not in ("deepest", "pyramid"):
+            raise InputError(f"--head.spatial max is for features deepest and pyramid, not {options.features}")
         if learn == "window" and options.pooling == "attention":
             raise InputError(
                 "--head.pooling attention learns from whole studies: use --learn study, or pooling max or mean"
@@ -163,6 +168,9 @@ class StudyModel(nn.Module):
             x = torch.cat([x[:, :1], encoder.prepare(hu[:, 1:])[:, 1:]], 1)
         if kind == "pool":
             return full_precision(encoder.pool(x))
+        if self.options.spatial == "max":
+            maps = encoder.pyramid(x) if kind == "pyramid" else [encoder.forward_features(x)]
+            return full_precision(torch.cat([m.amax((2, 3, 4)) for m in maps], 1))
         if kind == "pyramid":
             return full_precision(encoder.pooled_pyramid(x))
         if kind == "decoder":
