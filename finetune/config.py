@@ -27,8 +27,8 @@ class Run:
     """study: a study's windows are pooled and its label is learned; window: each window has a label (slice labels)."""
     fraction: float = 1.0
     """Share of the training patients whose labels are used; smaller ones lie inside larger ones."""
-    fraction_val: Literal["counted", "full"] = "counted"
-    """counted: validation patients count towards the fraction; full: all of them are used, as in papers (marked)."""
+    fraction_val: Literal["share", "full"] = "share"
+    """share: validation patients count towards the fraction; full: all of them are used, as in papers (marked)."""
     folds: int = 0
     """K of K-fold cross-validation; 0 = one split."""
     repeats: int = 1
@@ -114,7 +114,7 @@ class SplitConfig:
     test: float = 0.2
     """Share of patients for the test set."""
     val: float = 0.15
-    """Share of patients for validation: of all with one split, of those that do not test with folds."""
+    """Share for validation of the patients who do not test."""
     seed: int = 0
     """Another seed, other parts; apart from --seed, so that runs with several seeds share one test set."""
 

@@ -24,15 +24,8 @@ def feature_folder(cache: Path, model, view, precision: str) -> Path:
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     encoder = model.encoder
     spec = asdict(encoder.input_spec)
-    settings = [
-        encoder.name,
-        encoder.arguments,
-        model.options.features,
-        model.options.spatial,
-        asdict(view),
-        spec,
-        precision,
-    ]
+    read = [model.options.features, model.options.spatial, precision]
+    settings = [encoder.name, encoder.arguments, read, asdict(view), spec]
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     return Path(cache) / "features" / digest.hexdigest()
 

@@ -221,7 +221,7 @@ def make_split(config: dict, task, manifest, say: Callable[[str], None]):
     splits = make_splits(
         manifest.cases, task.stratum, rule=rule, folds=folds or 5, repeats=config["repeats"], test=settings.test,
         val=settings.val, fraction=config["fraction"], fraction_val=config["fraction_val"], seed=settings.seed,
-        file=settings.file,
+        file=settings.file, order=manifest.order,
     )  # fmt: skip
     for note in splits.notes:
         say(f"note: {note}")

@@ -25,8 +25,8 @@ class HeadOptions:
     """What of the encoder is read: pool, what the encoder itself gives for a volume; deepest or pyramid, averages of
     the deepest map or of all of them; sequence, one vector per depth position; decoder, of files that have one."""
     spatial: Literal["mean", "max"] = "mean"
-    """How maps become vectors, with features deepest and pyramid: their mean, as published, or their maximum, which finds
-    a small lesion anywhere in a large window."""
+    """How maps become vectors, with features deepest and pyramid: their mean, as published, or their maximum, which
+    finds a small lesion anywhere in a large window."""
     sequence: Literal["lstm", "bilstm", "gru", "attention", "mean"] = "bilstm"
     """Head along depth, with features sequence."""
     sequence_options: dict[str, Any] = field(default_factory=dict)

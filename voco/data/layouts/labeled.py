@@ -62,6 +62,7 @@ class LabeledManifest:
         rejected: scans and rows that cannot be used, with the reason.
         notes: sentences for the user: exclusions with their counts, what splits keep together.
         patient_level: False where the set has no patient identity, so that splits keep only studies together.
+        order: patients in the order of the published table, which some published splits depend on.
     """
 
     root: Path
@@ -69,6 +70,7 @@ class LabeledManifest:
     rejected: list[Rejection] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     patient_level: bool = True
+    order: list[str] = field(default_factory=list)
 
 
 def read_table(path: str | Path, columns: Sequence[str], *, keys: Sequence[str] = (), what: str = "table"):
@@ -145,7 +147,9 @@ def finish(manifest: LabeledManifest) -> LabeledManifest:
     if not manifest.cases:
         reasons = "; ".join(f"{item.path}: {item.reason}" for item in manifest.rejected[:_SHOWN])
         raise InputError(f"{manifest.root} holds no labeled scan that can be used. {reasons}".rstrip())
-    manifest.cases = sorted(_keep_twins_together(manifest), key=lambda case: case.id)
+    cases = _keep_twins_together(manifest)
+    manifest.order = list(dict.fromkeys(case.patient for case in cases))
+    manifest.cases = sorted(cases, key=lambda case: case.id)
     parts: dict[str, set] = {}
     for case in manifest.cases:
         if case.case.split is not None:
