@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -34,7 +36,7 @@ def test_tiles_cover_every_voxel_and_the_last_one_ends_with_the_study(shape, str
         found = sorted(set(starts[:, axis]))
         if n > 8:
             assert found[0] == 0 and found[-1] == n - 8
-            assert all(b - a <= (stride or view.size)[axis] for a, b in zip(found, found[1:]))
+            assert all(b - a <= (stride or view.size)[axis] for a, b in pairwise(found))
         else:  # in the middle, to a voxel
             assert len(found) == 1 and abs((-found[0]) - (8 - n + found[0])) <= 1
     assert starts.tolist() == sorted(starts.tolist())
