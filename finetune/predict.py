@@ -176,8 +176,9 @@ def label_studies(cohort, task, config: dict):
     unknown = {output.name: float("nan") for output in task.outputs}
     given = {}
     if config["labels"]:
-        cases = {name: study.labeled for name, study in cohort.studies.items()}
-        given = read_labels(config["labels"], task, cases)
+        # also of scans that could not be prepared: their rows are no mistake
+        cases = {labeled.id: labeled for labeled in cohort.manifest.cases}
+        given = read_labels(config["labels"], task, cases, [item.path for item in cohort.rejected])
     for name, study in cohort.studies.items():
         targets = unknown
         if config["layout"] == "labeled":

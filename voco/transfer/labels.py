@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,13 +24,16 @@ class GivenLabels:
     attributes: dict[str, str] = field(default_factory=dict)
 
 
-def read_labels(path: str | Path, task: Task, cases: Mapping[str, LabeledCase]) -> dict[str, GivenLabels]:
+def read_labels(
+    path: str | Path, task: Task, cases: Mapping[str, LabeledCase], unusable: Collection[str] = ()
+) -> dict[str, GivenLabels]:
     """Match a CSV with the scans of a cohort.
 
     Args:
         path: CSV with a column ``case`` (id, as in ``predictions.csv``) or ``path`` (relative to the data root), and a
             column per output of the task: 0 or 1, the name or number of a class, or a value.
         cases: by id.
+        unusable: paths of scans that were found and cannot be read; their rows are left out.
 
     Returns:
         By case id, for the cases that have a row.
@@ -49,6 +53,10 @@ def read_labels(path: str | Path, task: Task, cases: Mapping[str, LabeledCase]) 
     known = {name: name for name in cases}
     if key == "path":
         known = {labeled.case.path: name for name, labeled in cases.items()}
+        table = table[~table["path"].isin(set(unusable) - set(known))]
+        count = Counter(labeled.case.path for labeled in cases.values())
+        if shared := [value for value in table["path"] if count[value] > 1]:
+            raise InputError(f"{path}: {shared[0]} holds more than one scan; name them by their id, in a column case")
     found: dict[str, GivenLabels] = {}
     strangers = [value for value in table[key] if value not in known]
     if strangers:
@@ -57,7 +65,7 @@ def read_labels(path: str | Path, task: Task, cases: Mapping[str, LabeledCase]) 
             f"{key} must hold names such as {next(iter(known))}"
         )
     others = [name for name in table if name != key and name not in {o.name for o in outputs}]
-    for line, row in enumerate(table.to_dict("records"), 2):
+    for line, row in zip(table.index + 2, table.to_dict("records")):
         name = known[row[key]]
         if name in found:
             raise InputError(f"{path}, line {line}: {row[key]} has a row already")
@@ -68,10 +76,12 @@ def read_labels(path: str | Path, task: Task, cases: Mapping[str, LabeledCase]) 
 
 def _value(output: Output, cell: str, where: str) -> float:
     text = cell.strip()
-    if output.kind == "multiclass" and text in output.classes:
-        return float(output.classes.index(text))
+    # classes have names that are safe in columns, tables the words of their users
+    for name in (text, re.sub(r"[^A-Za-z0-9]+", "_", text).strip("_")):
+        if output.kind == "multiclass" and name in output.classes:
+            return float(output.classes.index(name))
     value = _WORDS.get(text.lower())
-    if value is None and re.fullmatch(r"[-+]?\d*\.?\d+(e[-+]?\d+)?", text.lower()):
+    if value is None and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", text.lower()):
         value = float(text)
     allowed = {"binary": (0.0, 1.0), "multiclass": tuple(map(float, range(output.width)))}.get(output.kind)
     if value is None or (allowed is not None and value == value and value not in allowed):
