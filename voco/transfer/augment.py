@@ -40,8 +40,9 @@ class StudyAugmentation:
     """Largest change of contrast around 0 HU, as a share."""
     noise_hu: float = 0.0
     """Largest standard deviation of added noise, in HU."""
-    jitter: Literal["all", "plane", "none"] = "all"
-    """Where windows are cut: near their place; anywhere in the plane alone (with --input.stored); always the same."""
+    jitter: Literal["all", "plane", "depth", "none"] = "all"
+    """Where windows are cut: near their place, and anywhere in the plane with --input.stored (all); only the one or the
+    other moves (depth, plane); always the same (none)."""
 
     def __post_init__(self):
         for name in ("flip_prob", "turn_prob"):

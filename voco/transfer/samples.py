@@ -164,7 +164,8 @@ class StudySamples(Dataset):
         for k, index in enumerate(chosen):
             start = starts[index]
             if self.augmentation is not None and self.augmentation.jitter != "none":
-                start = self.view.jitter(start, item.shape, moves[index], depth=self.augmentation.jitter == "all")
+                moving = {"all": (0, 1, 2), "plane": (1, 2), "depth": (0,)}[self.augmentation.jitter]
+                start = self.view.jitter(start, item.shape, moves[index], moving)
             if self.learn == "window":
                 moved = self.window_targets(item, int(start[0]))
                 # moved onto slices without labels: the window as it was listed is as good

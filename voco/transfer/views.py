@@ -86,23 +86,25 @@ class View:
         starts = list(range(0, n - size + 1, step))
         return starts if starts[-1] == n - size else [*starts, n - size]
 
-    def jitter(self, start: np.ndarray, shape: Sequence[int], draw: np.ndarray, *, depth: bool = True) -> np.ndarray:
+    def jitter(
+        self, start: np.ndarray, shape: Sequence[int], draw: np.ndarray, axes: Sequence[int] = (0, 1, 2)
+    ) -> np.ndarray:
         """A window's first voxel moved for training, from three uniform numbers in [0, 1).
 
         Tiles move by up to half a tile and windows of slices by up to half their stride along D, inside the volume; the
         place in the stored plane is free.
 
         Args:
-            depth: whether windows of slices and tiles move along D.
+            axes: along which it moves.
         """
         moved = np.array(start)
-        for axis, n in enumerate(shape):
-            free = n - self.size[axis]
+        for axis in axes:
+            n, free = shape[axis], shape[axis] - self.size[axis]
             if free <= 0:
                 continue
             if self.kind != "tiles" and axis > 0:
                 moved[axis] = int(draw[axis] * (free + 1))
-            elif self.kind != "resize" and (depth or axis > 0):
+            elif self.kind != "resize":
                 reach = (self.stride[axis] if self.stride else self.size[axis]) // 2
                 low, high = max(0, start[axis] - reach), min(free, start[axis] + reach)
                 moved[axis] = low + int(draw[axis] * (high - low + 1))
