@@ -60,23 +60,27 @@ def open_test_set(session: Session, folds) -> None:
     from voco.transfer.leaks import refuse_seen
     from voco.transfer.ledger import ledger_path, looks, open_test, test_set_hash
 
-    tested = {name for fold in folds for name in fold.ids("test")}
-    if not tested:
+    tested = {fold.number: fold.ids("test") for fold in folds}
+    if not any(tested.values()):
         raise InputError("--eval test: the split has no test patients; raise --split.test, or use --folds")
-    refuse_seen(session.leaks[session.leaks["case"].isin(tested)], session.config["allow_seen"])
-    path, test_set = split_file(session), test_set_hash(tested)
-    if all(is_scored(session, fold, "test") for fold in folds):
-        session.looks = looks(path, test_set)
-        return
+    names = {name for ids in tested.values() for name in ids}
+    refuse_seen(session.leaks[session.leaks["case"].isin(names)], session.config["allow_seen"])
+    path = split_file(session)
+    unopened = [fold for fold in folds if tested[fold.number] and not is_scored(session, fold, "test")]
     if session.accelerator.is_main_process:
         settings = json.dumps(to_dict(session.config), sort_keys=True, default=str)
-        session.looks = open_test(
-            path,
-            config_hash=hashlib.sha256(settings.encode()).hexdigest()[:16],
-            commit=git_commit() or "",
-            test_set=test_set,
-            out=str(session.out),
-            task=session.task.name,
-        )
-        session.say(f"test set opened: look {session.looks} at it, noted in {ledger_path(path)}")
+        # an entry for every fold, so that jobs of an array count the same as one run of all folds
+        for fold in unopened:
+            open_test(
+                path,
+                config_hash=hashlib.sha256(settings.encode()).hexdigest()[:16],
+                commit=git_commit() or "",
+                test_set=test_set_hash(tested[fold.number]),
+                out=str(session.out),
+                task=session.task.name,
+                fold=fold.number,
+            )
+        session.looks = max(looks(path, test_set_hash(ids)) for ids in tested.values() if ids)
+        if unopened:
+            session.say(f"test set opened: look {session.looks} at it, noted in {ledger_path(path)}")
     session.accelerator.wait_for_everyone()

@@ -8,6 +8,7 @@ do not survive being saved and read again.
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import sys
 import typing
@@ -69,8 +70,10 @@ def to_dict(config: Mapping[str, Any]) -> dict:
 
 
 def save_yaml(config: Mapping[str, Any], path: Path) -> None:
-    """Write the resolved settings so that ``--config path`` repeats the run."""
-    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True))
+    """Write the resolved settings so that ``--config path`` repeats the run; whole or not at all."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part.write_text(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True))
+    part.replace(path)  # other processes of the run, or other jobs of an array, may be reading it
 
 
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
