@@ -99,7 +99,7 @@ class View:
         """
         moved = np.array(start)
         for axis in axes:
-            n, free = shape[axis], shape[axis] - self.size[axis]
+            free = shape[axis] - self.size[axis]
             if free <= 0:
                 continue
             if self.kind != "tiles" and axis > 0:
