@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from finetune.scoring import Predictions, score_part
 from finetune.testset import check_leaks, is_synthetic, open_test_set, write_split
 from finetune.training import FoldRun, autocast_dtype, train_fold
 from voco.data.progress import Progress
+from voco.engine.lock import FolderLock
 from voco.errors import InputError
 from voco.tasks.base import Task
 from voco.transfer.prediction_files import (
@@ -85,6 +87,13 @@ def _run_fold(session: Session, fold) -> bool:
         return True
     if len(session.splits.folds) > 1:
         session.say(f"fold {fold.number} of {len(session.splits.folds)}, in {out}")
+    # a job of an array holds the lock of its fold: a run of all folds must not work on it at the same time
+    shared = out != session.out and session.config["fold"] < 0 and session.accelerator.is_main_process
+    with FolderLock(out) if shared else contextlib.nullcontext():
+        return _work_on_fold(session, fold, out, missing)
+
+
+def _work_on_fold(session: Session, fold, out: Path, missing: Sequence[str]) -> bool:
     run = FoldRun(
         config=session.config,
         fold=fold.number,
@@ -110,10 +119,10 @@ def _run_fold(session: Session, fold) -> bool:
     for part in missing:
         studies = run.validation if part == "validation" else pick(session.cohort, fold.ids(part))
         found = _score(session, run, model, studies, part)
-        if session.stop.received is not None:
-            return False
         if session.accelerator.is_main_process:
             _keep(scores_folder(session, fold.number, part), found)
+        if run.stop_asked():
+            return False
     if session.accelerator.is_main_process and not (out / "model.json").is_file():
         _save(session, run, model, out)
     session.accelerator.wait_for_everyone()

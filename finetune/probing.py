@@ -21,7 +21,7 @@ def probe_fold(run: FoldRun, cache: Path):
     plain = run.build_model()
     plain.to(accelerator.device).eval()
     train, validation = (_features(run, plain, studies, cache) for studies in (run.train, run.validation))
-    if run.stop.received is not None:
+    if run.stop_asked():
         return None
     x, targets = _training_set(run, plain, train)
     run.facts |= {"units": len(x), "feature_width": int(x.shape[1])}

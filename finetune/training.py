@@ -45,6 +45,13 @@ class FoldRun:
     say: Callable[[str], None]
     facts: dict[str, Any] = field(default_factory=dict)
 
+    def stop_asked(self) -> bool:
+        """Whether any process was asked to stop; all of them get the same answer, so that none waits for the others."""
+        from accelerate.utils import gather_object
+
+        own = self.stop.received is not None
+        return own if self.accelerator.num_processes == 1 else any(gather_object([own]))
+
 
 def train_fold(run: FoldRun):
     """Train, or go on training; returns the model with the best weights, or None after a stop was asked for."""
