@@ -285,7 +285,8 @@ def check(config: dict, world: int) -> None:
     if config["repeats"] < 1 or (config["repeats"] > 1 and not config["folds"]):
         raise InputError(f"--repeats counts repeats of --folds K; found {config['repeats']} with K {config['folds']}")
     runs = config["folds"] * config["repeats"]
-    if not -1 <= config["fold"] < runs and not config["split"].file:
+    # without --folds they are those of the split file or of the data set
+    if config["fold"] < -1 or (runs and config["fold"] >= runs):
         raise InputError(f"--fold {config['fold']}: there are {runs} folds (--folds), counted from 0")
     if config["folds"] and config["split"].file:
         raise InputError("--split.file names the parts of every fold itself; leave --folds out")
@@ -313,6 +314,11 @@ def check(config: dict, world: int) -> None:
         raise InputError(
             f"--head.features sequence has a head that is learned: it needs --mode full, not {config['mode']}"
         )
+    if config["mode"] != "full" and config["head"].hidden:
+        raise InputError(f"--head.hidden is a layer that is learned: it needs --mode full, not {config['mode']}")
+    for name in ("lr", "head_lr"):
+        if getattr(train, name) <= 0:
+            raise InputError(f"--train.{name} must be above 0, found {getattr(train, name)}")
     if config["probe"].neighbours < 1 or not config["probe"].regularization:
         raise InputError("--probe.neighbours must be at least 1 and --probe.regularization name at least one value")
     StepSampler(0, 0, train.batch_size, train.accumulate, 0, world)

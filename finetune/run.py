@@ -62,7 +62,8 @@ def _run(config: dict, rank: int, world: int) -> int:
             print(text, file=sys.stderr, flush=True)
 
     out = Path(config["out"])
-    check_same_settings(out / "config.yaml", to_dict(config), FREE_ON_RESUME)
+    if has_begun(out):
+        check_same_settings(out / "config.yaml", to_dict(config), FREE_ON_RESUME)
     options = {name: value for name, value in to_dict({"o": config["task"]})["o"].items() if name != "name"}
     task = create_task(config["task"].name, **options)
     manifest = task.read(config["data"].root)
@@ -72,7 +73,9 @@ def _run(config: dict, rank: int, world: int) -> int:
     if encoder.load_report is not None:
         say(f"weights: {encoder.load_report}")
     view, mask_channel = build_view(config, task, encoder)
+    check_together(config, task, view)
     splits = make_split(config, task, manifest, say)
+    check_fold(config, splits)
     cache = Path(config["data"].cache or out.parent / "cache")
     cohort = prepare_studies(
         manifest, task, view, cache, mask_channel=mask_channel, workers=config["data"].workers, rank=rank, world=world,
@@ -116,6 +119,12 @@ _MEMORY_SETTINGS = (
     "--train.batch_size (or raise --train.accumulate), --input.windows, --input.chunk, --input.size, or turn on "
     "--encoder.activation_checkpointing true and --train.precision bf16"
 )
+
+
+def has_begun(out: Path) -> bool:
+    """Whether there is anything to continue; a start that failed on a wrong setting leaves nothing."""
+    made = ("checkpoints/step-*", "scores/*/predictions.csv", "model.json")
+    return any(next(out.glob(f"{folder}{name}"), None) for folder in ("", "fold-*/") for name in made)
 
 
 def locked_folder(config: dict) -> Path:
@@ -203,6 +212,33 @@ def build_view(config: dict, task, encoder):
         stored=settings.stored, crop_body=settings.crop_body, mask=use if use in ("crop", "fill") else "",
     )  # fmt: skip
     return view, use == "channel"
+
+
+def check_together(config: dict, task, view) -> None:
+    """Settings that are right or wrong only with this task and view, before any scan is prepared."""
+    if config["learn"] == "window" and not (task.slice_labels and view.kind == "slice_windows"):
+        raise InputError(
+            f"--learn window needs labels of slices and --view slice_windows; task {task.name} with view {view.kind} "
+            "has --learn study"
+        )
+    train, turn = config["train"], config["augment"].turn_prob
+    if config["mode"] == "full" and train.augment and turn > 0 and view.size[1] != view.size[2]:
+        raise InputError(
+            f"--augment.turn_prob {turn} turns windows by 90 degrees, which must be as high as wide; found "
+            f"--input.size {' '.join(map(str, view.size))} (D H W)"
+        )
+    if train.class_weights == "task" and not hasattr(task, "class_weights"):
+        raise InputError(f"--train.class_weights task: task {task.name} has none; use balanced or none")
+
+
+def check_fold(config: dict, splits) -> None:
+    """``--fold`` names one of several folds."""
+    numbers = [fold.number for fold in splits.folds]
+    if config["fold"] >= 0 and (len(numbers) == 1 or config["fold"] not in numbers):
+        raise InputError(
+            f"--fold {config['fold']}: the split has {len(numbers)} fold(s), counted from 0; leave --fold out to work "
+            "on all in turn"
+        )
 
 
 def make_split(config: dict, task, manifest, say: Callable[[str], None]):

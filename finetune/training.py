@@ -11,7 +11,6 @@ import numpy as np
 
 from finetune.cohort import Study
 from finetune.scoring import Predictions, score_part
-from voco.errors import InputError
 from voco.tasks.base import Task
 from voco.transfer.views import View
 
@@ -95,6 +94,8 @@ def train_fold(run: FoldRun):
         run.say(f"resumed {resume.name} of {run.out}")
     log.rewind(state.step if resume is not None else None)
     best = run.out / _BEST
+    if resume is None and accelerator.is_main_process:
+        best.unlink(missing_ok=True)  # of a run that was killed before its first checkpoint
     watch = None
     if run.early_stopping:
         key, higher = _watched(run)
@@ -188,11 +189,6 @@ def _samples(run: FoldRun):
     from voco.transfer.samples import StudySamples
 
     train, learn = run.config["train"], run.config["learn"]
-    if learn == "window" and not (run.task.slice_labels and run.view.kind == "slice_windows"):
-        raise InputError(
-            f"--learn window needs labels of slices and --view slice_windows; task {run.task.name} with view "
-            f"{run.view.kind} has --learn study"
-        )
     return StudySamples(
         [study.item(run.task, with_slices=learn == "window") for study in run.train],
         view=run.view,
@@ -222,10 +218,7 @@ def weigh_classes(run: FoldRun, counts: Mapping[str, np.ndarray]) -> dict[str, l
     if kind == "none":
         return None
     if kind == "task":
-        weights = getattr(run.task, "class_weights", None)
-        if weights is None:
-            raise InputError(f"--train.class_weights task: task {run.task.name} has none; use balanced or none")
-        return {name: [float(v) for v in values] for name, values in weights().items()}
+        return {name: [float(v) for v in values] for name, values in run.task.class_weights().items()}
     found = {}
     for name, count in counts.items():
         present = count > 0
