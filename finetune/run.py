@@ -139,6 +139,7 @@ def build_encoder(config: dict):
 
     from voco.encoders import create_encoder
     from voco.rng import derive_seed
+    from voco.transfer.model import check_decoder
 
     settings = config["encoder"]
     torch.manual_seed(derive_seed(config["seed"], "init"))
@@ -149,6 +150,7 @@ def build_encoder(config: dict):
         pairs = _two_channels(settings, pairs)
     name = settings.name or _name_of(settings.weights)
     encoder = create_encoder(name, checkpoint=settings.weights, window=pairs, **arguments)
+    check_decoder(encoder, config["head"])
     encoder.set_grad_checkpointing(settings.activation_checkpointing)
     encoder.input_spec = _with_statistics(encoder.input_spec, config["input"])
     return encoder

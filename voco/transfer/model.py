@@ -95,11 +95,7 @@ class StudyModel(nn.Module):
             raise InputError(
                 "--head.pooling attention learns from whole studies: use --learn study, or pooling max or mean"
             )
-        if options.features == "decoder" and not hasattr(encoder, "pooled_decoder"):
-            raise InputError(
-                f"--head.features decoder: encoder {encoder.name!r} was built without one; ask for it with "
-                f"--encoder.arguments '{{decoder: true}}' (swinunetr_*, nnunet_*), or use deepest, pyramid or pool"
-            )
+        check_decoder(encoder, options)
         self.encoder, self.options, self.learn, self.chunk = encoder, options, learn, chunk
         self.sequence: nn.Module | None = None
         width = self._feature_width()
@@ -208,6 +204,19 @@ class StudyModel(nn.Module):
         stacked = features.new_zeros(*valid.shape, features.shape[1])
         stacked[valid] = features
         return self.logits(self.pool_windows(stacked, valid))
+
+
+def check_decoder(encoder: nn.Module, options: HeadOptions) -> None:
+    """Refuse to read the decoder of an encoder that has none.
+
+    Raises:
+        InputError: with the argument that adds one.
+    """
+    if options.features == "decoder" and not hasattr(encoder, "pooled_decoder"):
+        raise InputError(
+            f"--head.features decoder: encoder {encoder.name!r} was built without one; ask for it with "
+            f"--encoder.arguments '{{decoder: true}}' (swinunetr_*, nnunet_*), or use deepest, pyramid or pool"
+        )
 
 
 def stage_of_parameters(encoder: nn.Module) -> dict[str, int]:
