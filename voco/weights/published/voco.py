@@ -65,7 +65,7 @@ def _omni(size: str) -> WeightSource:
         citation=_TPAMI,
         data=("VoComni", *_PRECT),
         arguments=_MERGING,
-        note="whole SwinUNETR, 21 classes of pseudo-labels; its decoders are left out",
+        note="whole SwinUNETR, 21 classes of pseudo-labels; its decoder is read with decoder=True",
     )
 
 
