@@ -108,9 +108,10 @@ class VideoClassification(nn.Module):
         """Whether some parameter may get no gradient, which DistributedDataParallel must be told.
 
         Networks that pool every map use all their parameters; others may have norms of maps that are not read, and a
-        sequence head leaves out what only the encoder's own pooling needs.
+        sequence head leaves out what only the encoder's own pooling needs; no method here reads a decoder.
         """
-        return self.temporal is not None or self.encoder.pooling != "pyramid"
+        unread = "decoder" in self.encoder.optional_parts
+        return unread or self.temporal is not None or self.encoder.pooling != "pyramid"
 
     @property
     def sampler(self) -> VideoDraws:
