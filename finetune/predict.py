@@ -110,13 +110,14 @@ def run(config: dict) -> int:
         manifest = read_scans(config, task)
         for note in manifest.notes if rank == 0 else ():
             print(f"note: {note}", file=sys.stderr)
-        mask_channel = models[0].model.encoder.input_spec.channels == 2 and bool(manifest.cases[0].masks)
         cohort = prepare_studies(
-            manifest, task, view, Path(config["data"].cache or out / "cache"), mask_channel=mask_channel,
-            workers=config["data"].workers, rank=rank, world=world,
-            say=lambda text: print(text, file=sys.stderr) if rank == 0 else None, targets=False,
+            manifest, task, view, Path(config["data"].cache or out / "cache"),
+            mask_channel=check_masks(manifest, task, view), workers=config["data"].workers, rank=rank, world=world,
+            say=lambda text: print(text, file=sys.stderr) if rank == 0 else None,
+            targets=config["layout"] == "labeled",
         )  # fmt: skip
         cohort = label_studies(cohort, task, config)
+        check_subgroups(config["subgroups"], cohort)
         if rank == 0:
             cohort.write(out)
         cohort.check(config["data"].max_rejected)
@@ -168,9 +169,33 @@ def read_scans(config: dict, task):
     return LabeledManifest(found.root, cases, list(found.rejected), list(found.notes))
 
 
+def check_masks(manifest, task, view) -> bool:
+    """Whether masks are a channel of the model.
+
+    Raises:
+        InputError: the model saw scans through masks, and these have none.
+    """
+    from finetune.run import mask_use
+
+    channel = mask_use(task.options) == "channel"
+    if (channel or view.mask) and not any(labeled.case.mask for labeled in manifest.cases):
+        raise InputError(
+            f"this model sees scans through their masks (task.masks {task.options.masks}), and these have none: give "
+            "the folder of the data set with --layout labeled or unlabeled"
+        )
+    return channel
+
+
+def check_subgroups(columns: Sequence[str], cohort) -> None:
+    """Refuse columns that no scan has, before any is scored."""
+    known = {name for study in cohort.studies.values() for name in study.labeled.attributes}
+    for column in columns:
+        if column not in known:
+            raise InputError(f"--subgroups {column}: no such column; found {', '.join(sorted(known)) or 'none'}")
+
+
 def label_studies(cohort, task, config: dict):
     """The cohort with targets: of the layout, of ``--labels``, or unknown."""
-    from finetune.cohort import study_targets
     from voco.transfer.labels import read_labels
 
     unknown = {output.name: float("nan") for output in task.outputs}
@@ -180,9 +205,7 @@ def label_studies(cohort, task, config: dict):
         cases = {labeled.id: labeled for labeled in cohort.manifest.cases}
         given = read_labels(config["labels"], task, cases, [item.path for item in cohort.rejected])
     for name, study in cohort.studies.items():
-        targets = unknown
-        if config["layout"] == "labeled":
-            targets = study_targets(task, study)
+        targets = study.targets or unknown
         if name in given:
             targets = {**targets, **given[name].targets}
             labeled = replace(study.labeled, attributes={**study.labeled.attributes, **given[name].attributes})
@@ -202,6 +225,8 @@ def score(config: dict, models: list, cohort, accelerator):
 
     task, view = models[0].task, models[0].view
     flips = allowed_flips(task) if config["tta"] else [()]
+    if any(m.facts.get("tta") for m in models) and not config["tta"] and accelerator.is_main_process:
+        print("note: the thresholds of this model were fixed on scores averaged over flips (--tta)", file=sys.stderr)
     studies = [cohort.studies[name] for name in sorted(cohort.studies)]
     cases, images = [], []
     for number, trained in enumerate(models):
@@ -285,8 +310,6 @@ def summarise_new(config: dict, models: list, cohort, cases, images, points) -> 
     results["operating_points"] = apply_operating_points(task, cases, points)
     results["subgroups"] = {}
     for column in config["subgroups"]:
-        if column not in cases:
-            raise InputError(f"--subgroups {column}: no such column; found {', '.join(cases.columns)}")
         groups = {}
         for value, rows in cases.groupby(cases[column].fillna("").astype(str)):
             own = summarise(task, rows, None, **settings)

@@ -146,7 +146,7 @@ def build_encoder(config: dict):
     arguments = settings.arguments | ({"depth_stride": settings.depth_stride} if settings.depth_stride else {})
     window = config["input"].window
     pairs = list(zip(window[::2], window[1::2])) or None
-    if config["task"] is not None and _mask_use(config["task"]) == "channel":
+    if config["task"] is not None and mask_use(config["task"]) == "channel":
         pairs = _two_channels(settings, pairs)
     name = settings.name or _name_of(settings.weights)
     encoder = create_encoder(name, checkpoint=settings.weights, window=pairs, **arguments)
@@ -187,7 +187,7 @@ def _name_of(weights: str) -> str:
     )
 
 
-def _mask_use(task_options) -> str:
+def mask_use(task_options) -> str:
     """``crop``, ``fill``, ``channel`` or "" for a task whose data set has masks."""
     return getattr(task_options, "mask_use", "") if getattr(task_options, "masks", "none") != "none" else ""
 
@@ -207,7 +207,7 @@ def build_view(config: dict, task, encoder):
     """The view, and whether masks are a channel."""
     from voco.transfer.views import make_view
 
-    settings, use = config["input"], _mask_use(config["task"])
+    settings, use = config["input"], mask_use(config["task"])
     spacing = [None if value == "native" else value for value in settings.spacing]
     view = make_view(
         config["view"], encoder.input_spec, size=settings.size, spacing=spacing, stride=settings.stride,
