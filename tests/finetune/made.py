@@ -32,7 +32,7 @@ view: slice_windows
 learn: window
 task: {name: rsna_pe}
 encoder: {name: cnn3d_s}
-input: {size: [8, 32, 32], stride: [4], window: [-200, 400], crop_body: false}
+input: {size: [16, 32, 32], stride: [8], window: [-200, 400], crop_body: false}
 data: {workers: 0}
 head: {pooling: max}
 split: {test: 0, val: 0.4}
@@ -76,7 +76,7 @@ def write_cohort(root: Path, count: int = 16, patients: int = 12) -> list[tuple]
     return rows
 
 
-def write_pe(root: Path, count: int = 8, slices: int = 14) -> None:
+def write_pe(root: Path, count: int = 8, slices: int = 26) -> None:
     """Exams of DICOM slices and ``train.csv`` as in RSNA STR 2020; slices 4 to 8 of positive exams are positive."""
     rows = []
     for number in range(count):
