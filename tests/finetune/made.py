@@ -76,7 +76,7 @@ def write_cohort(root: Path, count: int = 16, patients: int = 12) -> list[tuple]
     return rows
 
 
-def write_pe(root: Path, count: int = 8, slices: int = 26) -> None:
+def write_pe(root: Path, count: int = 6, slices: int = 26) -> None:
     """Exams of DICOM slices and ``train.csv`` as in RSNA STR 2020; slices 4 to 8 of positive exams are positive."""
     rows = []
     for number in range(count):

@@ -122,7 +122,7 @@ def killed(arguments, module, name, call):
 @pytest.mark.parametrize("module, name, call", [
     (finetune.training, "validate", 2),  # after the checkpoint of step 4, in the evaluation of step 6
     pytest.param(finetune.folds, "_keep", 1, marks=pytest.mark.slow),  # trained, not yet scored
-    (finetune.folds, "_save", 1),  # scored, not yet saved
+    pytest.param(finetune.folds, "_save", 1, marks=pytest.mark.slow),  # scored, not yet saved
 ])  # fmt: skip
 def test_killed_and_started_again_is_the_same_run(finished, arguments, work, module, name, call):
     out = f"killed{name}"
@@ -257,28 +257,25 @@ def test_a_fraction_of_the_labels(arguments, work):
 
 def test_an_encoder_that_saw_a_test_scan_is_refused(finished, arguments, work, capsys):
     split = pd.read_csv(finished / "splits.csv").set_index("case")["split"]
-    cache = work / "cache"
-    places = {PreparedVolume.open(p).meta["case"]["id"]: p for p in cache.glob("*.b2nd")}
-    for part, status in (("train", 0), ("test", 2)):
-        case = split[split == part].index[0]
-        entry = PreparedEntry(Case(case, f"{case}.nii.gz", "somebody"), places[case], (1, 1, 1), (1, 1, 1))
-        torch.manual_seed(0)
-        folder = work / f"pretrained-{part}"
-        save_encoder(create_encoder("cnn3d_s"), folder, {"method": "voco3d"},
-                     fingerprints=Fingerprints.of_entries([entry]).to_bytes())  # fmt: skip
-        out = f"leak-{part}"
-        options = ["--encoder.weights", folder, "--mode", "knn", "--probe.neighbours", 3, "--split.file",
-                   finished / "splits.csv"]  # fmt: skip
-        assert main(arguments(out, *options)) == 0, "validation alone opens nothing"
-        verdicts = pd.read_csv(work / out / "leaks.csv").set_index("case")["verdict"]
-        assert verdicts[case] == "seen"
-        before = _looks(finished)
-        assert main(arguments(out, *options, "--eval", "test")) == status
-        assert _looks(finished) == before + (status == 0)
+    case = split[split == "test"].index[0]
+    places = {PreparedVolume.open(p).meta["case"]["id"]: p for p in (work / "cache").glob("*.b2nd")}
+    entry = PreparedEntry(Case(case, f"{case}.nii.gz", "somebody"), places[case], (1, 1, 1), (1, 1, 1))
+    prints = Fingerprints.of_entries([entry]).to_bytes()
+    torch.manual_seed(0)
+    save_encoder(create_encoder("cnn3d_s"), work / "pretrained", {"method": "voco3d"}, fingerprints=prints)
+    options = ["--encoder.weights", work / "pretrained", "--mode", "knn", "--probe.neighbours", 3]
+    options += ["--split.file", finished / "splits.csv"]
+    assert main(arguments("leak", *options)) == 0, "validation alone opens nothing"
+    verdicts = pd.read_csv(work / "leak" / "leaks.csv").set_index("case")["verdict"]
+    assert verdicts[verdicts == "seen"].index.tolist() == [case]
+    before = _looks(finished)
+    assert main(arguments("leak", *options, "--eval", "test")) == 2
     said = capsys.readouterr().err
-    assert "were in the training of the encoder" in said and case in said
-    assert main(arguments(out, *options, "--eval", "test", "--allow_seen")) == 0
-    assert any("allow_seen" in mark for mark in results(work / out)["marks"])
+    assert "were in the training of the encoder" in said and case in said and _looks(finished) == before
+    assert not (work / "leak" / "scores" / "test").exists()
+    assert main(arguments("leak", *options, "--eval", "test", "--allow_seen")) == 0
+    assert any("allow_seen" in mark for mark in results(work / "leak")["marks"])
+    assert _looks(finished) == before + 1, "the ledger lies beside the split that was given"
 
 
 def _looks(folder):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -44,8 +45,9 @@ def test_every_recipe_is_whole(path, tmp_path):
     view, _ = build_view(config, task, encoder)
     check_together(config, task, view)
     assert view.prepare_settings() and len(view.windows((view.size[0] + 5, 256, 256))) >= 1
-    save_yaml(config, tmp_path / "again.yaml")
-    assert to_dict(parse(schema(), ["--config", str(tmp_path / "again.yaml")])) == to_dict(config)
+    if path.stem == "ke2023_rsna":  # a mapping, lists and floats without a fraction
+        save_yaml(config, tmp_path / "again.yaml")
+        assert to_dict(parse(schema(), ["--config", str(tmp_path / "again.yaml")])) == to_dict(config)
 
 
 def test_help_says_what_there_is(capsys):
@@ -63,30 +65,53 @@ def test_help_says_what_there_is(capsys):
         assert word in said, word
 
 
-def settings(tmp_path, *options):
-    (tmp_path / "small.yaml").write_text(SMALL)
-    root = ["--config", str(tmp_path / "small.yaml"), "--data.root", str(tmp_path), "--out", str(tmp_path / "out")]
-    return parse(schema(), [*root, *options])
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    """Settings that are right."""
+    root = tmp_path_factory.mktemp("settings")
+    (root / "small.yaml").write_text(SMALL)
+    config = parse(
+        schema(), ["--config", str(root / "small.yaml"), "--data.root", str(root), "--out", str(root / "out")]
+    )
+    check(config, world=2)
+    return config
 
 
-@pytest.mark.parametrize("options, words", [
-    (["--fraction", "0"], "--fraction"), (["--folds", "1"], "--folds takes 2 or more"),
-    (["--repeats", "2"], "--repeats"), (["--fold", "-2"], "--fold -2"),
-    (["--folds", "3", "--fold", "3"], "there are 3 folds"), (["--input.window", "1", "2", "3"], "pairs"),
-    (["--folds", "3", "--split.file", "x.csv"], "leave --folds out"), (["--train.steps", "0"], "--train.steps"),
-    (["--train.lr", "0"], "--train.lr"), (["--train.resume", "runs/x"], "auto or never"),
-    (["--train.layer_decay", "1.5"], "layer_decay"), (["--train.label_smoothing", "1"], "label_smoothing"),
-    (["--mode", "knn", "--head.pooling", "attention"], "needs --mode full"),
-    (["--mode", "linear", "--head.features", "sequence"], "needs --mode full"),
-    (["--mode", "linear", "--head.hidden", "8"], "needs --mode full"), (["--encoder.name", ""], "no encoder given"),
-    (["--data.root", "nowhere"], "does not exist"),
-    (["--train.batch_size", "3", "--train.accumulate", "2"], "multiple"),
-])  # fmt: skip
-def test_settings_that_cannot_be_are_refused_before_any_work(tmp_path, options, words):
+WRONG = [
+    ({"fraction": 0.0}, "--fraction"),
+    ({"folds": 1}, "--folds takes 2 or more"),
+    ({"repeats": 2}, "--repeats"),
+    ({"fold": -2}, "--fold -2"),
+    ({"folds": 3, "fold": 3}, "there are 3 folds"),
+    ({"folds": 3, "split.file": "x.csv"}, "leave --folds out"),
+    ({"input.window": [1.0, 2.0, 3.0]}, "pairs"),
+    ({"input.chunk": -1}, "--input.chunk"),
+    ({"train.steps": 0}, "--train.steps"),
+    ({"train.lr": 0.0}, "--train.lr"),
+    ({"train.resume": "runs/x"}, "auto or never"),
+    ({"train.layer_decay": 1.5}, "layer_decay"),
+    ({"train.label_smoothing": 1.0}, "label_smoothing"),
+    ({"train.batch_size": 3}, "multiple of processes"),
+    ({"mode": "knn", "head.pooling": "attention"}, "needs --mode full"),
+    ({"mode": "linear", "head.features": "sequence"}, "needs --mode full"),
+    ({"mode": "linear", "head.hidden": 8}, "needs --mode full"),
+    ({"probe.neighbours": 0}, "--probe.neighbours"),
+    ({"encoder.name": ""}, "no encoder given"),
+    ({"data.root": None}, "no data given"),
+    ({"data.root": "nowhere"}, "does not exist"),
+]
+
+
+@pytest.mark.parametrize(
+    "changes, words", WRONG, ids=lambda value: next(iter(value)) if isinstance(value, dict) else ""
+)
+def test_settings_that_cannot_be_are_refused_before_any_work(settings, changes, words):
+    config = dict(settings)
+    for key, value in changes.items():
+        group, _, name = key.rpartition(".")
+        config[group or name] = replace(config[group], **{name: value}) if group else value
     with pytest.raises(InputError, match=words):
-        check(settings(tmp_path, *options), world=1)
-    with pytest.raises(InputError, match="multiple"):
-        check(settings(tmp_path, "--train.batch_size", "6"), world=4)
+        check(config, world=2)
 
 
 @pytest.fixture(scope="module")
