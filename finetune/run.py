@@ -89,11 +89,12 @@ def _run(config: dict, rank: int, world: int) -> int:
     accelerator = build_accelerator(
         precision=config["train"].precision,
         out=out,
-        trackers=[],
+        trackers=config["log"].with_,
         find_unused=True,
         threads=config["train"].threads,
     )
     record = RunRecord(locked_folder(config), active=rank == 0)
+    record.update(**_facts(config, task, encoder, cohort, accelerator))
     record.session(**describe_device(accelerator))
     with StopRequest() as stop:
         session = Session(config, task, view, cohort, splits, encoder, cache, accelerator, stop, record, say, exposure)
@@ -111,7 +112,7 @@ def _run(config: dict, rank: int, world: int) -> int:
             from finetune.report import finish
 
             finish(session)
-        record.close("finished")
+        record.close("finished", folds={str(fold): facts for fold, facts in sorted(session.facts.items())})
     return 0
 
 
@@ -119,6 +120,21 @@ _MEMORY_SETTINGS = (
     "--train.batch_size (or raise --train.accumulate), --input.windows, --input.chunk, --input.size, or turn on "
     "--encoder.activation_checkpointing true and --train.precision bf16"
 )
+
+
+def _facts(config: dict, task, encoder, cohort, accelerator) -> dict:
+    """Entries of ``run.json`` that do not change while the run goes on."""
+    report = encoder.load_report
+    return {
+        "task": f"{task.name} v{task.version}",
+        "encoder": encoder.name,
+        "parameters": sum(p.numel() for p in encoder.parameters()),
+        "seed": config["seed"],
+        "processes": accelerator.num_processes,
+        "data_fingerprint": cohort.fingerprint,
+        "data": cohort.counts,
+        "load_report": report.to_dict() if report is not None else None,
+    }
 
 
 def has_begun(out: Path) -> bool:

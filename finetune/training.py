@@ -11,6 +11,7 @@ import numpy as np
 
 from finetune.cohort import Study
 from finetune.scoring import Predictions, score_part
+from voco.config import flatten, to_dict
 from voco.tasks.base import Task
 from voco.transfer.views import View
 
@@ -54,82 +55,33 @@ class FoldRun:
 
 def train_fold(run: FoldRun):
     """Train, or go on training; returns the model with the best weights, or None after a stop was asked for."""
-    from voco.data.dataset import StepSampler, batches_of, make_loader
     from voco.engine.checkpoint import Checkpoints
+    from voco.engine.launch import start_trackers, stop_trackers
     from voco.engine.log import MetricLog
-    from voco.engine.loop import LoopSettings, LoopState, fit, resolve_resume
-    from voco.engine.optim import make_optimizer
-    from voco.engine.watch import Watch
-    from voco.transfer.finetuner import FineTuner
-    from voco.transfer.model import parameter_groups
+    from voco.engine.loop import LoopState, resolve_resume
 
     train, accelerator = run.config["train"], run.accelerator
     samples = _samples(run)
     weights = weigh_classes(run, count_classes(run.task, samples.unit_targets()))
-    model = run.build_model()
-    if (scale_of := getattr(run.task, "target_scale", None)) is not None:
-        model.head.set_scale(scale_of([study.labeled for study in run.train]))
-    method = FineTuner(
-        model,
-        run.task,
-        class_weights=weights,
-        label_smoothing=train.label_smoothing,
-        freeze_steps=train.freeze_steps,
-    )
-    method.to(accelerator.device)
-    groups = parameter_groups(
-        method.model, weight_decay=train.weight_decay, layer_decay=train.layer_decay, head_lr=train.head_lr
-    )
-    optimizer = make_optimizer(
-        method, lr=train.lr, weight_decay=train.weight_decay, betas=(0.9, 0.999), amsgrad=False, kind=train.optimizer,
-        momentum=train.momentum, groups=groups,
-    )  # fmt: skip
-    model, optimizer = accelerator.prepare(method, optimizer)
+    method, model, optimizer = _ready_to_train(run, weights)
     checkpoints = Checkpoints(run.out / "checkpoints", keep=train.keep, accelerator=accelerator)
     log = MetricLog(run.out, accelerator)
-    state = LoopState()
+    state, best = LoopState(), run.out / _BEST
     resume = resolve_resume(train.resume, run.out)
     if resume is not None:
         state = LoopState.from_dict(checkpoints.load(resume, method, optimizer))
         run.say(f"resumed {resume.name} of {run.out}")
-    log.rewind(state.step if resume is not None else None)
-    best = run.out / _BEST
-    if resume is None and accelerator.is_main_process:
+    elif accelerator.is_main_process:
         best.unlink(missing_ok=True)  # of a run that was killed before its first checkpoint
-    watch = None
-    if run.early_stopping:
-        key, higher = _watched(run)
-        watch = Watch(
-            key, higher, patience=train.patience, plateau=train.plateau, factor=train.plateau_factor,
-            on_best=lambda step: _save_best(accelerator, method.model, best),
-        )  # fmt: skip
+    log.rewind(state.step if resume is not None else None)
+    watch = _watch(run, method.model, best)
     if train.steps > state.step and not state.watch.get("ended"):
-        sampler = StepSampler(
-            state.step, train.steps, train.batch_size, train.accumulate, accelerator.process_index,
-            accelerator.num_processes,
-        )  # fmt: skip
-        data = run.config["data"]
-        loader = make_loader(
-            samples, sampler, workers=data.workers, timeout=data.timeout, pin=accelerator.device.type == "cuda"
-        )
-        evaluate = None
-        if run.validation:
-            evaluate = lambda step: validate(run, method.model, weights)[1]  # noqa: E731
-        with batches_of(loader) as batches:
-            state = fit(
-                accelerator, model, optimizer, batches,
-                settings=LoopSettings(
-                    steps=train.steps,
-                    learning_rate=_schedule(train),
-                    accumulate=train.accumulate,
-                    clip=train.clip,
-                    log_every=run.config["log"].every,
-                    save_every=train.save_every,
-                    eval_every=run.config["score"].every,
-                    max_skipped=train.max_skipped,
-                ),
-                state=state, checkpoints=checkpoints, log=log, stop=run.stop, evaluate=evaluate, watch=watch,
-            )  # fmt: skip
+        settings, names = flatten(to_dict(run.config)), run.config["log"].with_
+        start_trackers(accelerator, settings, names=names, out=run.out, resumed_at=state.step)
+        try:
+            state = _fit(run, samples, method, model, optimizer, state, checkpoints, log, watch, weights)
+        finally:
+            stop_trackers(accelerator)
     finished = state.step >= train.steps or bool(state.watch.get("ended"))
     accelerator.free_memory()
     if not finished:
@@ -140,12 +92,80 @@ def train_fold(run: FoldRun):
         "last_step": state.step,
         "best_step": int(state.watch.get("best_step", state.step)),
         "stopped_early": bool(state.watch.get("ended")),
+        "skipped_steps": state.skipped,
         "units": len(samples.units),
         "class_weights": weights,
         "cost": _cost(run, state.step, log),
     }
     method.model.frozen = False
     return method.model
+
+
+def _ready_to_train(run: FoldRun, weights):
+    """The method, and as accelerate prepares them the method and its optimizer."""
+    from voco.engine.optim import make_optimizer
+    from voco.transfer.finetuner import FineTuner
+    from voco.transfer.model import parameter_groups
+
+    train, model = run.config["train"], run.build_model()
+    if (scale_of := getattr(run.task, "target_scale", None)) is not None:
+        model.head.set_scale(scale_of([study.labeled for study in run.train]))
+    method = FineTuner(
+        model, run.task, class_weights=weights, label_smoothing=train.label_smoothing, freeze_steps=train.freeze_steps
+    )
+    method.to(run.accelerator.device)
+    groups = parameter_groups(
+        model, weight_decay=train.weight_decay, layer_decay=train.layer_decay, head_lr=train.head_lr
+    )
+    optimizer = make_optimizer(
+        method, lr=train.lr, weight_decay=train.weight_decay, betas=(0.9, 0.999), amsgrad=False, kind=train.optimizer,
+        momentum=train.momentum, groups=groups,
+    )  # fmt: skip
+    return method, *run.accelerator.prepare(method, optimizer)
+
+
+def _watch(run: FoldRun, model, best: Path):
+    """What validation decides; None where there are too few patients to stop by."""
+    from voco.engine.watch import Watch
+
+    if not run.early_stopping:
+        return None
+    train = run.config["train"]
+    key, higher = _watched(run)
+    return Watch(
+        key, higher, patience=train.patience, plateau=train.plateau, factor=train.plateau_factor,
+        on_best=lambda step: _save_best(run.accelerator, model, best),
+    )  # fmt: skip
+
+
+def _fit(run: FoldRun, samples, method, model, optimizer, state, checkpoints, log, watch, weights):
+    from voco.data.dataset import StepSampler, batches_of, make_loader
+    from voco.engine.loop import LoopSettings, fit
+
+    train, data, accelerator = run.config["train"], run.config["data"], run.accelerator
+    sampler = StepSampler(
+        state.step, train.steps, train.batch_size, train.accumulate, accelerator.process_index,
+        accelerator.num_processes,
+    )  # fmt: skip
+    loader = make_loader(
+        samples, sampler, workers=data.workers, timeout=data.timeout, pin=accelerator.device.type == "cuda"
+    )
+    settings = LoopSettings(
+        steps=train.steps,
+        learning_rate=_schedule(train),
+        accumulate=train.accumulate,
+        clip=train.clip,
+        log_every=run.config["log"].every,
+        save_every=train.save_every,
+        eval_every=run.config["score"].every,
+        max_skipped=train.max_skipped,
+    )
+    evaluate = (lambda step: validate(run, method.model, weights)[1]) if run.validation else None
+    with batches_of(loader) as batches:
+        return fit(
+            accelerator, model, optimizer, batches, settings=settings, state=state, checkpoints=checkpoints, log=log,
+            stop=run.stop, evaluate=evaluate, watch=watch,
+        )  # fmt: skip
 
 
 def validate(run: FoldRun, model, class_weights: Mapping | None) -> tuple[Predictions, dict[str, float]]:

@@ -131,3 +131,11 @@ def start_trackers(accelerator, config: dict[str, object], *, names: Sequence[st
         board = TensorBoardTracker("", logging_dir=str(out), **purge)
         board.start()
         accelerator.trackers.append(board)
+
+
+def stop_trackers(accelerator) -> None:
+    """Close the trackers and leave the processes as they are, so that another training can follow in this one."""
+    for tracker in accelerator.trackers:
+        if accelerator.is_main_process or not tracker.main_process_only:
+            tracker.finish()
+    accelerator.trackers = []
