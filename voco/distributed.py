@@ -135,6 +135,25 @@ class GlobalBatchNormAct2d(GlobalBatchNorm2d):
         return self.act(self.drop(super().forward(x)))
 
 
+@torch.no_grad()
+def average_running_statistics(module: nn.Module) -> None:
+    """Give every rank the mean over the ranks of the running statistics of all BatchNorms in ``module``.
+
+    Where ranks normalise by their own batches, their running statistics drift apart, and with them what the same
+    weights predict. Called after each step, every rank holds the one model that is saved.
+    """
+    if world_size() == 1:
+        return
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    buffers = [b for m in norms if m.running_mean is not None for b in (m.running_mean, m.running_var)]
+    if not buffers:
+        return
+    together = torch.cat([b.double() for b in buffers])
+    dist.all_reduce(together)
+    for buffer, mean in zip(buffers, (together / world_size()).split([len(b) for b in buffers])):
+        buffer.copy_(mean)
+
+
 _GLOBAL = {
     nn.BatchNorm1d: GlobalBatchNorm1d,
     nn.BatchNorm2d: GlobalBatchNorm2d,

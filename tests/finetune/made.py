@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -135,6 +136,8 @@ def _call(function: Callable, arguments: tuple, rank: int, world: int, port: int
     code = 99
     try:
         code = function(*arguments)
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(code or 0)  # the parent's exit handlers are not this process's
 

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -132,6 +135,35 @@ def test_killed_and_started_again_is_the_same_run(finished, arguments, work, mod
     same = ["metrics.jsonl", "predictions.csv", "head.safetensors", "encoder/model.safetensors", "splits.csv"]
     for file in same:
         assert (work / out / file).read_bytes() == (finished / file).read_bytes(), file
+
+
+@pytest.mark.slow
+def test_two_processes_killed_and_started_again_are_the_same_run(arguments, work):
+    options = [
+        "--train.freeze_steps",
+        3,
+        "--input.windows",
+        2,
+        "--view",
+        "tiles",
+        "--input.spacing",
+        2,
+        "--input.size",
+        32,
+    ]
+    assert in_processes(main, arguments("pair", *options), world=2) == [0, 0]
+    again = arguments("pair-killed", *options)
+    assert in_processes(killed, again, finetune.training, "validate", 2, world=2) == [-9, -9]
+    assert in_processes(main, again, world=2) == [0, 0]
+    for file in ("metrics.jsonl", "predictions.csv", "head.safetensors", "encoder/model.safetensors"):
+        assert (work / "pair-killed" / file).read_bytes() == (work / "pair" / file).read_bytes(), file
+
+
+@pytest.mark.slow
+def test_a_launched_run_is_that_of_this_process(finished, arguments, work):
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", "-m", "finetune.run"]
+    subprocess.run([*launch, *arguments("launched")], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert (work / "launched" / "predictions.csv").read_bytes() == (finished / "predictions.csv").read_bytes()
 
 
 def test_a_finished_run_is_not_trained_again(finished, arguments, work, monkeypatch):

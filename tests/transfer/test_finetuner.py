@@ -6,12 +6,14 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from tests.finetune.made import in_processes
 from voco.encoders import create_encoder
 from voco.engine.checkpoint import Checkpoints, find_checkpoint
 from voco.engine.log import MetricLog
 from voco.engine.loop import LoopSettings, LoopState, fit
 from voco.engine.optim import make_optimizer
 from voco.engine.signals import StopRequest
+from voco.errors import InputError
 from voco.rng import generator
 from voco.tasks import create_task
 from voco.transfer.augment import StudyAugmentation, augment_windows
@@ -135,3 +137,35 @@ def test_a_continued_run_unfreezes_at_the_same_step(whole, tmp_path, stop_after)
         for name, value in weights.items():
             assert torch.equal(value, whole[1][step][name]), (step, name)
     assert int(method.steps_done) == 5
+
+
+def step_of_a_rank(freeze_steps):
+    """Ranks whose running statistics differ; 0 where they agree on the mean after the step."""
+    torch.distributed.init_process_group("gloo")
+    rank = torch.distributed.get_rank()
+    method = tuner(freeze_steps=freeze_steps).train()
+    norms = [m for m in method.modules() if isinstance(m, torch.nn.BatchNorm3d)]
+    for i, norm in enumerate(norms):
+        norm.running_mean.fill_(i + 10.0 * rank)
+        norm.running_var.fill_(1.0 + rank)
+    method.after_step()
+    shift, var = (5.0, 1.5) if not freeze_steps else (10.0 * rank, 1.0 + rank)
+    right = all((n.running_mean == i + shift).all() and (n.running_var == var).all() for i, n in enumerate(norms))
+    return 0 if right and norms else 1
+
+
+@pytest.mark.parametrize("freeze_steps", [0, 2])
+def test_ranks_are_one_model_after_each_step(freeze_steps):
+    assert in_processes(step_of_a_rank, freeze_steps, world=2) == [0, 0]
+
+
+def test_a_window_too_small_to_learn_from_is_explained():
+    method = tuner().train()
+    x = batch()
+    single = {
+        "hu": x["hu"][:1, :1, :, :, :16, :16],
+        "valid": torch.ones(1, 1, dtype=torch.bool),
+        "targets": x["targets"][:1],
+    }
+    with pytest.raises(InputError, match="one window of 16 16 16 voxels"):
+        method(single)

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from voco.distributed import average_running_statistics
+from voco.errors import InputError
 from voco.tasks.base import Task
 from voco.transfer.augment import augment_windows
 from voco.transfer.model import StudyModel
@@ -63,15 +65,30 @@ class FineTuner(nn.Module):
             windows = valid.sum(1)  # all windows of a study are changed alike
             names = ("flips", "turns", "plane", "values", "noise_seed")
             hu = augment_windows(hu, *(batch[name].repeat_interleave(windows, 0) for name in names))
-        logits = self.model(hu, valid)
+        logits = self._logits(hu, valid)
         targets = {output.name: batch["targets"][:, i] for i, output in enumerate(self.task.outputs)}
         weights = {name: getattr(self, f"weight_{name}") for name in self.weighted} or None
         terms = self.task.loss(logits, targets, class_weights=weights, label_smoothing=self.label_smoothing)
         loss = torch.stack(list(terms.values())).mean()
         return {"loss": loss, **({f"loss_{k}": v.detach() for k, v in terms.items()} if len(terms) > 1 else {})}
 
+    def _logits(self, hu: Tensor, valid: Tensor) -> dict[str, Tensor]:
+        try:
+            return self.model(hu, valid)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            size = " ".join(map(str, hu.shape[2:]))
+            raise InputError(
+                f"a BatchNorm of this encoder cannot learn from one window of {size} voxels, of which it sees a single "
+                "value per channel: take a larger --input.size, or more windows at once (--input.chunk, "
+                "--train.batch_size, --train.accumulate)"
+            ) from None
+
     def after_step(self) -> None:
-        """Count the step; when the last frozen one is done, the encoder starts to learn."""
+        """Make ranks one model again and count the step; after the last frozen one the encoder starts to learn."""
+        if not self.model.frozen:
+            average_running_statistics(self.model)
         if not self.freeze_steps:
             return
         if self._steps is None:

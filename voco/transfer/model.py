@@ -135,7 +135,8 @@ class StudyModel(nn.Module):
         if size >= len(hu):
             return self._encode(hu)
         parts = []
-        for part in hu.split(size):
+        # of equal size: a BatchNorm should not see a lonely last window
+        for part in hu.tensor_split(-(-len(hu) // size)):
             recompute = torch.is_grad_enabled() and not self.frozen
             parts.append(self._recomputed(part) if recompute else self._encode(part))
         return torch.cat(parts)
