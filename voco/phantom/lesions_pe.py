@@ -54,18 +54,18 @@ def plan_emboli(anatomy: Anatomy, trees: dict, rng: np.random.Generator) -> list
         trees: from ``lungs.lung_trees``.
         rng: the group's.
     """
-    lobes = _lobar_paths(anatomy, trees)
-    names = sorted(lobes)
+    side = str(rng.choice(["both", "right", "left"], p=[0.7, 0.18, 0.12]))
+    lobes = {name: path for name, path in _lobar_paths(anatomy, trees).items() if side in ("both", _side(name))}
     age = str(rng.choice(["acute", "chronic", "mixed"], p=[0.76, 0.12, 0.12]))
     found = []
-    if rng.random() < 0.45:
-        found.append(_central(anatomy, rng))
-    for name in rng.choice(names, min(len(names), int(rng.integers(2, 5))), replace=False):
-        found.append(_along(lobes[str(name)], "lobar", str(name), rng, (10, 20), (0.55, 0.95)))
-    segments = _segments(trees)
-    for number in rng.choice(len(segments), min(len(segments), int(rng.integers(2, 6))), replace=False):
+    if rng.random() < 0.6:
+        found.append(_central(anatomy, side, rng))
+    for name in rng.choice(sorted(lobes), min(len(lobes), int(rng.integers(3, 6))), replace=False):
+        found.append(_along(lobes[str(name)], "lobar", str(name), rng, (12, 20), (0.6, 1.0)))
+    segments = [(path, lobe) for path, lobe in _segments(trees) if lobe in lobes]
+    for number in rng.choice(len(segments), min(len(segments), int(rng.integers(4, 9))), replace=False):
         path, lobe = segments[int(number)]
-        found.append(_along(path, "segmental", lobe, rng, (8, 16), (0.75, 1.1)))
+        found.append(_along(path, "segmental", lobe, rng, (8, 16), (0.8, 1.1)))
     if age != "acute":
         old = range(len(found)) if age == "chronic" else range(0, len(found), 2)
         found = [_aged(e) if k in old else e for k, e in enumerate(found)]
@@ -152,8 +152,11 @@ def _resampled(branches: list[Branch]) -> tuple[np.ndarray, np.ndarray]:
 
 def _along(branches: list[Branch], site: str, lobe: str, rng, length, share) -> Embolus:
     line, radii = _resampled(branches)
-    side = "left" if "left" in lobe else "right"
-    return _embolus(line, radii, site, (side,), rng, length, share)
+    return _embolus(line, radii, site, (_side(lobe),), rng, length, share)
+
+
+def _side(lobe: str) -> str:
+    return "left" if "left" in lobe else "right"
 
 
 def _embolus(line, radii, site: str, sides: tuple[str, ...], rng, length, share) -> Embolus:
@@ -170,15 +173,14 @@ def _aged(embolus: Embolus) -> Embolus:
     return replace(embolus, age="chronic")
 
 
-def _central(anatomy: Anatomy, rng: np.random.Generator) -> Embolus:
-    """A clot in the left or the right main artery, or one that rides on the bifurcation."""
+def _central(anatomy: Anatomy, side: str, rng: np.random.Generator) -> Embolus:
+    """A clot in the left or the right main artery, or one that rides on the bifurcation where both sides have clots."""
     pieces = great_vessels(anatomy)["pulmonary_artery"]
     left, right = pieces[11:18], pieces[18:]
-    kind = rng.random()
-    if kind < 0.35:
-        return _along(left, "central", "left", rng, (12, 20), (0.4, 0.75))
-    if kind < 0.7:
-        return _along(right, "central", "right", rng, (12, 20), (0.4, 0.75))
+    if side == "both":
+        side = str(rng.choice(["both", "left", "right"], p=[0.3, 0.35, 0.35]))
+    if side != "both":
+        return _along(left if side == "left" else right, "central", side, rng, (12, 20), (0.4, 0.75))
     back = [Branch(b.end, b.start, b.end_radius, b.start_radius) for b in reversed(right[2:])]
     line, radii = _resampled([*back, *left])
     return _embolus(line, radii, "central", ("left", "right"), rng, (30, 44), (0.3, 0.5))
