@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 
 import voco
+from pretrain.run import main
+from tests.forks import forked
 
 SMALL = """
 data: {workers: 0, heldout: 0.34}
@@ -37,7 +37,7 @@ def work(tmp_path_factory):
 
 def run(work, out, *options):
     arguments = ["--config", str(work / "small.yaml"), "--out", str(work / out), *options]
-    done = subprocess.run([sys.executable, "-m", "pretrain.run", *arguments], capture_output=True, text=True)
+    done = forked(main, arguments)
     assert done.returncode == 0, done.stderr[-3000:]
     record = json.loads((work / out / "run.json").read_text())
     assert record["state"] == "finished"
