@@ -26,6 +26,16 @@ def test_precision():
         launch.check_precision("int8")
 
 
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_half_precision_needs_a_gpu(precision, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(InputError, match=f"{precision} needs a GPU; use auto or fp32"):
+        launch.check_precision(precision)
+    assert launch.check_precision("auto") is False
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert launch.check_precision(precision) is True
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel's parent-death signal is Linux only")
 @pytest.mark.parametrize(("launched", "expected"), [(False, 0), (True, int(signal.SIGTERM))])
 def test_only_a_launcher_takes_its_worker_along(launched, expected):

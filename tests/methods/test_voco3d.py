@@ -289,9 +289,11 @@ def test_half_precision():
     method = build(dtype=torch.float32)
     batch = make_batch(method)
     exact = method(batch)["loss"].item()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = method(batch)
-    found["loss"].backward()
+    # Without oneDNN, whose bf16 weight gradient over maps two voxels wide reads unset memory: GPUs do not have it.
+    with torch.backends.mkldnn.flags(enabled=False):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = method(batch)
+        found["loss"].backward()
     assert all(v.dtype == torch.float32 for v in found.values())
     assert abs(found["loss"].item() - exact) < 0.02
     assert all(torch.isfinite(p.grad).all() for p in method.parameters() if p.requires_grad)
