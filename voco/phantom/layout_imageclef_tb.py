@@ -19,7 +19,9 @@ from voco.phantom.lesions_tb import TYPES, plant_tb
 from voco.phantom.mimics_tb import paint_chest_mimics
 from voco.phantom.patient import Painted
 from voco.phantom.scanner import Scanner
+from voco.phantom.tissue import draw_tissue
 from voco.phantom.writers import write_nifti
+from voco.rng import derive_seed
 
 GROUP = 2
 COUNTS = {1: 420, 2: 226, 3: 101, 4: 100, 5: 70}
@@ -30,9 +32,10 @@ _GOLDEN = 0.6180339887498949
 
 
 def draw(anatomy: Anatomy, scanner: Scanner, rng: np.random.Generator) -> tuple[Anatomy, Scanner]:
-    """A chest scan, with aeration that differs more between patients than the types change it."""
-    aerated = float(np.clip(rng.normal(-848, 34), -910, -770))
-    anatomy = replace(anatomy, hu={**anatomy.hu, "lung": aerated})
+    """A chest scan without contrast, with aeration that differs more between patients than the types change it."""
+    hu = draw_tissue(np.random.default_rng(derive_seed(anatomy.seed, "tissue")), "none")
+    hu["lung"] = float(np.clip(rng.normal(-848, 34), -910, -770))
+    anatomy = replace(anatomy, phase="none", hu=hu, gravity_hu=float(rng.uniform(20, 90)))
     return anatomy, replace(scanner, bottom_mm=float(rng.uniform(-212, -176)))
 
 
@@ -92,8 +95,6 @@ def types_of_group(job: Job) -> list[int]:
     from a sequence that fills the unit interval evenly: small cohorts keep the proportions too. No type is longer than
     1, so the two differ.
     """
-    from voco.rng import derive_seed
-
     start = np.random.default_rng(derive_seed(job.seed, "imageclef_tb", "types")).random()
     u = (start + _GOLDEN * job.group) % 1.0
     ends = np.cumsum(list(COUNTS.values())) * (GROUP / sum(COUNTS.values()))
@@ -136,8 +137,6 @@ def _extent(canvas: Canvas) -> list[np.ndarray]:
 def write_tables(out: Path, rows: list[dict]) -> None:
     """Write the labels of the training scans, and further data for a part of them."""
     from uuid import UUID
-
-    from voco.rng import derive_seed
 
     seed = rows[0]["_seed"]
     key = derive_seed(seed, "imageclef_tb", "table")

@@ -47,7 +47,7 @@ class Embolus:
 
 
 def plan_emboli(anatomy: Anatomy, trees: dict, rng: np.random.Generator) -> list[Embolus]:
-    """Draw the clots of one patient: always some in lobar and segmental arteries, in many also a central one.
+    """Draw the clots of one patient: always some in lobar arteries, mostly a central one, often some in segments.
 
     Args:
         anatomy: the patient.
@@ -58,12 +58,12 @@ def plan_emboli(anatomy: Anatomy, trees: dict, rng: np.random.Generator) -> list
     lobes = {name: path for name, path in _lobar_paths(anatomy, trees).items() if side in ("both", _side(name))}
     age = str(rng.choice(["acute", "chronic", "mixed"], p=[0.76, 0.12, 0.12]))
     found = []
-    if rng.random() < 0.6:
+    if rng.random() < 0.75:
         found.append(_central(anatomy, side, rng))
-    for name in rng.choice(sorted(lobes), min(len(lobes), int(rng.integers(3, 6))), replace=False):
-        found.append(_along(lobes[str(name)], "lobar", str(name), rng, (12, 20), (0.6, 1.0)))
+    for name in rng.choice(sorted(lobes), min(len(lobes), int(rng.integers(2, 5))), replace=False):
+        found.append(_along(lobes[str(name)], "lobar", str(name), rng, (16, 28), (0.75, 1.05)))
     segments = [(path, lobe) for path, lobe in _segments(trees) if lobe in lobes]
-    for number in rng.choice(len(segments), min(len(segments), int(rng.integers(4, 9))), replace=False):
+    for number in rng.choice(len(segments), min(len(segments), int(rng.integers(0, 4))), replace=False):
         path, lobe = segments[int(number)]
         found.append(_along(path, "segmental", lobe, rng, (8, 16), (0.8, 1.1)))
     if age != "acute":
@@ -180,10 +180,10 @@ def _central(anatomy: Anatomy, side: str, rng: np.random.Generator) -> Embolus:
     if side == "both":
         side = str(rng.choice(["both", "left", "right"], p=[0.3, 0.35, 0.35]))
     if side != "both":
-        return _along(left if side == "left" else right, "central", side, rng, (12, 20), (0.4, 0.75))
+        return _along(left if side == "left" else right, "central", side, rng, (16, 28), (0.5, 0.8))
     back = [Branch(b.end, b.start, b.end_radius, b.start_radius) for b in reversed(right[2:])]
     line, radii = _resampled([*back, *left])
-    return _embolus(line, radii, "central", ("left", "right"), rng, (30, 44), (0.3, 0.5))
+    return _embolus(line, radii, "central", ("left", "right"), rng, (30, 50), (0.4, 0.6))
 
 
 def _chain(pieces: list[tuple[Branch, int]], first: int, limit_mm: float) -> list[Branch]:

@@ -50,7 +50,7 @@ class Lungs:
             at = places[name]
             if len(at) >= 10:
                 # Up and back is where oxygen is plenty and lymph flow slow.
-                likely = np.exp((at[:, 2] + 0.6 * at[:, 1]) / 22)
+                likely = np.exp((at[:, 2] + 0.6 * at[:, 1]) / 15)
                 return at[rng.choice(len(at), p=likely / likely.sum())], str(name)
         raise ValueError("an anatomy without upper lobes")
 
@@ -107,20 +107,20 @@ def plant_tb(kind: int, canvas: Canvas, anatomy: Anatomy, rng: np.random.Generat
 
 def _infiltrative(lungs: Lungs, rng, size: float, contrast: float) -> list[Lesion | None]:
     """Ill-defined patches of ground glass and consolidation in one or two lobes, with small nodules around."""
-    first, lobe = lungs.apical(rng)
-    spots = [(first, lobe)]
-    for _ in range(int(rng.integers(2, 5))):
-        near = first + rng.normal(0, 17, 3) * (1, 1, 0.9)
-        spots.append((near, lobe))
-    if rng.random() < 0.4:
-        spots.append(lungs.apical(rng))
+    spots = []
+    for number in range(2):
+        if number and rng.random() < 0.4:  # the other spot is mostly in another lobe
+            break
+        first, lobe = lungs.apical(rng, lower=0.35)
+        spots += [(first, lobe)]
+        spots += [(first + rng.normal(0, 20, 3), lobe) for _ in range(int(rng.integers(2, 5)))]
     return [_patch(lungs, centre, name, rng, size, contrast) for centre, name in spots]
 
 
 def _patch(lungs: Lungs, centre, lobe: str, rng, size: float, contrast: float) -> Lesion | None:
-    radii = rng.uniform(13, 24, 3) * size
+    radii = rng.uniform(15, 28, 3) * size
     coarse, fine = Ripple(rng, 34), Ripple(rng, 11)
-    density, around = rng.uniform(0.2, 1.0), rng.standard_normal((12, 3))
+    density, around = rng.uniform(0.4, 1.0), rng.standard_normal((12, 3))
     seeds = rng.uniform(0.9, 1.5, 12)
     box = lungs.box(centre, float(radii.max()) * 1.9 + 6)
 
@@ -143,11 +143,11 @@ def _patch(lungs: Lungs, centre, lobe: str, rng, size: float, contrast: float) -
 def _focal(lungs: Lungs, rng, size: float, contrast: float) -> list[Lesion | None]:
     """A handful of foci under 10 mm close together in one or two segments, some old and hard, with thin strands."""
     lesions = []
-    groups = [lungs.apical(rng, 8.0, 0.1) for _ in range(1 + (rng.random() < 0.35))]
+    groups = [lungs.apical(rng, 8.0, 0.2) for _ in range(int(rng.integers(1, 3)))]
     for centre, lobe in groups:
-        count = int(rng.integers(7, 13)) if len(groups) == 1 else int(rng.integers(4, 8))
+        count = int(rng.integers(9, 16)) if len(groups) == 1 else int(rng.integers(6, 10))
         at = centre + rng.normal(0, 1, (count, 3)) * 10
-        radii, hard = rng.uniform(3.0, 4.8, count) * min(size, 1.04), rng.random(count) < 0.15
+        radii, hard = rng.uniform(3.3, 4.8, count) * min(size, 1.04), rng.random(count) < 0.15
         box = lungs.box(centre, 48.0)
 
         def put(at=at, radii=radii, hard=hard):
@@ -165,7 +165,7 @@ def _focal(lungs: Lungs, rng, size: float, contrast: float) -> list[Lesion | Non
 def _tuberculoma(lungs: Lungs, rng, size: float, contrast: float) -> list[Lesion | None]:
     """One round, sharp nodule, often with calcium in its middle or a thin shell of it, and a satellite or two."""
     centre, lobe = lungs.apical(rng, 13.0, 0.35)
-    radius, hard = rng.uniform(8.5, 14) * size, rng.random()
+    radius, hard = rng.uniform(10, 15) * size, rng.random()
     satellites = centre + _directions(rng, int(rng.integers(0, 3))) * (radius + rng.uniform(4, 9))
     box = lungs.box(centre, radius * 1.4 + 14)
 
@@ -187,9 +187,9 @@ def _tuberculoma(lungs: Lungs, rng, size: float, contrast: float) -> list[Lesion
 
 def _miliary(lungs: Lungs, rng, size: float, contrast: float) -> list[Lesion | None]:
     """Nodules like millet seeds through both lungs, evenly, whatever the vessels do."""
-    count = int(rng.integers(26000, 40000))  # over the whole box; a third of it is lung
+    count = int(rng.integers(45000, 70000))  # over the whole box; a third of it is lung
     centres = np.stack([rng.uniform(*limits, count) for limits in _LIMITS[::-1]], axis=1)
-    radii = rng.uniform(0.8, 1.5, count) * size
+    radii = rng.uniform(0.9, 1.6, count) * size
     canvas = lungs.canvas
     flat = Points(*(centres[:, a].astype(np.float32) for a in (2, 1, 0)))
     inside = lung_distance(lungs.anatomy, flat) < -1.0
@@ -207,14 +207,14 @@ def _cavernous(lungs: Lungs, rng, size: float, contrast: float) -> list[Lesion |
     centre, lobe = lungs.apical(rng, 16.0, 0.1)
     lesions = [_cavity(lungs, centre, lobe, rng, size, contrast, main=True)]
     for _ in range(int(rng.integers(0, 3))):
-        beside = centre + _directions(rng, 1)[0] * rng.uniform(24, 34)
+        beside = centre + _directions(rng, 1)[0] * rng.uniform(28, 40)
         lesions.append(_cavity(lungs, beside, lobe, rng, size, contrast, main=False))
     return lesions
 
 
 def _cavity(lungs: Lungs, centre, lobe: str, rng, size: float, contrast: float, main: bool) -> Lesion | None:
-    radii = (rng.uniform(15, 22, 3) if main else rng.uniform(7, 11, 3)) * size
-    wall = rng.uniform(5.0, 8.5) * size if main else rng.uniform(3, 5) * size
+    radii = (rng.uniform(18, 26, 3) if main else rng.uniform(9, 13, 3)) * size
+    wall = rng.uniform(6.0, 9.5) * size if main else rng.uniform(3, 5) * size
     uneven, inner, patchy = Ripple(rng, 24), Ripple(rng, 12), Ripple(rng, 14)
     fluid = rng.random() < 0.3
     ends = centre + _directions(rng, 16) * rng.uniform(1.5, 2.6, (16, 1)) * radii.mean()

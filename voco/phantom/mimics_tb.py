@@ -68,29 +68,23 @@ def _bullae(lungs: Lungs, rng, places) -> None:
 
 
 def _dependent(lungs: Lungs, rng) -> None:
-    """Fluid in the pleural space and lung without air at the back of the bases, none to much on each side."""
+    """What gravity does: lung that grows denser toward the back, by little to much, and fluid in the pleural space."""
     canvas, anatomy = lungs.canvas, lungs.anatomy
     box = canvas.field_box(lungs.field, 2.0)
     if box is None:
         return
-    fluid = [rng.uniform(4, 26) if rng.random() < 0.35 else 0.0 for _ in range(2)]
-    dense = [rng.uniform(2, 22) if rng.random() < 0.75 else 0.0 for _ in range(2)]
-    haze = [rng.uniform(0, 0.25) for _ in range(2)]
-    uneven, lobular = Ripple(rng, 30), Ripple(rng, 9)
+    fluid = [rng.uniform(4, 22) if rng.random() < 0.3 else 0.0 for _ in range(2)]
+    # A smooth rise that fills all densities between air and water in some patients, hardly any in others.
+    rise, bend = rng.uniform(0, 420) * rng.random(), rng.uniform(1.2, 3.0)
     top = rng.uniform(-70, 10)
     for first in range(box[0].start, box[0].stop, 16):  # slabs: whole-chest temporaries are large at 512 x 512
         part = (slice(first, min(first + 16, box[0].stop)), *box[1:])
         p = canvas.points(part)
         _, front, back = anatomy.cage(p.z)
-        low = smooth_step(-p.z, -top, -top + 90)  # more toward the bases
-        behind = smooth_step((p.y - front) / (back - front), 0.45, 0.95)
+        share = np.clip((p.y - front) / (back - front), 0, 1)
+        layer = np.where(p.x < anatomy.midline(p.z), *fluid) * smooth_step(-p.z, -top, -top + 90)
+        layer = layer * smooth_step(share, 0.45, 0.95)
+        hu = canvas.hu[part]
+        hu += lungs.inner(part) * (hu < -500) * (rise * share**bend).astype(np.float32)
         deep = -anatomy.cage_distance(p)
-        right = p.x < anatomy.midline(p.z)
-        layer = np.where(right, *fluid) * low * behind
-        under = (layer + np.where(right, *dense) * low * behind * np.clip(1 + 0.5 * uneven(p), 0.1, 2)).astype(
-            np.float32
-        )
-        misty = np.where(right, *haze) * low * behind * np.clip(1 + 0.6 * lobular(p), 0, 2)
-        lungs.thicken(part, misty.astype(np.float32), -100)
-        lungs.thicken(part, soft((deep - under).astype(np.float32), 5.0) * (under > layer + 0.5), 25.0)
         lungs.thicken(part, soft((deep - layer).astype(np.float32), max(1.5, canvas.edge_mm)) * (layer > 0.5), 9.0)
