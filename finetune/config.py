@@ -149,6 +149,8 @@ class TrainConfig:
     """Of SGD."""
     clip: float = 1.0
     """Largest gradient norm; 0 = no clipping."""
+    ema: float = 0.0
+    """Decay of a moving average of the weights, which is then scored and exported, e.g. 0.998; 0 = the last weights."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """auto: bf16 on a GPU that has it, else fp32."""
     threads: int = 0
@@ -159,6 +161,9 @@ class TrainConfig:
     """Draw the class of each sample first (with replacement), apart for every position, never the same on two ranks."""
     class_shares: dict[str, float] = field(default_factory=dict)
     """With balance: share of each class, e.g. {"0": 0.7, "1": 0.3}; empty = equal."""
+    match_depth: bool = False
+    """With balance and --learn window: windows of all classes are drawn at the depths where the rarest one occurs, so
+    that where a finding tends to lie does not stand in for what it looks like."""
     label_smoothing: float = 0.0
     """Share of the target that is spread over the classes."""
     augment: bool = True

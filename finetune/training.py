@@ -74,7 +74,7 @@ def train_fold(run: FoldRun):
     elif accelerator.is_main_process:
         best.unlink(missing_ok=True)  # of a run that was killed before its first checkpoint
     log.rewind(state.step if resume is not None else None)
-    watch = _watch(run, method.model, best)
+    watch = _watch(run, method.scored, best)
     if train.steps > state.step and not state.watch.get("ended"):
         settings, names = flatten(to_dict(run.config)), run.config["log"].with_
         start_trackers(accelerator, settings, names=names, out=run.out, resumed_at=state.step)
@@ -87,7 +87,7 @@ def train_fold(run: FoldRun):
     if not finished:
         return None
     if watch is not None and best.is_file():
-        load_best(method.model, best)
+        load_best(method.scored, best)
     run.facts |= {
         "last_step": state.step,
         "best_step": int(state.watch.get("best_step", state.step)),
@@ -97,8 +97,8 @@ def train_fold(run: FoldRun):
         "class_weights": weights,
         "cost": _cost(run, state.step, log),
     }
-    method.model.frozen = False
-    return method.model
+    method.scored.frozen = False
+    return method.scored
 
 
 def _ready_to_train(run: FoldRun, weights):
@@ -111,8 +111,9 @@ def _ready_to_train(run: FoldRun, weights):
     if (scale_of := getattr(run.task, "target_scale", None)) is not None:
         model.head.set_scale(scale_of([study.labeled for study in run.train]))
     method = FineTuner(
-        model, run.task, class_weights=weights, label_smoothing=train.label_smoothing, freeze_steps=train.freeze_steps
-    )
+        model, run.task, class_weights=weights, label_smoothing=train.label_smoothing,
+        freeze_steps=train.freeze_steps, ema=train.ema,
+    )  # fmt: skip
     method.to(run.accelerator.device)
     groups = parameter_groups(
         model, weight_decay=train.weight_decay, layer_decay=train.layer_decay, head_lr=train.head_lr
@@ -160,7 +161,7 @@ def _fit(run: FoldRun, samples, method, model, optimizer, state, checkpoints, lo
         eval_every=run.config["score"].every,
         max_skipped=train.max_skipped,
     )
-    evaluate = (lambda step: validate(run, method.model, weights)[1]) if run.validation else None
+    evaluate = (lambda step: validate(run, method.scored, weights)[1]) if run.validation else None
     with batches_of(loader) as batches:
         return fit(
             accelerator, model, optimizer, batches, settings=settings, state=state, checkpoints=checkpoints, log=log,
@@ -217,6 +218,7 @@ def _samples(run: FoldRun):
         windows=run.config["input"].windows,
         augmentation=run.config["augment"] if train.augment else None,
         balance=train.class_shares if train.balance else None,
+        match_depth=train.match_depth,
         seed=derive_seed(run.config["seed"], "fold", run.fold),
     )
 

@@ -82,7 +82,7 @@ def test_augmentation_is_that_of_the_study_and_only_in_training():
 def run(out, *, steps=5, stop_after=None, freeze=3):
     """A short training through the engine; returns the method and its weights after every step."""
     accelerator = Accelerator(cpu=True)
-    method = tuner(freeze_steps=freeze, features="sequence")
+    method = tuner(freeze_steps=freeze, features="sequence", ema=0.25)
     groups = parameter_groups(method.model, weight_decay=0.1, layer_decay=0.5)
     optimizer = make_optimizer(method, lr=1e-2, weight_decay=0.1, betas=(0.9, 0.999), amsgrad=False, groups=groups)
     model, optimizer = accelerator.prepare(method, optimizer)
@@ -137,6 +137,31 @@ def test_a_continued_run_unfreezes_at_the_same_step(whole, tmp_path, stop_after)
         for name, value in weights.items():
             assert torch.equal(value, whole[1][step][name]), (step, name)
     assert int(method.steps_done) == 5
+    for name, value in method.scored.state_dict().items():
+        assert torch.equal(value, whole[0].scored.state_dict()[name]), name
+
+
+def test_what_is_scored_is_a_moving_average_of_weights_and_statistics(whole):
+    method, history = whole
+    assert method.scored is not method.model and not method.scored.training
+    for name, found in method.scored.state_dict().items():
+        expected = history[0][name].double()
+        for step in range(1, 6):
+            decay = min(0.25, (1 + step) / (10 + step))
+            expected = decay * expected + (1 - decay) * history[step][name].double()
+        if found.is_floating_point():
+            assert torch.allclose(found.double(), expected, rtol=1e-5, atol=1e-6), name
+        else:
+            assert torch.equal(found, history[5][name])
+    assert changed(method.scored.state_dict(), history[5], "encoder.")
+    assert not any(p.requires_grad for p in method.scored.parameters())
+
+
+def test_without_an_average_the_last_weights_are_scored():
+    method = tuner()
+    assert method.scored is method.model
+    with pytest.raises(InputError, match=r"--train.ema 1.0: .* lies in"):
+        tuner(ema=1.0)
 
 
 def step_of_a_rank(freeze_steps):

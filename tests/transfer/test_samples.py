@@ -123,6 +123,39 @@ def test_classes_come_in_the_shares_asked_for(items, shares, expected):
         assert np.abs(inside / inside.sum() - 1 / len(group)).max() < 0.05
 
 
+def test_classes_are_drawn_at_the_same_depths(items):
+    dataset = samples(items, learn="window", balance={}, match_depth=True)
+    depth = {u: (dataset.starts[i][w][0] + 4) / SHAPES[i][0] for u, (i, w) in enumerate(dataset.units)}
+    positive = dict(enumerate((dataset.unit_targets()["left"] > 0).tolist()))
+    there = {value: [u for u in depth if positive[u] is value] for value in (False, True)}
+    rarest = min(there.values(), key=len)
+    # for each depth of the rarest class, what may stand for it: all within 0.03, or the closest
+    allowed = {
+        value: {
+            other
+            for u in rarest
+            for other in (
+                [v for v in group if abs(depth[v] - depth[u]) <= 0.03]
+                or [v for v in group if abs(depth[v] - depth[u]) == min(abs(depth[w] - depth[u]) for w in group)]
+            )
+        }
+        for value, group in there.items()
+    }
+    drawn = Counter(dataset._choose(0, p, 0, generator(0, p)) for p in range(3000))
+    for value, units in there.items():
+        found = {u for u in units if drawn[u]}
+        assert found <= allowed[value]
+        assert sum(drawn[u] for u in units) == pytest.approx(1500, abs=120)
+        assert {depth[u] for u in found} == {depth[u] for u in allowed[value]}
+    assert len(allowed[not positive[rarest[0]]]) < len(there[not positive[rarest[0]]])
+
+
+@pytest.mark.parametrize("changed", [{"balance": {}}, {"learn": "window"}])
+def test_depths_are_matched_for_balanced_windows_only(items, changed):
+    with pytest.raises(InputError, match=r"--learn window with --train\.balance true"):
+        samples(items, match_depth=True, **changed)
+
+
 @pytest.mark.parametrize("shares, word", [({"0": 1.0}, "names the classes"), ({"0": 1.0, "1": -0.5}, "at least 0")])
 def test_shares_of_classes_that_are_not_there_are_refused(items, shares, word):
     with pytest.raises(InputError, match=word):

@@ -23,8 +23,8 @@ def check_precision(precision: str) -> bool:
     """Whether the run will compute on a GPU, which half precision needs.
 
     Raises:
-        InputError: unknown precision, or half precision without a GPU. fp16 has no kernels there; the bf16 weight gradient
-            of a 3D convolution over maps two voxels wide reads memory that was never set (torch 2.15 with oneDNN).
+        InputError: unknown precision, or half precision without a GPU. fp16 has no kernels there; the bf16 weight
+            gradient of a 3D convolution over maps two voxels wide reads memory that was never set (torch 2.15, oneDNN).
     """
     import torch
 
@@ -33,8 +33,8 @@ def check_precision(precision: str) -> bool:
     on_gpu = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in ("1", "true", "yes")
     if precision in ("fp16", "bf16") and not on_gpu:
         raise InputError(
-            f"--train.precision {precision} needs a GPU; use auto or fp32 on a CPU, where half precision has no gain and "
-            "can give gradients that are not finite"
+            f"--train.precision {precision} needs a GPU; use auto or fp32 on a CPU, where half precision gains "
+            "nothing and can give gradients that are not finite"
         )
     return on_gpu
 
@@ -60,7 +60,7 @@ def build_accelerator(
         timeout_hours: collective time-out; the other processes wait this long while one evaluates.
 
     Raises:
-        InputError: half precision without a GPU, or a distributed mode whose state cannot be saved whole by one process.
+        InputError: half precision without a GPU, or a distributed mode whose state one process cannot save whole.
     """
     import torch
     from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 
 import torch
@@ -23,6 +24,12 @@ class FineTuner(nn.Module):
         class_weights: per output a weight for each class; None for none.
         label_smoothing: see ``Task.loss``.
         freeze_steps: steps during which only the head learns.
+        ema: decay of the moving average of weights and running statistics that is scored in place of the last ones;
+            0 for none. It begins as (1 + step) / (10 + step), so that the first steps are soon forgotten.
+
+    Attributes:
+        model: what the optimizer changes.
+        scored: what answers on validation, test and new scans: the moving average, or ``model``.
     """
 
     def __init__(
@@ -33,13 +40,18 @@ class FineTuner(nn.Module):
         class_weights: Mapping[str, list[float]] | None = None,
         label_smoothing: float = 0.0,
         freeze_steps: int = 0,
+        ema: float = 0.0,
     ):
         super().__init__()
+        if not 0 <= ema < 1:
+            raise InputError(f"--train.ema {ema}: the decay of a moving average lies in [0, 1); 0 turns it off")
         self.model, self.task, self.label_smoothing, self.freeze_steps = model, task, label_smoothing, freeze_steps
+        self.ema = ema
+        self.average: nn.Module | None = copy.deepcopy(model).eval().requires_grad_(False) if ema else None
         self.weighted = sorted(class_weights or {})
         for name in self.weighted:
             self.register_buffer(f"weight_{name}", torch.tensor(class_weights[name], dtype=torch.float32))
-        # a buffer, so that a continued run knows when to unfreeze
+        # a buffer, so that a continued run knows when to unfreeze, and how far the average is
         self.register_buffer("steps_done", torch.zeros((), dtype=torch.long))
         self._steps: int | None = None
 
@@ -47,10 +59,17 @@ class FineTuner(nn.Module):
     def encoder(self) -> nn.Module:
         return self.model.encoder
 
+    @property
+    def scored(self) -> StudyModel:
+        return self.model if self.average is None else self.average
+
     def train(self, mode: bool = True) -> FineTuner:
         """Training or evaluation mode; the encoder stays in evaluation mode as long as it is frozen."""
         self._freeze()
-        return super().train(mode)
+        super().train(mode)
+        if self.average is not None:
+            self.average.eval()
+        return self
 
     def _freeze(self) -> None:
         if self._steps is None:
@@ -86,17 +105,26 @@ class FineTuner(nn.Module):
             ) from None
 
     def after_step(self) -> None:
-        """Make ranks one model again and count the step; after the last frozen one the encoder starts to learn."""
+        """Make ranks one model again, count the step, move the average; after the last frozen one the encoder learns."""
         if not self.model.frozen:
             average_running_statistics(self.model)
-        if not self.freeze_steps:
-            return
         if self._steps is None:
             self._steps = int(self.steps_done)
         self._steps += 1
         self.steps_done.fill_(self._steps)
+        if self.average is not None:
+            self._update_average()
         if self.model.frozen and self._steps >= self.freeze_steps:
             self.train(self.training)
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        share = 1 - min(self.ema, (1 + self._steps) / (10 + self._steps))
+        for old, new in zip(self.average.state_dict().values(), self.model.state_dict().values()):
+            if old.is_floating_point():
+                old.lerp_(new, share)
+            else:
+                old.copy_(new)
 
     def _load_from_state_dict(self, *args, **kwargs):
         super()._load_from_state_dict(*args, **kwargs)

@@ -59,6 +59,7 @@ class StudySamples(Dataset):
         windows: windows of a study in one sample at most, drawn anew each time; 0 = all of them, in order.
         augmentation: draws of the augmentation; None for none.
         balance: share of each class, ``{stratum: share}``; None for samples as they come.
+        match_depth: with ``balance`` and windows, draw all classes at the depths where the rarest one occurs.
         seed: of the run.
     """
 
@@ -72,6 +73,7 @@ class StudySamples(Dataset):
         windows: int,
         augmentation: StudyAugmentation | None,
         balance: Mapping[str, float] | None = None,
+        match_depth: bool = False,
         seed: int = 0,
     ):
         self.items, self.view, self.task, self.learn = list(items), view, task, learn
@@ -83,6 +85,7 @@ class StudySamples(Dataset):
         if not self.units:
             raise InputError("no labeled study or window is left to train on; see rejected.csv and the split")
         self.by_class = _by_class(strata, balance) if balance is not None else None
+        self.depths = self._by_depth() if match_depth else None
         self._order: tuple[int, torch.Tensor] | None = None
         self._handles: OrderedDict[Path, PreparedVolume] = OrderedDict()
 
@@ -119,6 +122,22 @@ class StudySamples(Dataset):
             return dict(self.items[item].targets)
         return self.window_targets(self.items[item], int(self.starts[item][window][0]))
 
+    def _by_depth(self) -> list[np.ndarray]:
+        """Per class, where its windows lie in their studies, 0 to 1; the units of a class are put into that order."""
+        if self.by_class is None or self.learn != "window":
+            raise InputError("--train.match_depth is for --learn window with --train.balance true")
+        groups, _ = self.by_class
+        depths = []
+        for k, group in enumerate(groups):
+            at = np.array([self._depth(*self.units[unit]) for unit in group])
+            order = np.argsort(at, kind="stable")
+            groups[k] = [group[place] for place in order]
+            depths.append(at[order])
+        return depths
+
+    def _depth(self, item: int, window: int) -> float:
+        return (float(self.starts[item][window][0]) + 0.5 * self.view.size[0]) / self.items[item].shape[0]
+
     def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
         """One sample.
 
@@ -143,8 +162,14 @@ class StudySamples(Dataset):
     def _choose(self, epoch: int, place: int, attempt: int, rng: torch.Generator) -> int:
         if self.by_class is not None:
             groups, shares = self.by_class
-            group = groups[int(torch.multinomial(shares, 1, generator=rng))]
-            return group[int(torch.randint(len(group), (), generator=rng))]
+            drawn = int(torch.multinomial(shares, 1, generator=rng))
+            first, last = 0, len(groups[drawn])
+            if self.depths is not None:
+                # The rarest class says where; a window of the drawn class is taken near there.
+                rare = self.depths[min(range(len(groups)), key=lambda k: len(groups[k]))]
+                depth = rare[int(torch.randint(len(rare), (), generator=rng))]
+                first, last = _near(self.depths[drawn], depth)
+            return groups[drawn][first + int(torch.randint(last - first, (), generator=rng))]
         if self._order is None or self._order[0] != epoch:
             order = torch.randperm(len(self.units), generator=generator(self.seed, "finetune order", epoch))
             self._order = (epoch, order)
@@ -190,6 +215,17 @@ class StudySamples(Dataset):
                 self._handles.popitem(last=False)
         self._handles.move_to_end(path)
         return self._handles[path]
+
+
+def _near(depths: np.ndarray, depth: float) -> tuple[int, int]:
+    """First and end of the sorted ``depths`` within 0.03 of one, or the closest of them alone."""
+    first, last = np.searchsorted(depths, [depth - 0.03, depth + 0.03])
+    if first == last:
+        first = min(first, len(depths) - 1)
+        if first > 0 and depth - depths[first - 1] < abs(depths[first] - depth):
+            first -= 1
+        last = first + 1
+    return int(first), int(last)
 
 
 def _all_nan(targets: Mapping[str, float]) -> bool:
