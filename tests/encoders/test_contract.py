@@ -122,7 +122,7 @@ def test_wide_encoders_at_full_size(name):
     assert all(g is not None and g.abs().max() > 0 for g in gradients.values())
 
 
-@pytest.mark.parametrize("name", SLOW_TWINS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if SIZES[n] > 4e7 else n for n in SLOW_TWINS])
 def test_slow_twins_run_forward_and_backward(name):
     encoder = create_encoder(name)
     pooled = encoder(hu_volume(encoder.input_spec.min_size))

@@ -294,7 +294,7 @@ print(before, peak())
 """
 
 
-@pytest.mark.parametrize("how", ["frozen", "checkpointed"])
+@pytest.mark.parametrize("how", ["frozen", pytest.param("checkpointed", marks=pytest.mark.slow)])
 def test_memory_is_that_of_a_chunk(how):
     """96 slices of 256 x 256, forward and backward; 1.45 GB are added if all activations of this small network stay."""
     result = subprocess.run([sys.executable, "-c", MEMORY, how], capture_output=True, text=True, check=True)

@@ -105,7 +105,7 @@ class FineTuner(nn.Module):
             ) from None
 
     def after_step(self) -> None:
-        """Make ranks one model again, count the step, move the average; after the last frozen one the encoder learns."""
+        """Make ranks one model, count the step, move the average; after the last frozen step the encoder learns."""
         if not self.model.frozen:
             average_running_statistics(self.model)
         if self._steps is None:
