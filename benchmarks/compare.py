@@ -1,0 +1,368 @@
+"""Differences between sources with their uncertainty: paired by test patient, averaged over seeds.
+
+The number is the mean over seeds of main metric(a_i) - main metric(b_i) on the same test units. Its interval comes from
+a two-level bootstrap: patients and seeds are drawn with replacement at once, and the patients drawn depend on the test
+set and the seed of the bootstrap alone, so that all comparisons of a grid see the same ones. Docs, with the reasons and
+what was measured: docs/benchmarks_statistics.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from benchmarks.delong import DeLong, delong, delong_of
+from benchmarks.power import detectable, detectable_kappa, holm
+from benchmarks.weighted import mean_finite, metric_range, weighted_main_metric
+from voco.errors import InputError
+from voco.rng import derive_seed
+from voco.stats import LEVEL, resample_counts
+from voco.tasks.base import Task
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = [
+    "DeLong",
+    "Difference",
+    "Interval",
+    "delong",
+    "delong_of",
+    "detectable",
+    "detectable_kappa",
+    "difference",
+    "holm",
+    "interval",
+    "why_not_paired",
+]
+RESAMPLES = 10_000
+FEW_SEEDS = 5
+# A metric without a fast version is computed draw by draw, with fewer draws.
+SLOW_RESAMPLES = 1_000
+# From fewer defined draws no interval is given: what is left of them is not the whole range.
+_LEAST_DEFINED = 0.5
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A main metric, mean over seeds, with its 95 % interval.
+
+    Attributes:
+        point: the number, NaN where it is not defined.
+        low, high: None where there is no interval; ``notes`` say why.
+        units: test units (those of several folds or repeats once).
+        patients: that were drawn from.
+        seeds: runs that were averaged (pairs of runs of a paired difference).
+        direction: ``higher`` or ``lower``: which way is better.
+        notes: what must be said with the number.
+        plain_low, plain_high: percentiles of the draws as they are, without the allowance for few seeds.
+        degrees: of freedom of that allowance.
+        resamples: draws.
+    """
+
+    point: float
+    low: float | None
+    high: float | None
+    units: int
+    patients: int
+    seeds: int
+    direction: str
+    notes: list[str] = field(default_factory=list)
+    plain_low: float | None = None
+    plain_high: float | None = None
+    degrees: float = float("inf")
+    resamples: int = 0
+
+
+@dataclass(frozen=True)
+class Difference(Interval):
+    """Main metric of a minus that of b; attributes as ``Interval``.
+
+    Attributes:
+        p: two-sided, the largest level at which the interval still holds 0; not below 2 / (resamples + 1). None where
+            there is no interval.
+    """
+
+    p: float | None = None
+
+
+def interval(task: Task, runs: Sequence[pd.DataFrame], *, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
+    """The main metric of one row of a table, mean over seeds.
+
+    Args:
+        task: whose metric.
+        runs: what ``task.to_units`` gave for each seed: one row per unit (and fold), on the same test set.
+        resamples: draws.
+        seed: of the draws.
+
+    Raises:
+        InputError: no run, or runs on different test sets.
+    """
+    sample = _Sample(task, [runs], resamples, seed)
+    values, draws = sample.values(runs)
+    low, high = metric_range(task.main_metric)
+    found = _two_level([_Side(values, draws, 1)], sample, seed)
+    return Interval(**sample.facts(found, len(runs), (low, high)))
+
+
+def difference(
+    task: Task,
+    a: Sequence[pd.DataFrame],
+    b: Sequence[pd.DataFrame],
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    paired_seeds: bool = True,
+) -> Difference:
+    """Mean over seeds of main metric(a_i) - main metric(b_i) on the same test units.
+
+    Metrics are computed within each fold and averaged over folds; scores of different models are never ranked together.
+
+    Args:
+        task: whose metric.
+        a, b: what ``task.to_units`` gave for each run: one row per unit (and fold), with ``patient``, label and score
+            columns; ``a[i]`` and ``b[i]`` share seed i.
+        resamples: draws.
+        seed: of the draws.
+        paired_seeds: False where the runs of a and b share no seeds, or are not as many: the seeds of each side are
+            then drawn on their own. A side with one run (a cheap line) adds no variation between seeds.
+
+    Raises:
+        InputError: no runs, unequal numbers of paired runs, or tables with other units, patients or labels.
+    """
+    if paired_seeds and len(a) != len(b):
+        raise InputError(
+            f"{len(a)} runs cannot be paired with {len(b)}: give runs of the same seeds, or paired_seeds=False"
+        )
+    sample = _Sample(task, [a, b], resamples, seed)
+    (x, dx), (y, dy) = sample.each_fold(a), sample.each_fold(b)
+    if paired_seeds:
+        sides = [_Side(mean_finite((x - y)[:, :, 0].T), _over_folds(dx - dy), 1)]
+    else:
+        sides = [_Side(mean_finite(v[:, :, 0].T), _over_folds(d), s) for v, d, s in ((x, dx, 1), (y, dy, -1))]
+    low, high = metric_range(task.main_metric)
+    found = _two_level(sides, sample, seed)
+    facts = sample.facts(found, min(len(a), len(b)), (low - high, high - low))
+    if not paired_seeds:
+        facts["notes"] += [f"seeds are not paired: {len(a)} and {len(b)} runs"]
+    return Difference(**facts, p=None if facts["low"] is None else found.p)
+
+
+def why_not_paired(a: pd.DataFrame, b: pd.DataFrame, task: Task) -> str:
+    """Why two tables of units cannot be compared patient by patient; empty where they can."""
+    x, y = (_sorted(table) for table in (a, b))
+    keys = [set(zip(t["fold"], t["unit"])) for t in (x, y)]
+    if keys[0] != keys[1]:
+        only = [len(keys[0] - keys[1]), len(keys[1] - keys[0])]
+        return (
+            f"other test units: {len(keys[0] & keys[1])} in both, {only[0]} only in the first, "
+            f"{only[1]} only in the second"
+        )
+    if len(x) != len(y):
+        return "a unit stands twice in one of the tables"
+    if (x["patient"].to_numpy() != y["patient"].to_numpy()).any():
+        return "units belong to other patients"
+    for name in task.label_columns:
+        one, other = x[name].to_numpy(float), y[name].to_numpy(float)
+        unequal = (one != other) & ~(np.isnan(one) & np.isnan(other))
+        if unequal.any():
+            return f"{name} differs for {int(unequal.sum())} of {len(x)} units"
+    return ""
+
+
+def _sorted(units: pd.DataFrame) -> pd.DataFrame:
+    """Rows by fold and unit; a table of one fold may do without the column."""
+    if "fold" not in units:
+        units = units.assign(fold=0)
+    if missing := [name for name in ("unit", "patient") if name not in units]:
+        raise InputError(f"a table of units lacks the columns {', '.join(missing)}; give what task.to_units returns")
+    return units.assign(patient=units["patient"].astype(str)).sort_values(["fold", "unit"], ignore_index=True)
+
+
+class _Sample:
+    """The test set that all tables share, and the patients drawn from it."""
+
+    def __init__(self, task: Task, groups: Sequence[Sequence[pd.DataFrame]], resamples: int, seed: int):
+        if not all(len(tables) for tables in groups):
+            raise InputError("nothing to compare: each side needs at least one table of units")
+        if resamples < 1:
+            raise InputError(f"resamples must be at least 1, found {resamples}")
+        first = groups[0][0]
+        for number, table in enumerate(table for tables in groups for table in tables):
+            if reason := why_not_paired(first, table, task):
+                raise InputError(f"table {number + 1} cannot be paired with table 1: {reason}")
+        base = _sorted(first)
+        self.task, self.resamples = task, resamples
+        names, self.member = np.unique(base["patient"].to_numpy(str), return_inverse=True)
+        self.patients, self.units = len(names), int(base["unit"].nunique())
+        fold = np.unique(base["fold"].to_numpy(), return_inverse=True)[1]
+        self.rows = [np.flatnonzero(fold == f) for f in range(fold.max() + 1)] if len(base) else []
+        if not self.rows:
+            raise InputError("the tables of units are empty")
+        self.slow = False
+        self.counts = resample_counts(self.patients, resamples, seed)
+
+    def values(self, tables: Sequence[pd.DataFrame]) -> tuple[np.ndarray, np.ndarray]:
+        """(S,) numbers and (S, R) draws of tables, folds averaged."""
+        values, draws = self.each_fold(tables)
+        return mean_finite(values[:, :, 0].T), _over_folds(draws)
+
+    def each_fold(self, tables: Sequence[pd.DataFrame]) -> tuple[np.ndarray, np.ndarray]:
+        """(S, F, 1) numbers and (S, F, R) draws of tables."""
+        values, draws = [], []
+        for table in map(_sorted, tables):
+            each = [self._fold(table.iloc[rows], self.member[rows]) for rows in self.rows]
+            values.append([value for value, _ in each])
+            draws.append([draw for _, draw in each])
+        shortest = min(len(draw) for one in draws for draw in one)
+        return np.array(values)[:, :, None], np.array([[draw[:shortest] for draw in one] for one in draws])
+
+    def _fold(self, units: pd.DataFrame, member: np.ndarray) -> tuple[float, np.ndarray]:
+        fast = weighted_main_metric(self.task, units)
+        counts = self.counts if fast is not None else self.counts[:SLOW_RESAMPLES]
+        everyone = len(units) == self.patients and (member == np.arange(self.patients)).all()
+        counts = counts if everyone else counts[:, member]
+        if fast is not None:
+            return float(fast(np.ones((1, len(units)), np.int32))[0]), fast(counts)
+        self.slow = True
+        order = np.arange(len(units))
+        drawn = [
+            self.task.main_value(units.iloc[np.repeat(order, row)]) if row.any() else float("nan") for row in counts
+        ]
+        return float(self.task.main_value(units)), np.array(drawn, float)
+
+    def facts(self, found: _TwoLevel, seeds: int, limits: tuple[float, float]) -> dict:
+        """What goes into the result, except p."""
+        notes = list(found.notes)
+        if seeds == 1:
+            notes.append("one seed: the interval says nothing about another training run")
+        elif seeds < FEW_SEEDS:
+            notes.append(f"fewer than {FEW_SEEDS} seeds ({seeds})")
+        if self.slow:
+            notes.append(
+                f"{self.task.main_metric} is computed draw by draw: at most {SLOW_RESAMPLES} resamples were drawn"
+            )
+        low, high = (None if v is None else float(np.clip(v, *limits)) for v in (found.low, found.high))
+        return {
+            "point": found.point, "low": low, "high": high, "units": self.units, "patients": self.patients,
+            "seeds": seeds, "direction": "higher" if self.task.higher_is_better else "lower", "notes": notes,
+            "plain_low": found.plain_low, "plain_high": found.plain_high, "degrees": found.degrees,
+            "resamples": found.resamples,
+        }  # fmt: skip
+
+
+def _over_folds(draws: np.ndarray) -> np.ndarray:
+    """(S, F, R) -> (S, R) means over the folds where a draw is defined."""
+    return mean_finite(np.moveaxis(draws, 1, 0))
+
+
+@dataclass(frozen=True)
+class _Side:
+    """Runs whose seeds are drawn together: (S,) numbers, (S, R) draws of patients, and the sign they count with."""
+
+    values: np.ndarray
+    draws: np.ndarray
+    sign: int
+
+    @property
+    def key(self) -> str:
+        return hashlib.blake2b(self.draws.tobytes(), digest_size=8).hexdigest()
+
+
+@dataclass(frozen=True)
+class _TwoLevel:
+    point: float
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
+    plain_low: float | None = None
+    plain_high: float | None = None
+    degrees: float = float("inf")
+    resamples: int = 0
+    notes: tuple[str, ...] = ()
+
+
+def _two_level(sides: Sequence[_Side], sample: _Sample, seed: int) -> _TwoLevel:
+    """Point, interval and p of a signed sum of means over seeds.
+
+    Seeds drawn with replacement from S of them vary too little by (S - 1) / S, and normal quantiles are too short for
+    few of them. So deviations between seeds are stretched by sqrt(S / (S - 1)), and the whole distribution about its
+    centre by t / z, with Welch-Satterthwaite degrees of freedom of patients and seeds; after Hesterberg (2015), "What
+    teachers should know about the bootstrap", The American Statistician 69(4), section on expanded percentiles.
+    """
+    point = float(sum(side.sign * side.values.mean() for side in sides))
+    resamples = sides[0].draws.shape[1]
+    if not np.isfinite(point):
+        return _TwoLevel(point, notes=("the number is not defined for every run",))
+    if sample.patients < 2:
+        return _TwoLevel(point, notes=("one patient cannot be resampled: no interval",))
+    fine = np.all([np.isfinite(side.draws).all(0) for side in sides], axis=0)
+    if fine.sum() < _LEAST_DEFINED * resamples:
+        return _TwoLevel(point, notes=(f"no interval: defined for {int(fine.sum())} of {resamples} resamples",))
+    patients, between = np.zeros(resamples), np.zeros(resamples)
+    plain = np.zeros(resamples)
+    spread = []  # (variance of the mean, degrees of freedom)
+    # streams by content and not by place, so that swapping the sides mirrors every draw
+    for stream, side in enumerate(sorted(sides, key=lambda side: side.key)):
+        runs = len(side.values)
+        mean = side.draws.mean(0)
+        patients += side.sign * mean
+        if runs > 1:
+            rng = np.random.default_rng(derive_seed(seed, "seeds", runs, stream))
+            drawn = rng.multinomial(runs, np.full(runs, 1 / runs), size=resamples).T / runs
+            deviation = side.sign * ((drawn * side.draws).sum(0) - mean)
+            plain += deviation
+            between += np.sqrt(runs / (runs - 1)) * deviation
+            spread.append((side.values.var(ddof=1) / runs, runs - 1))
+    notes = ("",) if fine.all() else (f"{int((~fine).sum())} of {resamples} resamples are not defined",)
+    patients, between, plain = patients[fine], between[fine], plain[fine]
+    spread.append((patients.var(ddof=1), sample.patients - 1))
+    degrees = _degrees(spread)
+    centred = np.sort(patients + between - point)
+    low, high = (point + _stretched(centred, level, degrees) for level in ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
+    plain_low, plain_high = np.percentile(patients + plain, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
+    p = _p_value(point, centred, degrees)
+    return _TwoLevel(
+        point, float(low), float(high), p, float(plain_low), float(plain_high), degrees, resamples,
+        tuple(filter(None, notes)),
+    )  # fmt: skip
+
+
+def _degrees(spread: Sequence[tuple[float, float]]) -> float:
+    """Welch-Satterthwaite degrees of freedom of a sum of mean squares."""
+    total = sum(variance for variance, _ in spread)
+    parts = sum(variance**2 / freedom for variance, freedom in spread)
+    return float(total**2 / parts) if parts > 0 else float("inf")
+
+
+def _stretched(centred: np.ndarray, level: float, degrees: float) -> float:
+    """Quantile of sorted draws, stretched from the normal distribution to Student's t."""
+    from scipy.stats import norm, t
+
+    quantile = float(np.quantile(centred, level))
+    if not np.isfinite(degrees):
+        return quantile
+    return quantile * float(t.ppf(level, degrees) / norm.ppf(level))
+
+
+def _p_value(point: float, centred: np.ndarray, degrees: float) -> float:
+    """Largest level at which the two-sided interval holds 0, by bisection."""
+    least, most = 2 / (len(centred) + 1), 1.0
+
+    def holds(p: float) -> bool:
+        low, high = (point + _stretched(centred, level, degrees) for level in (p / 2, 1 - p / 2))
+        return low <= 0 <= high
+
+    if not holds(least):
+        return least
+    if holds(0.999):  # at 1 both limits are the median, and t / z is 0 / 0
+        return 1.0
+    inside, outside = least, most * 0.999
+    while outside - inside > 1e-5 * inside:
+        middle = (inside + outside) / 2
+        inside, outside = (middle, outside) if holds(middle) else (inside, middle)
+    return float(inside)
