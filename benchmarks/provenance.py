@@ -1,0 +1,146 @@
+"""What an encoder went through before a run, in words: its source, what that cost, and whether it learned."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+SCRATCH = "scratch"
+ARROW = " -> "
+_SUPERVISED = "finetune "
+# Learning scores of a pretraining run, in the order of the table, and what they are called.
+HEALTH_SCORES = {
+    "position_accuracy_balanced": "position accuracy (balanced)",
+    "disjoint_accuracy_balanced": "disjoint accuracy (balanced)",
+    "intra": "held-out intra loss",
+    "mean_cosine": "mean cosine",
+    "top1_balanced": "clip accuracy (balanced)",
+}
+
+
+def source_words(provenance: Sequence[Mapping[str, Any]]) -> str:
+    """The trainings of an encoder as a chain: ``scratch``, ``kinetics400``, ``kinetics400 -> voco3d``."""
+    return ARROW.join(map(entry_words, provenance)) or SCRATCH
+
+
+def entry_words(entry: Mapping[str, Any]) -> str:
+    """One training in a word or two: its method, the tag of published weights, or the file it came from."""
+    if method := entry.get("method"):
+        method = str(method)
+        return f"supervised {method.removeprefix(_SUPERVISED)}" if method.startswith(_SUPERVISED) else method
+    source = str(entry.get("source") or "unknown")
+    if source == "file":
+        return f"file {entry.get('file', 'unknown')}"
+    names = [str(name) for name in entry.get("data", ())] if not isinstance(entry.get("data"), str) else []
+    if names and all(name.startswith("ImageNet") for name in names):
+        return names[-1].lower().replace("-", "")
+    return source.partition(".")[2] or source
+
+
+def training_id(entry: Mapping[str, Any]) -> str:
+    """The same text for the same training: the name of published weights, or a digest of what a run noted."""
+    if "method" not in entry:
+        return str(entry.get("source") or entry.get("file") or "unknown")
+    text = json.dumps(dict(entry), sort_keys=True, default=str)
+    return f"{entry_words(entry)} {hashlib.sha256(text.encode()).hexdigest()[:10]}"
+
+
+def pretraining_cost(provenance: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What all trainings before a run took together.
+
+    Returns:
+        ``hours``, ``flops`` and ``volumes_seen``, each None where any training did not say and 0 from scratch only;
+        ``words``: how to print the hours. The cost of published weights is ``published`` or ``unknown``, never 0.
+    """
+    costs = [entry.get("cost") or {} for entry in provenance]
+    seen = [cost.get("volumes_seen", cost.get("samples_seen")) for cost in costs]
+    flops = [_product(cost.get("flops_per_volume"), count) for cost, count in zip(costs, seen)]
+    hours = _sum([_product(cost.get("seconds_training"), 1 / 3600) for cost in costs])
+    unknown = [entry for entry, cost in zip(provenance, costs) if cost.get("seconds_training") is None]
+    if not provenance:
+        words = "none"
+    elif not unknown:
+        words = ""
+    else:
+        kinds = ["unknown" if "method" in entry or entry.get("source") == "file" else "published" for entry in unknown]
+        words = "published (unknown)" if set(kinds) == {"published"} else "unknown"
+    return {"hours": hours, "flops": _sum(flops), "volumes_seen": _sum(seen), "words": words}
+
+
+@dataclass(frozen=True)
+class Training:
+    """One pretraining run or published file that rows of the report start from.
+
+    Attributes:
+        words: what it is; ``chain`` what stood before it.
+        results: learning scores by name, as the run noted them.
+        verdict: sentences of its last evaluation, where its folder is still there.
+    """
+
+    id: str
+    words: str
+    chain: str
+    data: str
+    cases: int | None
+    steps: int | None
+    volumes_seen: int | None
+    hours: float | None
+    published: bool
+    results: Mapping[str, float] = field(default_factory=dict)
+    verdict: Sequence[str] = ()
+
+
+def trainings(provenance: Sequence[Mapping[str, Any]], weights: str | None = None) -> list[Training]:
+    """The trainings of one encoder.
+
+    Args:
+        provenance: its history, oldest first.
+        weights: where it was loaded from; the verdict of the last training is read beside it.
+    """
+    found = []
+    for place, entry in enumerate(provenance):
+        cost, last = entry.get("cost") or {}, place == len(provenance) - 1
+        data = entry.get("data") or entry.get("dataset") or ""
+        found.append(
+            Training(
+                id=training_id(entry),
+                words=entry_words(entry),
+                chain=source_words(provenance[:place]),
+                data=", ".join(map(str, data)) if isinstance(data, list | tuple) else str(data),
+                cases=entry.get("cases"),
+                steps=entry.get("steps"),
+                volumes_seen=entry.get("volumes_seen", cost.get("volumes_seen", cost.get("samples_seen"))),
+                hours=_product(cost.get("seconds_training"), 1 / 3600),
+                published="method" not in entry and entry.get("source") != "file",
+                results={k: float(v) for k, v in (entry.get("results") or {}).items() if isinstance(v, int | float)},
+                verdict=_verdict(weights) if last and "method" in entry else (),
+            )
+        )
+    return found
+
+
+def _verdict(weights: str | None) -> tuple[str, ...]:
+    """Sentences of the last evaluation of a pretraining run, where its folder is still there."""
+    if not weights:
+        return ()
+    path = Path(weights)
+    for folder in (path, path.parent):
+        for name in ("health.json", "video.json"):
+            if (folder / name).is_file():
+                try:
+                    return tuple(map(str, json.loads((folder / name).read_text()).get("verdict", ())))
+                except (ValueError, AttributeError):
+                    return (f"{name} cannot be read",)
+    return ()
+
+
+def _product(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a * b
+
+
+def _sum(values: Sequence[float | None]) -> float | None:
+    return None if any(value is None for value in values) else float(sum(values))

@@ -1,0 +1,293 @@
+"""Runs as rows of a table: same settings and source, one row; seeds are averaged, test sets are kept apart."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from benchmarks.provenance import SCRATCH
+from benchmarks.runs import Run, setting_differences, why_not_comparable
+
+_ALL_PAIRS = 4  # sources in a block up to which every pair is compared; above, each with the reference
+
+
+@dataclass
+class Row:
+    """Runs that differ in their seed alone.
+
+    Attributes:
+        runs: in the order of their seeds.
+        block: key of what rows share that differ in their source (and in what was searched for each) alone.
+        label: what tells this row from others of its test set; set by ``group_runs``.
+    """
+
+    runs: list[Run]
+    block: str
+    label: str = ""
+
+    @property
+    def first(self) -> Run:
+        return self.runs[0]
+
+    @property
+    def source(self) -> str:
+        return self.first.source
+
+    @property
+    def fraction(self) -> float:
+        return self.first.fraction
+
+    @property
+    def seeds(self) -> list[int]:
+        return [run.seed for run in self.runs]
+
+    @cached_property
+    def family(self) -> str:
+        """Key of rows that differ in source and share of labels alone: one panel of curves over labels."""
+        return _key(self.first.shared_settings | {"synthetic": self.first.synthetic, "cheap": self.first.cheap})
+
+    @property
+    def pretrainings(self) -> int:
+        """Different pretrainings behind the runs; 0 from scratch."""
+        return len({run.pretraining for run in self.runs} - {""})
+
+    @property
+    def untrained(self) -> int:
+        """Runs that are not surely better than a constant predictor on validation."""
+        return sum(run.trained is False for run in self.runs)
+
+    @property
+    def not_judged(self) -> int:
+        return sum(run.trained is None for run in self.runs)
+
+    @cached_property
+    def train_patients(self) -> int | None:
+        """Labeled training patients, mean over folds and seeds; None where the runs do not say."""
+        counts = [
+            part["train"] for run in self.runs for part in (run.facts.get("patients") or {}).values() if "train" in part
+        ]
+        return round(sum(counts) / len(counts)) if counts else None
+
+    def mean_cost(self, name: str) -> float | None:
+        """Mean over seeds of a number of ``Run.cost``; None where any run does not know it."""
+        values = [run.cost[name] for run in self.runs]
+        return None if any(value is None for value in values) else sum(values) / len(values)
+
+
+@dataclass
+class TestSet:
+    """Rows whose figures may be compared: same units, labels, metric and version.
+
+    Attributes:
+        rows: scratch first, then by source and share of labels.
+    """
+
+    __test__ = False  # its name looks like a test to pytest
+
+    key: str
+    rows: list[Row] = field(default_factory=list)
+
+    @property
+    def run(self) -> Run:
+        """Any run: task, units and labels are those of all."""
+        return self.rows[0].first
+
+    @property
+    def task(self):
+        return self.run.task
+
+    @property
+    def split(self) -> str:
+        return self.run.split
+
+    @property
+    def synthetic(self) -> bool:
+        return any(run.synthetic for row in self.rows for run in row.runs)
+
+    @cached_property
+    def counts(self) -> dict[str, Any]:
+        """Units, patients, and units per class of each output."""
+        once = self.run.units.drop_duplicates("unit")
+        classes = {}
+        for output in self.task.outputs:
+            labels = once[output.label_column].dropna()
+            if output.kind != "regression":
+                names = output.classes if output.kind == "multiclass" else ("negative", "positive")
+                classes[output.name] = {name: int((labels == i).sum()) for i, name in enumerate(names)}
+            else:
+                classes[output.name] = {"known": len(labels)}
+        return {"units": len(once), "patients": int(once["patient"].nunique()), "classes": classes}
+
+    @property
+    def folds(self) -> int:
+        return int(self.run.units["fold"].nunique())
+
+    @property
+    def looks(self) -> int | None:
+        """Most that any of its runs counted."""
+        return max((run.looks for row in self.rows for run in row.runs if run.looks is not None), default=None)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two rows to be compared.
+
+    Attributes:
+        kind: ``source`` where nothing but source (and what is searched for each) differs, else ``system``.
+        differs: settings in which they differ otherwise.
+        why_not: reason why there is no difference; empty where there is one.
+    """
+
+    a: Row
+    b: Row
+    kind: str
+    differs: tuple[str, ...] = ()
+    why_not: str = ""
+
+
+def group_runs(runs: Iterable[Run]) -> tuple[list[TestSet], list[tuple[Path, str]]]:
+    """Test sets with their rows, and (folder, reason) of runs that repeat another one."""
+    sets: dict[str, dict[str, list[Run]]] = {}
+    again = []
+    for run in runs:
+        own = sets.setdefault(run.test_key, {}).setdefault(_row_key(run), [])
+        # a second run of the same seed is another repeat only where its pretraining is another one
+        twin = next((one for one in own if (one.seed, one.pretraining) == (run.seed, run.pretraining)), None)
+        if twin is not None:
+            again.append((run.folder, f"repeats {twin.folder}: same settings, source, seed and test set"))
+            continue
+        own.append(run)
+    found = []
+    for key, rows in sets.items():
+        made = [Row(part, _block_key(part[0])) for own in rows.values() for part in _one_run_a_seed(own)]
+        made.sort(key=_order)
+        _label(made)
+        found.append(TestSet(key, made))
+    return sorted(found, key=lambda one: (one.task.name, one.split != "test", -len(one.rows), one.key)), again
+
+
+def pairs_of(test_set: TestSet, reference: str = SCRATCH) -> list[Pair]:
+    """What is compared within a test set.
+
+    Rows of one block (same network, head, view, input, labels and budget) are compared source with source. Every other
+    row is compared with the reference row of the same share of labels: a comparison of systems.
+
+    Args:
+        test_set: as ``group_runs`` gives it.
+        reference: source that others are compared with; the first row where none has it.
+    """
+    found, blocks = [], {}
+    for row in test_set.rows:
+        blocks.setdefault(row.block, []).append(row)
+    for rows in blocks.values():
+        base = next((row for row in rows if row.source == reference), rows[0])
+        others = [row for row in rows if row is not base]
+        found += [make_pair(row, base) for row in others]
+        if len(rows) <= _ALL_PAIRS:
+            found += [make_pair(b, a) for i, a in enumerate(others) for b in others[i + 1 :]]
+    by_share: dict[float, list[Row]] = {}
+    for row in test_set.rows:
+        by_share.setdefault(row.fraction, []).append(row)
+    for rows in by_share.values():
+        base = next((row for row in rows if row.source == reference and not row.first.cheap), rows[0])
+        found += [make_pair(row, base) for row in rows if row.block != base.block]
+    return found
+
+
+def make_pair(a: Row, b: Row) -> Pair:
+    """How two rows may be compared."""
+    if reason := why_not_comparable(a.first, b.first):
+        return Pair(a, b, "system", why_not=reason)
+    differs = setting_differences(a.first, b.first)
+    if a.fraction != b.fraction:
+        differs.append(f"share of labels: {a.fraction:g} / {b.fraction:g}")
+    if a.source == b.source:
+        searched = [k for k in a.first.settings if a.first.settings[k] != b.first.settings.get(k) and k in _searched()]
+        differs += [f"{k}: {a.first.settings[k]} / {b.first.settings.get(k)}" for k in searched]
+        return Pair(a, b, "system", tuple(differs or ["nothing but the pretraining run"]))
+    return Pair(a, b, "system" if differs else "source", tuple(differs))
+
+
+def paired_runs(pair: Pair) -> tuple[list[Run], list[Run], bool]:
+    """Runs of both sides, seed by seed where both have the same seeds, and whether they are paired."""
+    a, b = pair.a.runs, pair.b.runs
+    common = sorted(set(pair.a.seeds) & set(pair.b.seeds))
+    if common and len(set(pair.a.seeds)) == len(a) and len(set(pair.b.seeds)) == len(b) and not _cheap(pair):
+        return [r for r in a if r.seed in common], [r for r in b if r.seed in common], True
+    return a, b, False
+
+
+def _cheap(pair: Pair) -> bool:
+    return pair.a.first.cheap or pair.b.first.cheap
+
+
+def _searched() -> tuple[str, ...]:
+    from benchmarks.runs import SEARCHED
+
+    return SEARCHED
+
+
+def _one_run_a_seed(runs: list[Run]) -> list[list[Run]]:
+    """One row where every seed occurs once (each may have a pretraining of its own), else one row per pretraining."""
+    ordered = sorted(runs, key=lambda run: (run.seed, run.pretraining))
+    if len({run.seed for run in ordered}) == len(ordered):
+        return [ordered]
+    parts: dict[str, list[Run]] = {}
+    for run in ordered:
+        parts.setdefault(run.pretraining, []).append(run)
+    return list(parts.values())
+
+
+def _block_key(run: Run) -> str:
+    return _key(run.shared_settings | {"fraction": run.fraction, "cheap": run.source if run.cheap else ""})
+
+
+def _row_key(run: Run) -> str:
+    searched = {name: run.settings.get(name) for name in _searched()}
+    return _key(run.shared_settings | searched | {"fraction": run.fraction, "source": run.source, "cell": _named(run)})
+
+
+def _named(run: Run) -> Any:
+    return run.cell.get("row", "")
+
+
+def _key(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _order(row: Row) -> tuple:
+    first = row.first
+    return (not first.cheap, first.encoder, first.mode, first.view, row.source != SCRATCH, row.source, row.fraction)
+
+
+def _label(rows: Sequence[Row]) -> None:
+    """The source; where that does not tell rows of a share of labels apart, also what differs between them."""
+    by_name: dict[tuple[str, float], list[Row]] = {}
+    for row in rows:
+        by_name.setdefault((row.source, row.fraction), []).append(row)
+    for same in by_name.values():
+        if len(same) == 1:
+            same[0].label = same[0].source
+            continue
+        tables = [_telling(row.first) for row in same]
+        names = [k for k in dict.fromkeys(k for t in tables for k in t) if len({str(t.get(k)) for t in tables}) > 1]
+        # what the settings resolve to says the same once more
+        short = [k for k in names if not k.endswith("(resolved)")] or names
+        for row, table in zip(same, tables):
+            words = [f"{table.get(k)}" if k in ("encoder", "mode") else f"{_last(k)} {table.get(k)}" for k in short[:4]]
+            row.label = f"{row.source} ({', '.join(words)})" if words else f"{row.source} ({row.first.name})"
+
+
+def _telling(run: Run) -> dict[str, Any]:
+    shared = run.shared_settings
+    first = {"encoder": shared["encoder"], "mode": run.mode}
+    return first | shared | {name: run.settings.get(name) for name in _searched()} | {"pretraining": run.pretraining}
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2].removesuffix(" (resolved)")
