@@ -13,6 +13,7 @@ from typing import Any
 from benchmarks.provenance import SCRATCH
 from benchmarks.runs import Run, setting_differences, why_not_comparable
 
+_NAMED = 3  # settings in a label at most
 _ALL_PAIRS = 4  # sources in a block up to which every pair is compared; above, each with the reference
 
 
@@ -23,7 +24,7 @@ class Row:
     Attributes:
         runs: in the order of their seeds.
         block: key of what rows share that differ in their source (and in what was searched for each) alone.
-        label: what tells this row from others of its test set; set by ``group_runs``.
+        label: what tells this row from others of its panel and share of labels; set by ``group_runs``.
     """
 
     runs: list[Run]
@@ -46,10 +47,10 @@ class Row:
     def seeds(self) -> list[int]:
         return [run.seed for run in self.runs]
 
-    @cached_property
-    def family(self) -> str:
-        """Key of rows that differ in source and share of labels alone: one panel of curves over labels."""
-        return _key(self.first.shared_settings | {"synthetic": self.first.synthetic, "cheap": self.first.cheap})
+    @property
+    def panel(self) -> tuple[str, str]:
+        """Network and mode: rows that share a chart."""
+        return self.first.encoder, self.first.mode
 
     @property
     def pretrainings(self) -> int:
@@ -266,27 +267,33 @@ def _order(row: Row) -> tuple:
 
 
 def _label(rows: Sequence[Row]) -> None:
-    """The source; where that does not tell rows of a share of labels apart, also what differs between them."""
-    by_name: dict[tuple[str, float], list[Row]] = {}
+    """The source; where that does not tell rows of one network and mode apart, also the settings that do."""
+    groups: dict[tuple, list[Row]] = {}
     for row in rows:
-        by_name.setdefault((row.source, row.fraction), []).append(row)
-    for same in by_name.values():
-        if len(same) == 1:
-            same[0].label = same[0].source
-            continue
-        tables = [_telling(row.first) for row in same]
-        names = [k for k in dict.fromkeys(k for t in tables for k in t) if len({str(t.get(k)) for t in tables}) > 1]
-        # what the settings resolve to says the same once more
-        short = [k for k in names if not k.endswith("(resolved)")] or names
-        for row, table in zip(same, tables):
-            words = [f"{table.get(k)}" if k in ("encoder", "mode") else f"{_last(k)} {table.get(k)}" for k in short[:4]]
-            row.label = f"{row.source} ({', '.join(words)})" if words else f"{row.source} ({row.first.name})"
+        groups.setdefault((*row.panel, row.source), []).append(row)
+    for same in groups.values():
+        names: dict[str, None] = {}
+        for share in {row.fraction for row in same}:
+            tables = [_telling(row.first) for row in same if row.fraction == share]
+            keys = dict.fromkeys(key for table in tables for key in table)
+            names |= {k: None for k in keys if len({str(table.get(k)) for table in tables}) > 1}
+        # what settings resolve to says the same once more
+        short = [k for k in names if not k.endswith("(resolved)")] or list(names)
+        for row in same:
+            table = _telling(row.first)
+            words = [f"{_last(k)} {table.get(k)}" for k in short[:_NAMED]]
+            row.label = f"{row.source} ({', '.join(words)})" if words else row.source
+    for same in groups.values():  # rows that only a grid tells apart
+        for place, row in enumerate(same):
+            twins = [other for other in same if (other.label, other.fraction) == (row.label, row.fraction)]
+            if len(twins) > 1:
+                row.label = f"{row.label} ({row.first.cell.get('row') or f'number {place + 1}'})"
 
 
 def _telling(run: Run) -> dict[str, Any]:
-    shared = run.shared_settings
-    first = {"encoder": shared["encoder"], "mode": run.mode}
-    return first | shared | {name: run.settings.get(name) for name in _searched()} | {"pretraining": run.pretraining}
+    return (
+        run.shared_settings | {name: run.settings.get(name) for name in _searched()} | {"pretraining": run.pretraining}
+    )
 
 
 def _last(name: str) -> str:

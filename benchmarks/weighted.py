@@ -81,7 +81,10 @@ def _candidates(task: Task) -> Iterator[Callable[[pd.DataFrame], Weighted]]:
         yield lambda units: _of_confusion(units, outputs[0], _OF_CLASSES[name])
     if kinds == {"regression"} and name in _OF_VALUES:
         yield lambda units: _mean_of(
-            [_regression(*known_labels(units, output), rows, _OF_VALUES[name]) for output, rows in _rows(units, outputs)]
+            [
+                _regression(*known_labels(units, output), rows, _OF_VALUES[name])
+                for output, rows in _rows(units, outputs)
+            ]
         )
 
 

@@ -47,7 +47,7 @@ class Embolus:
 
 
 def plan_emboli(anatomy: Anatomy, trees: dict, rng: np.random.Generator) -> list[Embolus]:
-    """Draw the clots of one patient: always some in lobar arteries, mostly a central one, often some in segments.
+    """Draw the clots of one patient: always some in lobar arteries, mostly a central one, at times one in a segment.
 
     Args:
         anatomy: the patient.
@@ -56,14 +56,14 @@ def plan_emboli(anatomy: Anatomy, trees: dict, rng: np.random.Generator) -> list
     """
     side = str(rng.choice(["both", "right", "left"], p=[0.7, 0.18, 0.12]))
     lobes = {name: path for name, path in _lobar_paths(anatomy, trees).items() if side in ("both", _side(name))}
-    age = str(rng.choice(["acute", "chronic", "mixed"], p=[0.76, 0.12, 0.12]))
+    age = str(rng.choice(["acute", "chronic", "mixed"], p=[0.84, 0.08, 0.08]))
     found = []
     if rng.random() < 0.75:
         found.append(_central(anatomy, side, rng))
     for name in rng.choice(sorted(lobes), min(len(lobes), int(rng.integers(2, 5))), replace=False):
         found.append(_along(lobes[str(name)], "lobar", str(name), rng, (16, 28), (0.75, 1.05)))
     segments = [(path, lobe) for path, lobe in _segments(trees) if lobe in lobes]
-    for number in rng.choice(len(segments), min(len(segments), int(rng.integers(0, 4))), replace=False):
+    for number in rng.choice(len(segments), min(len(segments), int(rng.choice(3, p=[0.6, 0.25, 0.15]))), replace=False):
         path, lobe = segments[int(number)]
         found.append(_along(path, "segmental", lobe, rng, (8, 16), (0.8, 1.1)))
     if age != "acute":
@@ -108,7 +108,7 @@ def _plant(canvas: Canvas, embolus: Embolus, severity: float) -> Lesion | None:
     clot = np.minimum(share, 1.0) * taper * radii
     if embolus.age == "chronic":
         # A crescent: the lumen without a narrower, shifted one.
-        thick = 0.32 * np.clip(embolus.share * size_share(severity), 0, 1.3)[None] * taper
+        thick = 0.45 * np.clip(embolus.share * size_share(severity), 0, 1.3)[None] * taper
         rest = _pieces(line - embolus.toward * (thick * radii)[:, None], radii * (1 - thick))
         clot = radii * taper
         centre = line
