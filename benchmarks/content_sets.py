@@ -1,0 +1,166 @@
+"""The part of the report about one test set: who is in it, its table, its charts, its differences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from benchmarks import sentences as say
+from benchmarks.charts import Chart, Style
+from benchmarks.charts_curves import calibration, confusion, precision_overlay, roc_overlay
+from benchmarks.charts_results import forests, label_curves, quality_cost
+from benchmarks.document import Cell, Figures, Fold, Heading, Paragraph, Part, Table
+from benchmarks.measure import Comparison
+from benchmarks.rows import Row, TestSet
+
+
+def set_parts(
+    number: int,
+    one: TestSet,
+    comparisons: Sequence[Comparison],
+    intervals: Mapping[int, Any],
+    look: Mapping[str, Style],
+    hours: Mapping[int, float | None],
+) -> list[Part]:
+    """Heading, facts, table, charts and differences of a test set."""
+    name = f"{number:02d}-{one.task.name}"
+    parts: list[Part] = [Heading(2, say.title_of(one), f"set-{number}")]
+    if one.synthetic:
+        parts.append(Paragraph(f"Synthetic: {say.SYNTHETIC_TITLE}.", "banner"))
+    parts.append(Paragraph(say.facts_of(one), "note"))
+    parts.append(results_table(name, one, intervals))
+    panels = _panels(one)
+    lines = [row for row in one.rows if row.first.cheap]
+    lines = [row for row in lines if row.fraction == max(line.fraction for line in lines)]
+    curves = []
+    for place, rows in enumerate(panels):
+        if len(rows) > 1:
+            title = f"Quality over labels: {_panel_words(rows[0])}"
+            curves.append(label_curves(f"{name}-labels-{place + 1}", title, rows, lines, intervals, look))
+    effects = [c for c in comparisons if c.pair.kind == "source"]
+    systems = [c for c in comparisons if c.pair.kind != "source" and not c.pair.why_not]
+    if curves:
+        parts += [Heading(3, "Quality over labels"), Figures(curves)]
+    trees = forests(f"{name}-effects", "Source effects", one, effects)
+    trees += forests(f"{name}-systems", "System comparisons", one, systems)
+    if trees:
+        parts += [Heading(3, "Paired differences"), Figures(trees)]
+    if comparisons:
+        parts.append(
+            Fold(f"All {len(comparisons)} comparisons in numbers", [differences_table(name, one, comparisons)])
+        )
+    parts += _score_parts(name, panels, look)
+    if len(one.rows) > 1:
+        title = "Quality against cost"
+        parts += [Heading(3, title), Figures([quality_cost(f"{name}-cost", title, one.rows, intervals, look, hours)])]
+    return parts
+
+
+def results_table(name: str, one: TestSet, intervals: Mapping[int, Any]) -> Table:
+    """Every row with its figure, its interval, and what must be said beside it."""
+    task = one.task
+    found = [intervals[id(row)] for row in one.rows]
+    values = [v for i in found for v in (i.point, i.low, i.high) if v is not None and v == v]
+    left, right = (min(values), max(values)) if values else (0.0, 1.0)
+    rows = []
+    for row, figure in zip(one.rows, found):
+        bar = None
+        if figure.low is not None:
+            bar = (figure.point, figure.low, figure.high, left, right)
+        patients = "" if row.train_patients is None else f" ({row.train_patients} patients)"
+        looks = max((run.looks or 0 for run in row.runs), default=0)
+        flags = say.flags_of(row, figure)
+        rows.append(
+            [
+                Cell(row.label),
+                Cell(row.first.encoder or "none"),
+                Cell(row.first.mode),
+                Cell(f"{100 * row.fraction:g} %{patients}", row.fraction),
+                Cell(str(len(row.runs)), len(row.runs)),
+                Cell(say.number(figure.point), figure.point if figure.point == figure.point else None),
+                Cell(say.bracket(figure.low, figure.high), figure.low, bar),
+                Cell(_leaks(row)),
+                Cell(str(looks) if looks else "not counted", looks) if one.split == "test" else Cell("validation"),
+                Cell("; ".join(flags), flag=bool(flags)),
+            ]
+        )
+    metric = f"{task.main_metric} {'↑' if task.higher_is_better else '↓'}"
+    columns = ("source", "network", "mode", "labels", "seeds", metric, "95 % interval", "leak guard", "looks", "flags")
+    text = f"{say.title_of(one)}. {'Synthetic: ' + say.SYNTHETIC_TITLE + '.' if one.synthetic else ''}".strip()
+    return Table(f"{name}-results", text, columns, rows, frozenset({3, 4, 5, 6, 8}))
+
+
+def differences_table(name: str, one: TestSet, comparisons: Sequence[Comparison]) -> Table:
+    """Every comparison with its numbers, or with the reason why there are none."""
+    rows = []
+    for c in comparisons:
+        d, a, b = c.difference, c.pair.a, c.pair.b
+        untrained = [row.label for row in (a, b) if row.untrained and not row.first.cheap]
+        remarks = [c.pair.why_not] if c.pair.why_not else []
+        remarks += [f"did not train: {', '.join(untrained)}"] if untrained else []
+        remarks += [f"differs in {', '.join(c.pair.differs[:3])}" + (" …" if len(c.pair.differs) > 3 else "")] * bool(
+            c.pair.differs
+        )
+        remarks += list(d.notes) if d is not None else []
+        rows.append(
+            [
+                Cell(a.label),
+                Cell(b.label),
+                Cell(a.first.encoder or "none"),
+                Cell(f"{100 * a.fraction:g} %", a.fraction),
+                Cell(say.kind_words(c)),
+                Cell("" if d is None else say.signed(d.point), None if d is None else d.point),
+                Cell("" if d is None else say.bracket(d.low, d.high, True), None if d is None else d.low),
+                Cell("" if d is None or d.p is None else f"{d.p:.2g}", None if d is None else d.p),
+                Cell("" if c.p_holm is None else f"{c.p_holm:.2g}", c.p_holm),
+                Cell("" if d is None else str(d.seeds), None if d is None else d.seeds),
+                Cell("; ".join(remarks), flag=bool(untrained)),
+            ]
+        )
+    way = "above 0 favours the first" if one.task.higher_is_better else "below 0 favours the first"
+    columns = ("first", "second", "network", "labels", "kind", "difference", "95 % interval", "p", "p (Holm)", "seeds",
+               "remarks")  # fmt: skip
+    caption = f"Differences in {one.task.main_metric}, first minus second: {way}."
+    if one.synthetic:
+        caption += f" Synthetic: {say.SYNTHETIC_TITLE}."
+    return Table(f"{name}-differences", caption, columns, rows, frozenset({3, 5, 6, 7, 8, 9}))
+
+
+def _score_parts(name: str, panels: Sequence[Sequence[Row]], look: Mapping[str, Style]) -> list[Part]:
+    """ROC, precision, calibration and confusion of the rows with most labels, panel by panel."""
+    overlays: list[Chart] = []
+    matrices: list[Chart] = []
+    for place, rows in enumerate(panels):
+        most = max(row.fraction for row in rows)
+        shown = [row for row in rows if row.fraction == most]
+        words = f"{_panel_words(rows[0])}, {say.share(most)}"
+        for output in rows[0].first.task.outputs:
+            stem, what = f"{name}-{place + 1}-{output.name}", f"{output.name}: {words}"
+            if output.kind == "binary":
+                overlays.append(roc_overlay(f"{stem}-roc", f"ROC, {what}", shown, output, look))
+                overlays.append(precision_overlay(f"{stem}-pr", f"Precision and recall, {what}", shown, output, look))
+            overlays.append(calibration(f"{stem}-calibration", f"Calibration, {what}", shown, output, look))
+            matrices += [confusion(f"{stem}-confusion-{i + 1}", row, output) for i, row in enumerate(shown)]
+    overlays, matrices = ([chart for chart in charts if chart is not None] for charts in (overlays, matrices))
+    parts: list[Part] = []
+    if overlays:
+        parts += [Heading(3, "Scores: ranking and calibration, most labels"), Figures(overlays)]
+    if matrices:
+        parts.append(Fold(f"Confusion matrices ({len(matrices)})", [Figures(matrices)]))
+    return parts
+
+
+def _panels(one: TestSet) -> list[list[Row]]:
+    found: dict[tuple, list[Row]] = {}
+    for row in one.rows:
+        if not row.first.cheap:
+            found.setdefault(row.panel, []).append(row)
+    return list(found.values())
+
+
+def _panel_words(row: Row) -> str:
+    return ", ".join(word for word in row.panel if word)
+
+
+def _leaks(row: Row) -> str:
+    return "; ".join(dict.fromkeys(run.leaks for run in row.runs))

@@ -1,0 +1,155 @@
+"""Compare finished runs: ``python benchmarks/report.py runs/a runs/b … --out reports/x``.
+
+Reads run folders of ``finetune/run.py`` (or folders that hold them) and nothing else; every figure is computed again
+from the predictions. Writes one HTML page, the same as Markdown, and ``paper/`` with figures and tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from voco.errors import InputError
+
+PAGE, TEXT, PAPER, CACHE = "report.html", "report.md", "paper", "statistics.json"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line entry; returns 0, or 2 for bad input."""
+    parser = argparse.ArgumentParser(
+        prog="benchmarks/report.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="+", help="run folders, or folders that hold them")
+    parser.add_argument("--out", required=True, type=Path, help="folder of the report")
+    parser.add_argument(
+        "--plan", type=Path, help="JSON with the primary comparisons, as a grid stores it before it runs"
+    )
+    parser.add_argument("--reference", default="scratch", help="source that others are compared with")
+    parser.add_argument("--title", default="", help="heading of the page")
+    parser.add_argument("--resamples", type=int, default=10_000, help="draws behind every interval")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the draws")
+    parser.add_argument("--no-paper", action="store_true", help="leave out paper/")
+    args = parser.parse_args(argv)
+    try:
+        write_report(
+            args.runs, args.out, plan=args.plan, reference=args.reference, title=args.title, resamples=args.resamples,
+            seed=args.seed, paper=not args.no_paper, say=lambda text: print(text, file=sys.stderr, flush=True),
+        )  # fmt: skip
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def write_report(
+    runs: Sequence[str | Path],
+    out: str | Path,
+    *,
+    plan=None,
+    reference: str = "scratch",
+    title: str = "",
+    resamples: int = 10_000,
+    seed: int = 0,
+    paper: bool = True,
+    published: Sequence = (),
+    left_out: Sequence[tuple[Path, str]] = (),
+    warnings: Sequence[str] = (),
+    say: Callable[[str], None] = lambda text: None,
+) -> Path:
+    """Write a report on finished runs.
+
+    Args:
+        runs: run folders, or folders that hold them.
+        out: folder of the report; numbers that were computed before are kept in it.
+        plan: ``benchmarks.measure.Plan``, or the JSON file of one: what was named before the test set was opened.
+        reference: source that others are compared with.
+        title: heading of the page.
+        resamples, seed: of every bootstrap.
+        paper: also write ``paper/``.
+        published: parts (``benchmarks.document``) on published numbers.
+        left_out: (folder, reason) of cells that a grid knows to have failed.
+        warnings: sentences to stand at the top.
+        say: takes lines of progress.
+
+    Returns:
+        The HTML page.
+
+    Raises:
+        InputError: a path that does not exist, a plan that is none, or no finished run at all.
+    """
+    from benchmarks.content import Material, compose, methods_text
+    from benchmarks.measure import Plan, Statistics, measure
+    from benchmarks.page import html
+    from benchmarks.page_markdown import markdown
+    from benchmarks.rows import group_runs, pairs_of
+    from voco.engine.record import git_commit
+
+    out = Path(out)
+    plan = Plan.read(plan) if isinstance(plan, str | Path) else plan or Plan()
+    if resamples < 100:
+        raise InputError(f"--resamples must be at least 100 for 95 % intervals, found {resamples}")
+    found, lost = _read(runs, say)
+    sets, again = group_runs(found)
+    paired = [(one, pairs_of(one, reference)) for one in sets]
+    count = sum(len(one.rows) for one in sets)
+    say(f"{len(found)} runs in {count} rows, {sum(len(p) for _, p in paired)} comparisons")
+    statistics = Statistics(out / CACHE, resamples=resamples, seed=seed, say=say)
+    intervals, comparisons, notes = measure(paired, statistics, plan)
+    if statistics.computed:
+        statistics.save()
+    left = iter(comparisons)
+    by_set = [(one, [next(left) for _ in pairs]) for one, pairs in paired]
+    facts = {
+        "time": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "commit": git_commit() or "",
+        "resamples": resamples,
+    }
+    material = Material(
+        by_set, intervals, plan, [*lost, *again, *left_out], [*warnings, *notes], published, facts, title
+    )
+    document = compose(material)
+    pages = [_write(out / PAGE, html(document)), _write(out / TEXT, markdown(document, f"{PAPER}/figures"))]
+    if paper:
+        from benchmarks.paper import write_paper
+
+        write_paper(out / PAPER, document, sets, methods_text(material))
+        pages.append(out / PAPER)
+    say("wrote")
+    for path in pages:
+        say(f"  {path}")
+    return pages[0]
+
+
+def _read(paths: Sequence[str | Path], say: Callable[[str], None]):
+    """Runs, and (folder, reason) of what cannot be read."""
+    from benchmarks.runs import find_runs, read_run
+
+    folders, lost = find_runs(paths)
+    found = []
+    for folder in folders:
+        try:
+            found.append(read_run(folder))
+        except InputError as error:
+            lost.append((folder, str(error)))
+            say(f"left out: {error}")
+    if not found:
+        why = f" (first: {lost[0][1]})" if lost else ""
+        raise InputError(f"no finished run in {', '.join(map(str, paths))}{why}; nothing to report on")
+    return found, lost
+
+
+def _write(path: Path, text: str) -> Path:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part.write_text(text, encoding="utf-8", errors="backslashreplace")
+    os.replace(part, path)
+    return path
+
+
+if __name__ == "__main__":
+    sys.exit(main())

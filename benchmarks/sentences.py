@@ -1,0 +1,236 @@
+"""The words of the report: every statement is a template filled with numbers, so that none says more than they do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from benchmarks.measure import Comparison
+from benchmarks.rows import Pair, Row, TestSet
+from benchmarks.runs import Run
+
+if TYPE_CHECKING:
+    from benchmarks.compare import Interval
+
+CEILING = 0.95
+FEW_SEEDS = 5
+SYNTHETIC_TITLE = "pipeline check, says nothing about sources"
+_BOUNDED = ("auroc", "ap", "auc", "kappa", "accuracy", "f1", "recall", "precision", "sensitivity", "specificity")
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number for people; ``n/a`` where there is none."""
+    return "n/a" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+
+
+def signed(value: float | None) -> str:
+    """As ``number``, with its sign."""
+    return "n/a" if value is None or math.isnan(value) else f"{value:+.3f}"
+
+
+def bracket(low: float | None, high: float | None, sign: bool = False) -> str:
+    """``[low, high]``; words where there is no interval."""
+    if low is None or high is None:
+        return "(no interval)"
+    form = signed if sign else number
+    return f"[{form(low)}, {form(high)}]"
+
+
+def arrow(higher_is_better: bool) -> str:
+    """Which way is better, for the head of a column."""
+    return "↑ higher is better" if higher_is_better else "↓ lower is better"
+
+
+def share(fraction: float) -> str:
+    """A share of the labels in words."""
+    return "all labels" if fraction == 1 else f"{100 * fraction:g} % of the labels"
+
+
+def names_of(pair: Pair) -> tuple[str, str]:
+    """Both rows of a pair, with network, mode and share of labels where they differ in them."""
+    rows = (pair.a, pair.b)
+    parts = [[row.label] for row in rows]
+    for values in ([row.first.encoder or "no network" for row in rows], [row.first.mode for row in rows],
+                   [share(row.fraction) for row in rows]):  # fmt: skip
+        if values[0] != values[1]:
+            for part, value in zip(parts, values):
+                part.append(value)
+    first, second = (f"{part[0]} ({', '.join(part[1:])})" if part[1:] else part[0] for part in parts)
+    return first, second
+
+
+def _common(pair: Pair) -> str:
+    """What both rows share of network, mode and labels."""
+    rows = (pair.a, pair.b)
+    pairs = ([row.first.encoder for row in rows], [row.first.mode for row in rows], [share(r.fraction) for r in rows])
+    return ", ".join(values[0] for values in pairs if values[0] == values[1] and values[0])
+
+
+def title_of(one: TestSet) -> str:
+    """Heading of a test set."""
+    metric = f"{one.task.main_metric} {arrow(one.task.higher_is_better)}"
+    return f"{one.task.name} v{one.task.version}, {one.split}: {metric}"
+
+
+def facts_of(one: TestSet) -> str:
+    """Who is in a test set, and how often it was looked at."""
+    counts, task = one.counts, one.task
+    classes = "; ".join(
+        f"{name}: " + ", ".join(f"{n} {word}" for word, n in found.items()) for name, found in counts["classes"].items()
+    )
+    folds = f" in {one.folds} folds, figures averaged over folds" if one.folds > 1 else ""
+    parts = [f"{counts['units']} {task.unit}s of {counts['patients']} patients{folds}", classes]
+    parts.append(f"split rule: {one.run.results.get('rule') or 'not said'}")
+    if one.split == "test":
+        parts.append(f"looks at this test set so far: {'not counted' if one.looks is None else one.looks}")
+    else:
+        parts.append("validation patients: settings may have been chosen on them, so these are no test figures")
+    if task.evaluation:
+        parts.append(task.evaluation)
+    return ". ".join(part for part in parts if part) + "."
+
+
+def finding(c: Comparison, test_set: TestSet) -> str:
+    """The one sentence that a comparison allows.
+
+    Nothing is said of sources where patients are synthetic, and no gain is stated where a run did not train.
+    """
+    pair, task = c.pair, test_set.task
+    a, b = names_of(pair)
+    names = f"{a} and {b} ({_common(pair)})"
+    if pair.why_not:
+        return f"{names}: not comparable: {pair.why_not}."
+    if test_set.synthetic:
+        return f"{names}: {SYNTHETIC_TITLE}."
+    if untrained := [row for row in (pair.a, pair.b) if row.untrained and not row.first.cheap]:
+        said = " and ".join(
+            f"{row.label} did not train in {row.untrained} of {len(row.runs)} runs" for row in untrained
+        )
+        return f"{names}: no gain is stated: {said}."
+    d = c.difference
+    head = f"{task.main_metric}, {_common(pair)}"
+    basis = _basis(c)
+    if d is None or d.low is None:
+        return f"{head}: {a} and {b}: no interval ({'; '.join(d.notes) if d else 'no numbers'})."
+    if c.shown:
+        # the one that the metric favours comes first
+        favours_a = (d.point > 0) == task.higher_is_better
+        first, other = (a, b) if favours_a else (b, a)
+        low, high = sorted((abs(d.low), abs(d.high)))
+        word, remark = ("higher", "") if task.higher_is_better else ("lower", " (lower is better)")
+        holm = f", p {_p(c.p_holm)} after Holm" if c.primary else ""
+        return (
+            f"{head}: {first} was {word} than {other} by {number(abs(d.point))} {bracket(low, high)}"
+            f"{remark} {basis}{holm}."
+        )
+    most = max(abs(d.low), abs(d.high))
+    most = math.ceil(most * 1000) / 1000
+    after = " after Holm's correction" if c.primary and not d.low <= 0 <= d.high else ""
+    text = (
+        f"{head}: no difference shown between {a} and {b}{after} ({signed(d.point)} "
+        f"{bracket(d.low, d.high, True)}); differences above {number(most)} are excluded, {basis}."
+    )
+    if c.margin is not None:
+        inside = -c.margin < d.low and d.high < c.margin
+        text += f" The margin named beforehand, {c.margin:g}, is {'met' if inside else 'not met'}."
+    return text
+
+
+def _basis(c: Comparison) -> str:
+    """``on n test patients, s seeds, one pretraining run each``."""
+    d, pair = c.difference, c.pair
+    if d is None:
+        return ""
+    part = "test" if pair.a.first.split == "test" else "validation"
+    seeds = f"{d.seeds} seed{'s' if d.seeds != 1 else ''}"
+    return ", ".join(filter(None, (f"on {d.patients} {part} patients", seeds, pretraining_words(pair.a, pair.b))))
+
+
+def pretraining_words(a: Row, b: Row) -> str:
+    """How many pretraining runs stand behind two rows."""
+    counts = [row.pretrainings for row in (a, b)]
+    if counts == [1, 1]:
+        return "one pretraining run each"
+    if counts == [0, 0]:
+        return ""
+    if 0 in counts:
+        count, row = max(zip(counts, (a, b)), key=lambda pair: pair[0])
+        return f"{'one pretraining run' if count == 1 else f'{count} pretraining runs'} of {row.source}"
+    return f"{counts[0]} and {counts[1]} pretraining runs"
+
+
+def kind_words(c: Comparison) -> str:
+    """``source effect`` or ``system comparison``, and whether it was named beforehand."""
+    if c.pair.why_not:
+        return "not comparable"
+    head = "source effect" if c.pair.kind == "source" else "system comparison"
+    return f"{head}, {'primary' if c.primary else 'exploratory'}"
+
+
+def flags_of(row: Row, found: Interval) -> list[str]:
+    """What must be said beside the figure of a row."""
+    flags = []
+    metric = row.first.task.main_metric.lower()
+    bounded = any(word in metric.split("_") for word in _BOUNDED)
+    if row.first.task.higher_is_better and bounded and found.point > CEILING:
+        flags.append(f"ceiling (above {CEILING:g}: no room left to tell sources apart)")
+    if any(run.synthetic for run in row.runs):
+        flags.append("synthetic")
+    if row.untrained:
+        flags.append(f"did not train ({row.untrained} of {len(row.runs)})")
+    elif row.not_judged and not row.first.cheap:
+        flags.append("training not judged")
+    # a line without an encoder has no seeds to vary
+    if len(row.runs) < FEW_SEEDS and not row.first.cheap:
+        flags.append(f"{len(row.runs)} seed{'s' if len(row.runs) != 1 else ''} (fewer than {FEW_SEEDS})")
+    if row.first.split != "test":
+        flags.append("validation, not test")
+    if any(run.stored_value_differs() for run in row.runs):
+        flags.append("results.json differs from the predictions; the figure is of the predictions")
+    own = {mark for run in row.runs for mark in run.marks}
+    flags += sorted(mark for mark in own if not mark.startswith(("synthetic", "pretraining of the encoder")))
+    # seeds are said above, in words of the row
+    flags += [note for note in found.notes if "seed" not in note]
+    return flags + search_flags(row.runs)
+
+
+def search_flags(runs: Sequence[Run]) -> list[str]:
+    """A searched setting that lies on the edge of what was tried."""
+    flags = []
+    for run in runs:
+        search = run.cell.get("search") or {}
+        tried = sorted(map(float, search.get("tried", {})))
+        if tried and float(search["chosen"]) in (tried[0], tried[-1]):
+            text = f"{search.get('setting', 'setting')} {float(search['chosen']):g} lies on the edge of the search"
+            flags += [text] if text not in flags else []
+    return flags
+
+
+def search_words(run: Run) -> str:
+    """Budget of the search and what it chose; empty where there was none."""
+    search = run.cell.get("search") or {}
+    if not search.get("tried"):
+        return ""
+    tried = ", ".join(
+        f"{float(k):g}: {number(v)}" for k, v in sorted(search["tried"].items(), key=lambda i: float(i[0]))
+    )
+    return (
+        f"{search.get('setting', 'setting')} {float(search['chosen']):g}, of {len(search['tried'])} trials on "
+        f"validation ({tried})"
+    )
+
+
+def cost_words(hours: float | None, words: str = "") -> str:
+    """Hours for people, in the unit that suits them; ``words`` where they are not known."""
+    if words or hours is None:
+        return words or "unknown"
+    if hours >= 1:
+        return f"{hours:.1f} h"
+    return f"{60 * hours:.1f} min" if hours >= 1 / 60 else f"{3600 * hours:.1f} s"
+
+
+def _p(value: float | None) -> str:
+    if value is None:
+        return "n/a"
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
