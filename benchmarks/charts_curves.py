@@ -123,7 +123,7 @@ def _overlay(name, title, curves, look, axes, note, *, diagonal=False, level=Non
 def _square(name: str, title: str, names: Sequence[str], look: Mapping[str, Style], axes: tuple[str, str]) -> Chart:
     """A chart with both axes from 0 to 1; the legend stands above."""
     chart = Chart(name, title, 0)
-    top = legend(chart, list(dict.fromkeys(names)), look, 12, 18) + 12
+    top = legend(chart, list(dict.fromkeys(names)), look, 12, 18) + 18
     chart.height = int(top + _SIDE + 44)
     x, y = _scales(chart)
     for value in (0, 0.25, 0.5, 0.75, 1):

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from benchmarks.charts import Chart, Scale, Style, legend, log_ticks, ticks
 from benchmarks.measure import Comparison
 from benchmarks.rows import Row, TestSet
-from benchmarks.sentences import CEILING, arrow, bracket, cost_words, names_of, number, share, signed
+from benchmarks.sentences import CEILING, arrow, bracket, cost_words, metric_words, names_of, number, share, signed
 
 _LEFT, _RIGHT = 48, 16
 _DRAWN = 24  # comparisons in one forest plot; more become further plots
@@ -31,7 +31,7 @@ def label_curves(
     chart = Chart(name, title, 0, note="Vertical lines: 95 % intervals. Hollow: carries a flag, see the table.")
     chart.columns = ("source", "label_share", "training_patients", "seeds", task.main_metric, "low", "high")
     top = legend(chart, names, look, 12, 18)
-    top += 10
+    top += 16
     bottom = top + 220
     chart.height = bottom + 44
     low, high = _range([intervals[id(row)] for row in (*rows, *lines)])
@@ -40,7 +40,7 @@ def label_curves(
     log = len(spread) > 1
     edge = 1.25 if log else 1.0
     x = Scale(spread[0] / edge, spread[-1] * edge, _LEFT, chart.width - _RIGHT, log)
-    _y_axis(chart, y, low, high, f"{task.main_metric} {arrow(task.higher_is_better)}", top)
+    _y_axis(chart, y, low, high, f"{metric_words(task.main_metric)} {arrow(task.higher_is_better)}", top)
     _ceiling(chart, y, low, high, task)
     for value in spread if len(spread) <= 6 else log_ticks(spread[0], spread[-1]):
         chart.text(x(value), bottom + 16, f"{value:g}", color="muted", size=11, anchor="middle")
@@ -102,13 +102,20 @@ def _forest(name: str, title: str, test_set: TestSet, shown: Sequence[Comparison
     chart.text(x(0) - 8, 18, f"← {words[0]}", color="muted", size=11, anchor="end")
     chart.text(x(0) + 8, 18, f"{words[1]} →", color="muted", size=11)
     chart.text(
-        chart.width / 2, bottom + 32, f"difference in {task.main_metric}", color="muted", size=11, anchor="middle"
+        chart.width / 2,
+        bottom + 32,
+        f"difference in {metric_words(task.main_metric)}",
+        color="muted",
+        size=11,
+        anchor="middle",
     )
     for place, c in enumerate(shown):
         d, at = c.difference, top + row_height * place + 26
         a, b = names_of(c.pair)
         star = "★ " if c.primary else ""
         label = f"{star}{a} minus {b}, {share(c.pair.a.fraction)}"
+        # the lines of the axis stop at words
+        chart.rect(8, at - 24, chart.width - 16, 16, "paper")
         chart.text(12, at - 12, label, size=11.5, room=chart.width - 24)
         chart.line([(x(d.low), at), (x(d.high), at)], "c0", 2)
         tip = f"{label}: {signed(d.point)} {bracket(d.low, d.high, True)}"
@@ -131,7 +138,7 @@ def quality_cost(
     chart = Chart(name, title, 0, note="Hours of all pretraining and of one training run, as measured on its device.")
     chart.columns = ("source", "encoder", "label_share", "hours", task.main_metric, "low", "high")
     names = list(dict.fromkeys(row.source for row in rows))
-    top = legend(chart, names, look, 12, 18, lines=False) + 10
+    top = legend(chart, names, look, 12, 18, lines=False) + 16
     bottom = top + 200
     chart.height = bottom + 44
     low, high = _range([intervals[id(row)] for row in rows])
@@ -139,7 +146,7 @@ def quality_cost(
     known = [hours[id(row)] for row in rows if hours[id(row)]]
     apart = any(not hours[id(row)] for row in rows)
     right = chart.width - _RIGHT - (84 if apart else 0)
-    _y_axis(chart, y, low, high, f"{task.main_metric} {arrow(task.higher_is_better)}", top)
+    _y_axis(chart, y, low, high, f"{metric_words(task.main_metric)} {arrow(task.higher_is_better)}", top)
     if known:
         x = Scale(min(known) / 1.6, max(known) * 1.6, _LEFT, right, log=True)
         wide = max(known) / min(known)

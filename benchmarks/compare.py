@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from benchmarks.delong import DeLong, delong, delong_of
+from benchmarks.pairing import by_unit, why_not_paired
 from benchmarks.power import detectable, detectable_kappa, holm
 from benchmarks.weighted import mean_finite, metric_range, weighted_main_metric
 from voco.errors import InputError
@@ -152,37 +153,6 @@ def difference(
     return Difference(**facts, p=None if facts["low"] is None else found.p)
 
 
-def why_not_paired(a: pd.DataFrame, b: pd.DataFrame, task: Task) -> str:
-    """Why two tables of units cannot be compared patient by patient; empty where they can."""
-    x, y = (_sorted(table) for table in (a, b))
-    keys = [set(zip(t["fold"], t["unit"])) for t in (x, y)]
-    if keys[0] != keys[1]:
-        only = [len(keys[0] - keys[1]), len(keys[1] - keys[0])]
-        return (
-            f"other test units: {len(keys[0] & keys[1])} in both, {only[0]} only in the first, "
-            f"{only[1]} only in the second"
-        )
-    if len(x) != len(y):
-        return "a unit stands twice in one of the tables"
-    if (x["patient"].to_numpy() != y["patient"].to_numpy()).any():
-        return "units belong to other patients"
-    for name in task.label_columns:
-        one, other = x[name].to_numpy(float), y[name].to_numpy(float)
-        unequal = (one != other) & ~(np.isnan(one) & np.isnan(other))
-        if unequal.any():
-            return f"{name} differs for {int(unequal.sum())} of {len(x)} units"
-    return ""
-
-
-def _sorted(units: pd.DataFrame) -> pd.DataFrame:
-    """Rows by fold and unit; a table of one fold may do without the column."""
-    if "fold" not in units:
-        units = units.assign(fold=0)
-    if missing := [name for name in ("unit", "patient") if name not in units]:
-        raise InputError(f"a table of units lacks the columns {', '.join(missing)}; give what task.to_units returns")
-    return units.assign(patient=units["patient"].astype(str)).sort_values(["fold", "unit"], ignore_index=True)
-
-
 class _Sample:
     """The test set that all tables share, and the patients drawn from it."""
 
@@ -195,7 +165,7 @@ class _Sample:
         for number, table in enumerate(table for tables in groups for table in tables):
             if reason := why_not_paired(first, table, task):
                 raise InputError(f"table {number + 1} cannot be paired with table 1: {reason}")
-        base = _sorted(first)
+        base = by_unit(first)
         self.task, self.resamples = task, resamples
         names, self.member = np.unique(base["patient"].to_numpy(str), return_inverse=True)
         self.patients, self.units = len(names), int(base["unit"].nunique())
@@ -214,7 +184,7 @@ class _Sample:
     def each_fold(self, tables: Sequence[pd.DataFrame]) -> tuple[np.ndarray, np.ndarray]:
         """(S, F, 1) numbers and (S, F, R) draws of tables."""
         values, draws = [], []
-        for table in map(_sorted, tables):
+        for table in map(by_unit, tables):
             each = [self._fold(table.iloc[rows], self.member[rows]) for rows in self.rows]
             values.append([value for value, _ in each])
             draws.append([draw for _, draw in each])

@@ -63,7 +63,8 @@ class Material:
     @property
     def look(self) -> dict[str, Style]:
         """The style of each source, the same in all charts."""
-        names = sorted({row.source for row in self.rows}, key=lambda name: (name != SCRATCH, name))
+        cheap = {row.source for row in self.rows if row.first.cheap}
+        names = sorted({row.source for row in self.rows}, key=lambda name: (name in cheap, name != SCRATCH, name))
         return styles(list(dict.fromkeys([*names, *(row.label for row in self.rows)])))
 
 
@@ -110,12 +111,12 @@ def _findings(material: Material) -> list[Part]:
         if one.synthetic:
             parts.append(
                 Paragraph(
-                    f"{say.SYNTHETIC_TITLE[0].upper()}{say.SYNTHETIC_TITLE[1:]}. {len(comparisons)} comparisons were "
-                    "computed; their numbers are in the tables below, and no sentence is made of them."
+                    f"{say.SYNTHETIC_TITLE[0].upper()}{say.SYNTHETIC_TITLE[1:]}. Comparisons: {len(comparisons)}; "
+                    "their numbers are in the tables below, and no sentence is made of them."
                 )
             )
             continue
-        ordered = sorted(comparisons, key=lambda c: (not c.primary, c.pair.kind != "source", not c.shown))
+        ordered = sorted(comparisons, key=lambda c: (not c.primary, -c.pair.a.fraction, not c.shown))
         effects = [c for c in ordered if c.pair.kind == "source" and not c.pair.why_not]
         systems = [c for c in ordered if c.pair.kind != "source" or c.pair.why_not]
         if effects:

@@ -39,20 +39,18 @@ def set_parts(
             curves.append(label_curves(f"{name}-labels-{place + 1}", title, rows, lines, intervals, look))
     effects = [c for c in comparisons if c.pair.kind == "source"]
     systems = [c for c in comparisons if c.pair.kind != "source" and not c.pair.why_not]
-    if curves:
-        parts += [Heading(3, "Quality over labels"), Figures(curves)]
     trees = forests(f"{name}-effects", "Source effects", one, effects)
     trees += forests(f"{name}-systems", "System comparisons", one, systems)
-    if trees:
-        parts += [Heading(3, "Paired differences"), Figures(trees)]
+    costs = []
+    if len(one.rows) > 1:
+        costs.append(quality_cost(f"{name}-cost", "Quality against cost", one.rows, intervals, look, hours))
+    if charts := [*trees, *curves, *costs]:
+        parts += [Heading(3, "Differences, labels, cost"), Figures(charts)]
     if comparisons:
         parts.append(
             Fold(f"All {len(comparisons)} comparisons in numbers", [differences_table(name, one, comparisons)])
         )
     parts += _score_parts(name, panels, look)
-    if len(one.rows) > 1:
-        title = "Quality against cost"
-        parts += [Heading(3, title), Figures([quality_cost(f"{name}-cost", title, one.rows, intervals, look, hours)])]
     return parts
 
 
@@ -73,21 +71,21 @@ def results_table(name: str, one: TestSet, intervals: Mapping[int, Any]) -> Tabl
         rows.append(
             [
                 Cell(row.label),
-                Cell(row.first.encoder or "none"),
-                Cell(row.first.mode),
                 Cell(f"{100 * row.fraction:g} %{patients}", row.fraction),
-                Cell(str(len(row.runs)), len(row.runs)),
                 Cell(say.number(figure.point), figure.point if figure.point == figure.point else None),
                 Cell(say.bracket(figure.low, figure.high), figure.low, bar),
+                Cell("; ".join(flags), flag=bool(flags)),
+                Cell(str(len(row.runs)), len(row.runs)),
+                Cell(row.first.encoder or "none"),
+                Cell(row.first.mode),
                 Cell(_leaks(row)),
                 Cell(str(looks) if looks else "not counted", looks) if one.split == "test" else Cell("validation"),
-                Cell("; ".join(flags), flag=bool(flags)),
             ]
         )
-    metric = f"{task.main_metric} {'↑' if task.higher_is_better else '↓'}"
-    columns = ("source", "network", "mode", "labels", "seeds", metric, "95 % interval", "leak guard", "looks", "flags")
+    metric = f"{say.metric_words(task.main_metric)} {'↑' if task.higher_is_better else '↓'}"
+    columns = ("source", "labels", metric, "95 % interval", "flags", "seeds", "network", "mode", "leak guard", "looks")
     text = f"{say.title_of(one)}. {'Synthetic: ' + say.SYNTHETIC_TITLE + '.' if one.synthetic else ''}".strip()
-    return Table(f"{name}-results", text, columns, rows, frozenset({3, 4, 5, 6, 8}))
+    return Table(f"{name}-results", text, columns, rows, frozenset({1, 2, 3, 5, 9}))
 
 
 def differences_table(name: str, one: TestSet, comparisons: Sequence[Comparison]) -> Table:
@@ -120,7 +118,7 @@ def differences_table(name: str, one: TestSet, comparisons: Sequence[Comparison]
     way = "above 0 favours the first" if one.task.higher_is_better else "below 0 favours the first"
     columns = ("first", "second", "network", "labels", "kind", "difference", "95 % interval", "p", "p (Holm)", "seeds",
                "remarks")  # fmt: skip
-    caption = f"Differences in {one.task.main_metric}, first minus second: {way}."
+    caption = f"Differences in {say.metric_words(one.task.main_metric)}, first minus second: {way}."
     if one.synthetic:
         caption += f" Synthetic: {say.SYNTHETIC_TITLE}."
     return Table(f"{name}-differences", caption, columns, rows, frozenset({3, 5, 6, 7, 8, 9}))

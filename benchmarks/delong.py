@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from benchmarks.pairing import why_not_paired
 from voco.errors import InputError
 from voco.stats import LEVEL
 from voco.tasks.base import Task
@@ -117,8 +118,6 @@ def delong_of(task: Task, a: pd.DataFrame, b: pd.DataFrame) -> DeLong:
     Raises:
         InputError: the test does not apply: another metric, several folds, other units, or as ``delong``.
     """
-    from benchmarks.compare import why_not_paired
-
     if task.main_metric != "auroc" or len(task.outputs) != 1 or task.outputs[0].kind != "binary":
         raise InputError(
             f"DeLong's test compares AUROCs of one yes-or-no output; {task.name} has {task.main_metric} of "

@@ -77,8 +77,8 @@ def detectable(
     """
     if not 0 <= positives <= units or seeds < 1 or seed_sd < 0:
         raise InputError(
-            f"expected 0 <= positives <= units, at least one seed and no negative spread; found {positives} of {units}, "
-            f"{seeds} seeds, seed_sd {seed_sd}"
+            "expected 0 <= positives <= units, at least one seed and no negative spread; found "
+            f"{positives} of {units}, {seeds} seeds, seed_sd {seed_sd}"
         )
     if not 0.5 <= auroc < 1:
         raise InputError(f"auroc must be from 0.5 to below 1, found {auroc}")

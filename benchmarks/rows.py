@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from benchmarks.provenance import SCRATCH
+from benchmarks.provenance import ARROW, SCRATCH
 from benchmarks.runs import Run, setting_differences, why_not_comparable
 
 _NAMED = 3  # settings in a label at most
@@ -263,7 +263,7 @@ def _key(values: dict[str, Any]) -> str:
 
 def _order(row: Row) -> tuple:
     first = row.first
-    return (not first.cheap, first.encoder, first.mode, first.view, row.source != SCRATCH, row.source, row.fraction)
+    return (first.cheap, first.encoder, first.mode, first.view, row.source != SCRATCH, row.source, row.fraction)
 
 
 def _label(rows: Sequence[Row]) -> None:
@@ -279,15 +279,26 @@ def _label(rows: Sequence[Row]) -> None:
             names |= {k: None for k in keys if len({str(table.get(k)) for table in tables}) > 1}
         # what settings resolve to says the same once more
         short = [k for k in names if not k.endswith("(resolved)")] or list(names)
+        usual = _usual(same, rows) if short else set()
         for row in same:
             table = _telling(row.first)
-            words = [f"{_last(k)} {table.get(k)}" for k in short[:_NAMED]]
-            row.label = f"{row.source} ({', '.join(words)})" if words else row.source
+            words = [f"{_last(k)} {table.get(k)}" for k in short[:_NAMED]] if row.block not in usual else []
+            name = row.source.replace(ARROW, " → ")
+            row.label = f"{name} ({', '.join(words)})" if words else name
     for same in groups.values():  # rows that only a grid tells apart
         for place, row in enumerate(same):
             twins = [other for other in same if (other.label, other.fraction) == (row.label, row.fraction)]
             if len(twins) > 1:
                 row.label = f"{row.label} ({row.first.cell.get('row') or f'number {place + 1}'})"
+
+
+def _usual(same: Sequence[Row], rows: Sequence[Row]) -> set[str]:
+    """Blocks whose rows need no words beside their source: the one with most sources, where one stands out."""
+    sizes = {row.block: sum(other.block == row.block for other in rows) for row in same}
+    most = max(sizes.values())
+    found = {block for block, size in sizes.items() if size == most and most > 1}
+    shares = [row.fraction for row in same if row.block in found]
+    return found if len(set(shares)) == len(shares) else set()
 
 
 def _telling(run: Run) -> dict[str, Any]:

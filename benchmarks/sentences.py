@@ -37,6 +37,11 @@ def bracket(low: float | None, high: float | None, sign: bool = False) -> str:
     return f"[{form(low)}, {form(high)}]"
 
 
+def metric_words(name: str) -> str:
+    """A metric as papers write it."""
+    return {"auroc": "AUROC", "ap": "AP", "mae": "MAE"}.get(name, name.replace("_", " "))
+
+
 def arrow(higher_is_better: bool) -> str:
     """Which way is better, for the head of a column."""
     return "↑ higher is better" if higher_is_better else "↓ lower is better"
@@ -69,8 +74,9 @@ def _common(pair: Pair) -> str:
 
 def title_of(one: TestSet) -> str:
     """Heading of a test set."""
-    metric = f"{one.task.main_metric} {arrow(one.task.higher_is_better)}"
-    return f"{one.task.name} v{one.task.version}, {one.split}: {metric}"
+    who = f"{one.counts['patients']} {'synthetic ' if one.synthetic else ''}patients"
+    metric = f"{metric_words(one.task.main_metric)} {arrow(one.task.higher_is_better)}"
+    return f"{one.task.name} v{one.task.version}, {one.split}, {who}: {metric}"
 
 
 def facts_of(one: TestSet) -> str:
@@ -109,7 +115,7 @@ def finding(c: Comparison, test_set: TestSet) -> str:
         )
         return f"{names}: no gain is stated: {said}."
     d = c.difference
-    head = f"{task.main_metric}, {_common(pair)}"
+    head = f"{metric_words(task.main_metric)}, {_common(pair)}"
     basis = _basis(c)
     if d is None or d.low is None:
         return f"{head}: {a} and {b}: no interval ({'; '.join(d.notes) if d else 'no numbers'})."
@@ -156,7 +162,7 @@ def pretraining_words(a: Row, b: Row) -> str:
         return ""
     if 0 in counts:
         count, row = max(zip(counts, (a, b)), key=lambda pair: pair[0])
-        return f"{'one pretraining run' if count == 1 else f'{count} pretraining runs'} of {row.source}"
+        return f"{'one pretraining run' if count == 1 else f'{count} pretraining runs'} of {row.label}"
     return f"{counts[0]} and {counts[1]} pretraining runs"
 
 
@@ -177,7 +183,9 @@ def flags_of(row: Row, found: Interval) -> list[str]:
         flags.append(f"ceiling (above {CEILING:g}: no room left to tell sources apart)")
     if any(run.synthetic for run in row.runs):
         flags.append("synthetic")
-    if row.untrained:
+    if row.first.cheap:
+        flags.append("needs no encoder")
+    elif row.untrained:
         flags.append(f"did not train ({row.untrained} of {len(row.runs)})")
     elif row.not_judged and not row.first.cheap:
         flags.append("training not judged")

@@ -279,7 +279,9 @@ def make_split(config: dict, task, manifest, say: Callable[[str], None]):
     )  # fmt: skip
     for note in splits.notes:
         say(f"note: {note}")
-    word = "patients" if manifest.patient_level else "studies (the set has no patient identity)"
+    alone = len({case.case.patient for case in manifest.cases}) == len(manifest.cases)
+    word = "studies (the set has no patient identity)" if alone else "groups of studies that stay together"
+    word = "patients" if manifest.patient_level else word
     for fold in splits.folds:
         counts = splits.counts(fold.number)
         say(f"fold {fold.number}: " + ", ".join(f"{n} {name}" for name, n in counts.items()) + f" {word}")
