@@ -80,13 +80,17 @@ def confusion(name: str, row: Row, output: Output) -> Chart | None:
     matrix = np.mean(tables, 0)
     names = output.classes if output.kind == "multiclass" else ("negative", "positive")
     cell = 76 if len(names) == 2 else max(40, 250 // len(names))
-    left, top = 104, 62
+    left, top = 104, 46
     how = "threshold from validation" if output.kind == "binary" else "class with the highest score"
-    chart = Chart(name, f"{row.label}: {output.name}", top + cell * len(names) + 14, left + cell * len(names) + 14)
+    chart = Chart(
+        name,
+        f"{output.name}: {row.label}, {row.first.encoder}, {row.first.mode}",
+        top + cell * len(names) + 14,
+        left + cell * len(names) + 14,
+    )
     chart.note = f"Rows: true class; columns: given class ({how}). Counts, mean over {len(tables)} seeds."
     chart.columns = ("true", "given", "count", "share_of_true")
-    chart.text(8, 16, chart.title, bold=True, size=11.5, room=chart.width - 16)
-    chart.text(left, 36, "given →", color="muted", size=10.5)
+    chart.text(left, 16, "given →", color="muted", size=10.5)
     chart.text(left - 8, top - 8, "true ↓", color="muted", size=10.5, anchor="end")
     share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1e-12)
     for i, true in enumerate(names):

@@ -137,7 +137,7 @@ def quality_cost(
     task = rows[0].first.task
     chart = Chart(name, title, 0, note="Hours of all pretraining and of one training run, as measured on its device.")
     chart.columns = ("source", "encoder", "label_share", "hours", task.main_metric, "low", "high")
-    names = list(dict.fromkeys(row.source for row in rows))
+    names = list(dict.fromkeys(row.label for row in rows))
     top = legend(chart, names, look, 12, 18, lines=False) + 16
     bottom = top + 200
     chart.height = bottom + 44
@@ -167,9 +167,9 @@ def quality_cost(
             continue
         at = x(spent) if spent else right + 14 + 64 * (unknown.index(row) + 0.5) / len(unknown)
         if found.low is not None:
-            chart.line([(at, y(found.low)), (at, y(found.high))], look[row.source].color, 1, opacity=0.6)
+            chart.line([(at, y(found.low)), (at, y(found.high))], look[row.label].color, 1, opacity=0.6)
         tip = f"{row.label}, {row.first.encoder}, {share(row.fraction)}: {number(found.point)}, {cost_words(spent)}"
-        chart.marker(at, y(found.point), look[row.source], hollow=bool(row.untrained), tip=tip)
+        chart.marker(at, y(found.point), look[row.label], hollow=bool(row.untrained), tip=tip)
     return chart
 
 

@@ -62,10 +62,9 @@ class Material:
 
     @property
     def look(self) -> dict[str, Style]:
-        """The style of each source, the same in all charts."""
-        cheap = {row.source for row in self.rows if row.first.cheap}
-        names = sorted({row.source for row in self.rows}, key=lambda name: (name in cheap, name != SCRATCH, name))
-        return styles(list(dict.fromkeys([*names, *(row.label for row in self.rows)])))
+        """The style of each label, the same in all charts."""
+        ranks = {row.label: (row.first.cheap, row.label != SCRATCH, row.label) for row in self.rows}
+        return styles(sorted(ranks, key=ranks.__getitem__))
 
 
 def compose(material: Material) -> Document:

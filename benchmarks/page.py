@@ -11,6 +11,7 @@ from benchmarks.page_style import CSS, SCRIPT
 
 # Forbids every request, so that a browser itself proves that the page needs none.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+_SHORT, _LONG = 26, 60  # letters of a cell that stays on one line, and of one that needs room
 _SMALL = 340  # charts narrower than this stand closer together
 
 
@@ -87,7 +88,13 @@ def _head(name: str, numeric: bool) -> str:
 
 def _cell(cell: Cell, numeric: bool) -> str:
     value = f' data-v="{cell.value:.10g}"' if cell.value is not None else ""
-    words = " ".join(word for word, is_so in (("num", numeric), ("flag", cell.flag)) if is_so)
+    marks = (
+        ("num", numeric),
+        ("flag", cell.flag),
+        ("short", len(cell.text) <= _SHORT),
+        ("long", len(cell.text) > _LONG),
+    )
+    words = " ".join(word for word, is_so in marks if is_so)
     return f"<td{_class(words)}{value}>{escape(cell.text)}{_bar(cell.bar) if cell.bar else ''}</td>"
 
 
@@ -103,8 +110,11 @@ def _bar(bar: tuple[float, float, float, float, float]) -> str:
 
 
 def _figures(charts: Sequence[Chart]) -> str:
-    small = " small" if all(chart.width < _SMALL for chart in charts) else ""
-    return f'<div class="charts{small}">' + "\n".join(map(_figure, charts)) + "</div>"
+    heights = [chart.height for chart in charts]
+    kind = " small" if all(chart.width < _SMALL for chart in charts) else ""
+    # charts of unlike heights would leave holes in a grid
+    kind = kind or (" pack" if max(heights) > 1.4 * min(heights) else "")
+    return f'<div class="charts{kind}">' + "\n".join(map(_figure, charts)) + "</div>"
 
 
 def _figure(chart: Chart) -> str:

@@ -50,11 +50,13 @@ th[aria-sort=descending] button::after{content:"\\2193"}
 td{min-width:4ch;max-width:44ch;overflow-wrap:break-word}
 td.num,th.num{text-align:right;white-space:nowrap}
 td.flag{color:var(--warn)}
-td.flag,td:last-child{min-width:24ch}
+td.long{min-width:26ch}td.short{white-space:nowrap}
 td:first-child,th:first-child{position:sticky;left:0;z-index:1}
 td:first-child{font-weight:600;min-width:12ch;max-width:30ch;background:var(--paper)}
 .bar{display:block;margin:2px 0 0 auto}
 .charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,380px),1fr));gap:18px;align-items:start}
+.charts.pack{display:block;columns:380px;column-gap:18px}
+.charts.pack figure{break-inside:avoid;margin-bottom:18px}
 .charts.small{grid-template-columns:repeat(auto-fill,minmax(min(100%,270px),1fr))}
 figure{margin:0;padding:12px;border:1px solid var(--faint);border-radius:6px;min-width:0}
 figcaption{font-size:.85rem;color:var(--muted);margin-bottom:6px}
@@ -66,11 +68,13 @@ h1{font-size:1.4rem}figure{padding:8px 4px}}
 @media print{:root{color-scheme:light;"""
     + _variables(LIGHT)
     + """--warn:#8a3b00;--warn-back:#fff}
-body{font-size:10pt}nav{display:none}.scroll{overflow:visible;border:0}td:first-child,th:first-child{position:static}td.flag,td:last-child{min-width:0}table{font-size:6.6pt}
+body{font-size:10pt}nav{display:none}.scroll{overflow:visible;border:0}td:first-child,th:first-child{position:static}table{font-size:6.6pt}
 th,td{padding:2px 3px;white-space:normal!important;overflow-wrap:anywhere;min-width:0}
 th button{padding:2px 0;white-space:normal}th button::after{content:""!important}
 figure,tr,ul.findings li{break-inside:avoid}h2,h3{break-after:avoid}details{border:0;padding:0}
-.charts{grid-template-columns:1fr 1fr}.charts.small{grid-template-columns:1fr 1fr 1fr}a{color:inherit}}
+.charts{grid-template-columns:1fr 1fr}.charts.pack{display:block;columns:380px;column-gap:18px}
+.charts.pack figure{break-inside:avoid;margin-bottom:18px}
+.charts.small{grid-template-columns:1fr 1fr 1fr}a{color:inherit}}
 """
 )
 

@@ -150,6 +150,7 @@ def _basis(c: Comparison) -> str:
         return ""
     part = "test" if pair.a.first.split == "test" else "validation"
     seeds = f"{d.seeds} seed{'s' if d.seeds != 1 else ''}"
+    seeds += f" (fewer than {FEW_SEEDS})" if d.seeds < FEW_SEEDS else ""
     return ", ".join(filter(None, (f"on {d.patients} {part} patients", seeds, pretraining_words(pair.a, pair.b))))
 
 
