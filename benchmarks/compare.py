@@ -61,7 +61,7 @@ class Interval:
         direction: ``higher`` or ``lower``: which way is better.
         notes: what must be said with the number.
         plain_low, plain_high: percentiles of the draws as they are, without the allowance for few seeds.
-        degrees: of freedom of that allowance.
+        stretch: factor of that allowance, 1 where patients alone decide.
         resamples: draws.
     """
 
@@ -75,7 +75,7 @@ class Interval:
     notes: list[str] = field(default_factory=list)
     plain_low: float | None = None
     plain_high: float | None = None
-    degrees: float = float("inf")
+    stretch: float = 1.0
     resamples: int = 0
 
 
@@ -220,7 +220,7 @@ class _Sample:
         return {
             "point": found.point, "low": low, "high": high, "units": self.units, "patients": self.patients,
             "seeds": seeds, "direction": "higher" if self.task.higher_is_better else "lower", "notes": notes,
-            "plain_low": found.plain_low, "plain_high": found.plain_high, "degrees": found.degrees,
+            "plain_low": found.plain_low, "plain_high": found.plain_high, "stretch": found.stretch,
             "resamples": found.resamples,
         }  # fmt: skip
 
@@ -251,7 +251,7 @@ class _TwoLevel:
     p: float | None = None
     plain_low: float | None = None
     plain_high: float | None = None
-    degrees: float = float("inf")
+    stretch: float = 1.0
     resamples: int = 0
     notes: tuple[str, ...] = ()
 
@@ -260,9 +260,9 @@ def _two_level(sides: Sequence[_Side], sample: _Sample, seed: int) -> _TwoLevel:
     """Point, interval and p of a signed sum of means over seeds.
 
     Seeds drawn with replacement from S of them vary too little by (S - 1) / S, and normal quantiles are too short for
-    few of them. So deviations between seeds are stretched by sqrt(S / (S - 1)), and the whole distribution about its
-    centre by t / z, with Welch-Satterthwaite degrees of freedom of patients and seeds; after Hesterberg (2015), "What
-    teachers should know about the bootstrap", The American Statistician 69(4), section on expanded percentiles.
+    few of them. So deviations between seeds are stretched by sqrt(S / (S - 1)), as in Hesterberg (2015), The American
+    Statistician 69(4), 371-386; and the whole distribution about its centre by t / z, where t is the mean of Student's
+    quantiles of patients and of seeds, weighted by their variances (Cochran 1964, Biometrics 20(1), 191-195).
     """
     point = float(sum(side.sign * side.values.mean() for side in sides))
     resamples = sides[0].draws.shape[1]
@@ -275,7 +275,7 @@ def _two_level(sides: Sequence[_Side], sample: _Sample, seed: int) -> _TwoLevel:
         return _TwoLevel(point, notes=(f"no interval: defined for {int(fine.sum())} of {resamples} resamples",))
     patients, between = np.zeros(resamples), np.zeros(resamples)
     plain = np.zeros(resamples)
-    spread = []  # (variance of the mean, degrees of freedom)
+    spread: list[tuple[float, int]] = []  # variance of the mean, degrees of freedom
     # streams by content and not by place, so that swapping the sides mirrors every draw
     for stream, side in enumerate(sorted(sides, key=lambda side: side.key)):
         runs = len(side.values)
@@ -291,40 +291,44 @@ def _two_level(sides: Sequence[_Side], sample: _Sample, seed: int) -> _TwoLevel:
     notes = ("",) if fine.all() else (f"{int((~fine).sum())} of {resamples} resamples are not defined",)
     patients, between, plain = patients[fine], between[fine], plain[fine]
     spread.append((patients.var(ddof=1), sample.patients - 1))
-    degrees = _degrees(spread)
     centred = np.sort(patients + between - point)
-    low, high = (point + _stretched(centred, level, degrees) for level in ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
+    low, high = (point + _stretched(centred, level, spread) for level in ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
     plain_low, plain_high = np.percentile(patients + plain, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
-    p = _p_value(point, centred, degrees)
+    p = _p_value(point, centred, spread)
     return _TwoLevel(
-        point, float(low), float(high), p, float(plain_low), float(plain_high), degrees, resamples,
+        point, float(low), float(high), p, float(plain_low), float(plain_high),
+        _stretch((1 + LEVEL) / 2, spread), resamples,
         tuple(filter(None, notes)),
     )  # fmt: skip
 
 
-def _degrees(spread: Sequence[tuple[float, float]]) -> float:
-    """Welch-Satterthwaite degrees of freedom of a sum of mean squares."""
-    total = sum(variance for variance, _ in spread)
-    parts = sum(variance**2 / freedom for variance, freedom in spread)
-    return float(total**2 / parts) if parts > 0 else float("inf")
+def _stretch(level: float, spread: Sequence[tuple[float, int]]) -> float:
+    """Quantile of Student's t over that of the normal distribution, averaged over the parts of the variance.
 
-
-def _stretched(centred: np.ndarray, level: float, degrees: float) -> float:
-    """Quantile of sorted draws, stretched from the normal distribution to Student's t."""
+    Args:
+        level: of the quantile.
+        spread: variance of the mean and degrees of freedom of each part.
+    """
     from scipy.stats import norm, t
 
-    quantile = float(np.quantile(centred, level))
-    if not np.isfinite(degrees):
-        return quantile
-    return quantile * float(t.ppf(level, degrees) / norm.ppf(level))
+    total = sum(variance for variance, _ in spread)
+    if not total > 0:
+        return 1.0
+    quantile = sum(variance * t.ppf(level, freedom) for variance, freedom in spread) / total
+    return float(quantile / norm.ppf(level))
 
 
-def _p_value(point: float, centred: np.ndarray, degrees: float) -> float:
+def _stretched(centred: np.ndarray, level: float, spread: Sequence[tuple[float, int]]) -> float:
+    """Quantile of sorted draws, stretched."""
+    return float(np.quantile(centred, level)) * _stretch(level, spread)
+
+
+def _p_value(point: float, centred: np.ndarray, spread: Sequence[tuple[float, int]]) -> float:
     """Largest level at which the two-sided interval holds 0, by bisection."""
     least, most = 2 / (len(centred) + 1), 1.0
 
     def holds(p: float) -> bool:
-        low, high = (point + _stretched(centred, level, degrees) for level in (p / 2, 1 - p / 2))
+        low, high = (point + _stretched(centred, level, spread) for level in (p / 2, 1 - p / 2))
         return low <= 0 <= high
 
     if not holds(least):
