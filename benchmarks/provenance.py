@@ -107,7 +107,7 @@ def trainings(provenance: Sequence[Mapping[str, Any]], weights: str | None = Non
         data = entry.get("data") or entry.get("dataset") or ""
         found.append(
             Training(
-                id=training_id(entry),
+                id="/".join(map(training_id, provenance[: place + 1])),
                 words=entry_words(entry),
                 chain=source_words(provenance[:place]),
                 data=", ".join(map(str, data)) if isinstance(data, list | tuple) else str(data),

@@ -55,7 +55,6 @@ def write_report(
     resamples: int = 10_000,
     seed: int = 0,
     paper: bool = True,
-    published: Sequence = (),
     left_out: Sequence[tuple[Path, str]] = (),
     warnings: Sequence[str] = (),
     say: Callable[[str], None] = lambda text: None,
@@ -70,7 +69,6 @@ def write_report(
         title: heading of the page.
         resamples, seed: of every bootstrap.
         paper: also write ``paper/``.
-        published: parts (``benchmarks.document``) on published numbers.
         left_out: (folder, reason) of cells that a grid knows to have failed.
         warnings: sentences to stand at the top.
         say: takes lines of progress.
@@ -82,6 +80,7 @@ def write_report(
         InputError: a path that does not exist, a plan that is none, or no finished run at all.
     """
     from benchmarks.content import Material, compose, methods_text
+    from benchmarks.content_published import published_parts
     from benchmarks.measure import Plan, Statistics, measure
     from benchmarks.page import html
     from benchmarks.page_markdown import markdown
@@ -103,6 +102,7 @@ def write_report(
         statistics.save()
     left = iter(comparisons)
     by_set = [(one, [next(left) for _ in pairs]) for one, pairs in paired]
+    published = published_parts(sets, intervals)
     facts = {
         "time": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "commit": git_commit() or "",

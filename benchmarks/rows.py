@@ -47,6 +47,11 @@ class Row:
     def seeds(self) -> list[int]:
         return [run.seed for run in self.runs]
 
+    @cached_property
+    def family(self) -> str:
+        """Key of rows that differ in source, search and share of labels alone."""
+        return _key(self.first.shared_settings)
+
     @property
     def panel(self) -> tuple[str, str]:
         """Network and mode: rows that share a chart."""
@@ -195,7 +200,8 @@ def pairs_of(test_set: TestSet, reference: str = SCRATCH) -> list[Pair]:
     for row in test_set.rows:
         by_share.setdefault(row.fraction, []).append(row)
     for rows in by_share.values():
-        base = next((row for row in rows if row.source == reference and not row.first.cheap), rows[0])
+        # of several rows of the reference, the one that most others are matched with
+        base = max(rows, key=lambda row: (row.source == reference and not row.first.cheap, len(blocks[row.block])))
         found += [make_pair(row, base) for row in rows if row.block != base.block]
     return found
 
@@ -282,7 +288,7 @@ def _label(rows: Sequence[Row]) -> None:
         usual = _usual(same, rows) if short else set()
         for row in same:
             table = _telling(row.first)
-            words = [f"{_last(k)} {table.get(k)}" for k in short[:_NAMED]] if row.block not in usual else []
+            words = [f"{_last(k)} {table.get(k)}" for k in short[:_NAMED]] if row.family not in usual else []
             name = row.source.replace(ARROW, " → ")
             row.label = f"{name} ({', '.join(words)})" if words else name
     for same in groups.values():  # rows that only a grid tells apart
@@ -293,12 +299,12 @@ def _label(rows: Sequence[Row]) -> None:
 
 
 def _usual(same: Sequence[Row], rows: Sequence[Row]) -> set[str]:
-    """Blocks whose rows need no words beside their source: the one with most sources, where one stands out."""
-    sizes = {row.block: sum(other.block == row.block for other in rows) for row in same}
+    """Settings whose rows need no words beside their source: those of most rows, where one set of them stands out."""
+    sizes = {row.family: sum(other.family == row.family for other in rows) for row in same}
     most = max(sizes.values())
-    found = {block for block, size in sizes.items() if size == most and most > 1}
-    shares = [row.fraction for row in same if row.block in found]
-    return found if len(set(shares)) == len(shares) else set()
+    found = {family for family, size in sizes.items() if size == most}
+    shares = [row.fraction for row in same if row.family in found]
+    return found if len(found) == 1 and len(set(shares)) == len(shares) else set()
 
 
 def _telling(run: Run) -> dict[str, Any]:

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+import pytest
+
+from benchmarks.provenance import entry_words, pretraining_cost, source_words
+from benchmarks.rows import group_runs, make_pair, paired_runs, pairs_of
+from benchmarks.runs import find_runs, read_run, why_not_comparable
+from tests.benchmarks.run_maker import KINETICS, SYNTHETIC, VOCO, write_run
+from voco.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs")
+    for seed in range(2):
+        write_run(root / f"scratch-{seed}", seed=seed, patients=20)
+        write_run(root / f"chain-{seed}", seed=seed, patients=20, provenance=[KINETICS, VOCO], train={"lr": 0.01})
+    write_run(root / "long", patients=20, train={"steps": 300})
+    write_run(root / "other", patients=20, labels_seed=5)
+    write_run(root / "phantom", patients=20, marks=[SYNTHETIC], fraction=0.1)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("history", "words"),
+    [
+        ([], "scratch"),
+        ([KINETICS], "kinetics400"),
+        ([KINETICS, VOCO], "kinetics400 -> voco3d"),
+        ([{"method": "video"}, VOCO, {"method": "finetune rsna_pe"}], "video -> voco3d -> supervised rsna_pe"),
+        ([{"source": "resnet18.a1_in1k", "data": ["ImageNet-1k"]}], "imagenet1k"),
+        ([{"source": "file", "file": "x.pth"}], "file x.pth"),
+    ],
+)
+def test_sources_are_chains_of_words(history, words):
+    assert source_words(history) == words
+
+
+def test_a_run_is_read_from_its_folder(root):
+    run = read_run(root / "chain-1")
+    assert (run.seed, run.fraction, run.mode, run.split, run.encoder) == (1, 1.0, "full", "test", "cnn3d_s")
+    assert run.source == "kinetics400 -> voco3d" and run.task.name == "table"
+    assert len(run.units) == 20 and set(run.units["split"]) == {"test"} and len(run.units_of("validation")) == 20
+    assert run.leaks == "20 clean" and run.looks == 2 and not run.synthetic
+    assert run.cost["hours"] == pytest.approx(1 / 6) and run.cost["peak_memory_bytes"] == 2**31
+    assert not run.stored_value_differs()
+    assert read_run(root / "phantom").synthetic
+
+
+def test_figures_are_of_the_predictions_even_where_the_results_say_otherwise(tmp_path):
+    folder = write_run(tmp_path / "x", patients=20)
+    stored = json.loads((folder / "results.json").read_text())
+    stored["main"]["value"] += 0.01
+    (folder / "results.json").write_text(json.dumps(stored))
+    assert read_run(folder).stored_value_differs()
+
+
+def test_what_is_no_finished_run_is_refused(root, tmp_path):
+    with pytest.raises(InputError, match=r"no run folder: run.json and config.yaml missing"):
+        read_run(tmp_path)
+    folder = write_run(tmp_path / "x", patients=4)
+    (folder / "run.json").write_text(json.dumps({"state": "stopped"}))
+    with pytest.raises(InputError, match="has not finished"):
+        read_run(folder)
+    (folder / "run.json").write_text(json.dumps({"state": "finished"}))
+    (folder / "predictions.csv").unlink()
+    with pytest.raises(InputError, match=r"no predictions\.csv"):
+        read_run(folder)
+    with pytest.raises(InputError, match="is no folder"):
+        find_runs([tmp_path / "absent"])
+    found, without = find_runs([root, root / "long", root / "long" / "encoder"])
+    assert len(found) == 7 and [path.name for path, _ in without] == ["encoder"]
+
+
+def test_the_cost_of_published_weights_is_never_nothing():
+    assert pretraining_cost([]) == {"hours": 0.0, "flops": 0.0, "volumes_seen": 0.0, "words": "none"}
+    own = pretraining_cost([VOCO])
+    assert own["hours"] == 2.0 and own["flops"] == 40000 * 10**11 and own["words"] == ""
+    chain = pretraining_cost([KINETICS, VOCO])
+    assert chain["hours"] is None and chain["words"] == "published (unknown)"
+    assert pretraining_cost([{"source": "file"}])["words"] == "unknown"
+    assert entry_words({}) == "unknown"
+
+
+def test_runs_that_differ_in_seed_alone_are_one_row(root):
+    sets, again = group_runs([read_run(path) for path in (*find_runs([root])[0], root / "long")])
+    assert [path.name for path, _ in again] == ["long"]
+    main = max(sets, key=lambda one: len(one.rows))
+    assert sorted((row.label, tuple(row.seeds), row.fraction) for row in main.rows) == [
+        ("kinetics400 → voco3d", (0, 1), 1.0),
+        ("scratch", (0,), 0.1),
+        ("scratch", (0, 1), 1.0),
+        ("scratch (steps 300)", (0,), 1.0),
+    ]
+    positive = int(pd.read_csv(root / "long" / "predictions.csv").query("split == 'test'")["label_label"].sum())
+    assert main.counts["classes"] == {"label": {"negative": 20 - positive, "positive": positive}}
+    assert main.synthetic and len(sets) == 2
+
+
+def test_a_source_effect_needs_everything_else_equal(root):
+    sets, _ = group_runs([read_run(path) for path in find_runs([root])[0] if path.name != "phantom"])
+    pairs = {(p.a.label, p.b.label): p for p in pairs_of(max(sets, key=lambda one: len(one.rows)))}
+    matched = pairs["kinetics400 → voco3d", "scratch"]
+    assert matched.kind == "source" and not matched.differs  # another learning rate is part of the search
+    assert [run.seed for run in paired_runs(matched)[0]] == [0, 1] and paired_runs(matched)[2]
+    longer = pairs["scratch (steps 300)", "scratch"]
+    assert longer.kind == "system" and longer.differs == ("train.steps: 300 / 100",)
+
+
+def test_other_training_patients_are_no_source_effect(tmp_path):
+    a = write_run(tmp_path / "a", patients=10)
+    b = write_run(tmp_path / "b", patients=10, provenance=[VOCO])
+    (b / "splits.csv").write_text((b / "splits.csv").read_text().replace("t7,pt7,0,train,1", "t7,pt7,0,train,0"))
+    rows = group_runs([read_run(a), read_run(b)])[0][0].rows
+    pair = make_pair(*rows)
+    assert pair.kind == "system" and "splits.csv" in pair.differs[0]
+
+
+def test_other_patients_or_labels_cannot_be_compared(root, tmp_path):
+    run = read_run(root / "scratch-0")
+    assert why_not_comparable(run, read_run(root / "chain-0")) == ""
+    assert why_not_comparable(run, read_run(root / "other")) == "the same test scans have other labels"
+    fewer = read_run(write_run(tmp_path / "fewer", patients=12))
+    assert why_not_comparable(run, fewer) == "other test scans (20 and 12, 12 in common)"
