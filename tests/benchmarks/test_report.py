@@ -253,9 +253,8 @@ def test_a_search_that_ends_on_its_edge_is_flagged(sets):
 def test_primaries_count_only_when_named_before_the_first_look(sets, root, tmp_path):
     one = next(one for one in sets if not one.synthetic)
     item = {"a": "scratch", "b": "voco3d", "task": "table"}
-    for run in (one.run,):
-        look = {"time": "2026-05-02T00:00:00+00:00", "test_set": ""}
-        (run.folder / "test_ledger.jsonl").write_text(json.dumps(look) + "\n")
+    look = {"time": "2026-05-02T00:00:00+00:00", "test_set": ""}
+    (one.run.folder / "test_ledger.jsonl").write_text(json.dumps(look) + "\n")
     statistics = Statistics(tmp_path / "numbers.json", resamples=100)
     pairs = [(one, pairs_of(one))]
     _, found, warnings = measure(pairs, statistics, Plan((item,), {"": 0.02}, time="2026-05-01T00:00:00+00:00"))
