@@ -81,10 +81,7 @@ addEventListener("load", () => {
     overflow: document.documentElement.scrollWidth - innerWidth, smallest: Math.min(...texts),
     paper: getComputedStyle(document.body).backgroundColor,
     loaded: performance.getEntriesByType("resource").length};
-  const holder = document.createElement("pre");
-  holder.id = "found";
-  holder.textContent = JSON.stringify(found);
-  document.body.append(holder);
+  parent.postMessage(JSON.stringify(found), "*");
 });
 </script>
 """
@@ -100,18 +97,18 @@ def report(tmp_path_factory):
 def opened(folder: Path, page: Path, width: int, dark: bool) -> dict:
     """What the page says of itself in a frame of this width."""
     (folder / "checked.html").write_text(page.read_text().replace("</body>", CHECKS + "</body>"))
-    frame = f'<iframe id="f" src="checked.html" style="border:0" width="{width}" height="4000"></iframe>'
-    copy = (
-        'onload=()=>setTimeout(()=>document.body.append(f.contentDocument.getElementById("found").cloneNode(true)),300)'
+    frame = f'<iframe src="checked.html" style="border:0" width="{width}" height="4000"></iframe>'
+    listen = "onmessage = event => document.getElementById('found').textContent = event.data"
+    (folder / "frame.html").write_text(
+        f'<body style="margin:0"><script>{listen}</script>{frame}<pre id="found"></pre></body>'
     )
-    (folder / "frame.html").write_text(f'<body style="margin:0">{frame}<script>{copy}</script></body>')
     scheme = f"--blink-settings=preferredColorScheme={0 if dark else 1}"
     options = (*QUIET, scheme, f"--user-data-dir={folder / 'profile'}", f"--window-size={max(width, 500)},4000")
     address = (folder / "frame.html").as_uri()
     shot = folder / f"{width}-{'dark' if dark else 'light'}.png"
     subprocess.run([CHROMIUM, *options, f"--screenshot={shot}", address], capture_output=True, timeout=300, check=True)
     assert shot.stat().st_size > 10_000
-    command = [CHROMIUM, *options, "--virtual-time-budget=3000", "--dump-dom", address]
+    command = [CHROMIUM, *options, "--virtual-time-budget=10000", "--dump-dom", address]
     text = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout
     return json.loads(re.search(r'<pre id="found">(.*?)</pre>', text, re.DOTALL).group(1).replace("&gt;", ">"))
 
