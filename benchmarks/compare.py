@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from benchmarks.delong import DeLong, delong, delong_of
-from benchmarks.pairing import by_unit, why_not_paired
+from benchmarks.pairing import by_unit, mismatch, why_not_paired
 from benchmarks.power import detectable, detectable_kappa, holm
 from benchmarks.weighted import mean_finite, metric_range, weighted_main_metric
 from voco.errors import InputError
@@ -103,6 +103,7 @@ def interval(task: Task, runs: Sequence[pd.DataFrame], *, resamples: int = RESAM
     Raises:
         InputError: no run, or runs on different test sets.
     """
+    runs = [by_unit(table) for table in runs]
     sample = _Sample(task, [runs], resamples, seed)
     values, draws = sample.values(runs)
     low, high = metric_range(task.main_metric)
@@ -139,6 +140,7 @@ def difference(
         raise InputError(
             f"{len(a)} runs cannot be paired with {len(b)}: give runs of the same seeds, or paired_seeds=False"
         )
+    a, b = ([by_unit(table) for table in side] for side in (a, b))
     sample = _Sample(task, [a, b], resamples, seed)
     (x, dx), (y, dy) = sample.each_fold(a), sample.each_fold(b)
     if paired_seeds:
@@ -163,9 +165,9 @@ class _Sample:
             raise InputError(f"resamples must be at least 1, found {resamples}")
         first = groups[0][0]
         for number, table in enumerate(table for tables in groups for table in tables):
-            if reason := why_not_paired(first, table, task):
+            if reason := mismatch(first, table, task):
                 raise InputError(f"table {number + 1} cannot be paired with table 1: {reason}")
-        base = by_unit(first)
+        base = first
         self.task, self.resamples = task, resamples
         names, self.member = np.unique(base["patient"].to_numpy(str), return_inverse=True)
         self.patients, self.units = len(names), int(base["unit"].nunique())
@@ -184,7 +186,7 @@ class _Sample:
     def each_fold(self, tables: Sequence[pd.DataFrame]) -> tuple[np.ndarray, np.ndarray]:
         """(S, F, 1) numbers and (S, F, R) draws of tables."""
         values, draws = [], []
-        for table in map(by_unit, tables):
+        for table in tables:
             each = [self._fold(table.iloc[rows], self.member[rows]) for rows in self.rows]
             values.append([value for value, _ in each])
             draws.append([draw for _, draw in each])
@@ -309,13 +311,13 @@ def _stretch(level: float, spread: Sequence[tuple[float, int]]) -> float:
         level: of the quantile.
         spread: variance of the mean and degrees of freedom of each part.
     """
-    from scipy.stats import norm, t
+    from scipy.special import ndtri, stdtrit  # scipy.stats is a hundred times slower on single numbers
 
     total = sum(variance for variance, _ in spread)
     if not total > 0:
         return 1.0
-    quantile = sum(variance * t.ppf(level, freedom) for variance, freedom in spread) / total
-    return float(quantile / norm.ppf(level))
+    quantile = sum(variance * stdtrit(freedom, level) for variance, freedom in spread) / total
+    return float(quantile / ndtri(level))
 
 
 def _stretched(centred: np.ndarray, level: float, spread: Sequence[tuple[float, int]]) -> float:

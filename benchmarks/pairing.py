@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 
 def why_not_paired(a: pd.DataFrame, b: pd.DataFrame, task: Task) -> str:
     """Why two tables of units cannot be compared patient by patient; empty where they can."""
-    x, y = (by_unit(table) for table in (a, b))
+    return mismatch(by_unit(a), by_unit(b), task)
+
+
+def mismatch(x: pd.DataFrame, y: pd.DataFrame, task: Task) -> str:
+    """``why_not_paired`` of tables that ``by_unit`` has sorted."""
     keys = [set(zip(t["fold"], t["unit"])) for t in (x, y)]
     if keys[0] != keys[1]:
         only = [len(keys[0] - keys[1]), len(keys[1] - keys[0])]

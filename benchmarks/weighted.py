@@ -1,6 +1,6 @@
 """Main metrics of tasks for thousands of resamples at once: row i of a table counts ``weights[:, i]`` times.
 
-A fast version is used only where it gives the same numbers as the task itself on the table and on resamples of it; so
+A fast version is used only where it gives the same numbers as the task itself on the table and on a resample of it; so
 a task that changes its metric falls back to the slow way and never to a wrong number.
 """
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # (R, n) weights, not negative whole numbers -> (R,) values, NaN where the metric is not defined
 Weighted = Callable[[np.ndarray], np.ndarray]
 _SAME = 1e-9
-_CHECKED_RESAMPLES = 2
+_CHECKED_RESAMPLES = 1
 # With more pairs of a positive and a negative the sorted way is faster, and float32 no longer counts them exactly.
 _MOST_PAIRS = 4_000_000
 _CELLS = 8_000_000
@@ -47,7 +47,7 @@ def weighted_main_metric(task: Task, units: pd.DataFrame) -> Weighted | None:
 
     Returns:
         A function of (R, n) weights that gives (R,) values; None where there is no fast version, or none that agrees
-        with ``task.main_value`` on the table and on resamples of it.
+        with ``task.main_value`` on the table and on a resample of it.
     """
     rng = np.random.default_rng(derive_seed(0, "check", len(units)))
     n = len(units)
