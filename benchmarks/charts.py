@@ -93,6 +93,12 @@ class Chart:
         tip = words if shown != words else ""
         self.shapes.append(("text", place | {"color": color, "anchor": anchor, "bold": bold, "tip": tip}))
 
+    def stamp(self, words: str) -> None:
+        """Words below the chart and in its title that no copy of it can lose."""
+        self.title = f"{self.title} ({words})"
+        self.height += 18
+        self.text(12, self.height - 7, words, color="c1", size=11, bold=True, room=self.width - 24)
+
     def svg(self, *, inline: bool = True) -> str:
         """The chart as SVG: for a page, or as a file of its own."""
         paint = _variable if inline else LIGHT.__getitem__

@@ -35,7 +35,7 @@ def cost_tables(sets: Sequence[tuple[TestSet, Sequence[Comparison]]], intervals:
             kind = "" if cost["hours_of"] == "training" else " (whole run)"
             rows.append(
                 [
-                    Cell(f"{one.task.name}, {one.split}"),
+                    Cell(f"{one.task.name}, {one.split}{', synthetic' if one.synthetic else ''}"),
                     Cell(row.label),
                     Cell(row.first.encoder or "none"),
                     Cell(row.first.mode),
@@ -144,7 +144,7 @@ def _verdict(one: Training) -> str:
 def _count(value: float | None, unit: float, word: str, missing: str = "unknown") -> Cell:
     if value is None:
         return Cell(missing)
-    text = f"{value:,.0f}" if unit == 1 else f"{value / unit:,.3g}"
+    text = f"{value:,.0f}" if unit == 1 else f"{value / unit:,.4g}"
     return Cell(f"{text} {word}".strip(), value)
 
 

@@ -9,7 +9,7 @@ from benchmarks import sentences as say
 from benchmarks.charts import Chart, Style
 from benchmarks.charts_curves import calibration, confusion, precision_overlay, roc_overlay
 from benchmarks.charts_results import forests, label_curves, quality_cost
-from benchmarks.document import Cell, Figures, Fold, Heading, Paragraph, Part, Table
+from benchmarks.document import Cell, Document, Figures, Fold, Heading, Paragraph, Part, Table
 from benchmarks.measure import Comparison
 from benchmarks.rows import Row, TestSet
 
@@ -51,6 +51,9 @@ def set_parts(
             Fold(f"All {len(comparisons)} comparisons in numbers", [differences_table(name, one, comparisons)])
         )
     parts += _score_parts(name, panels, look)
+    if one.synthetic:
+        for chart in Document("", "", parts).charts:
+            chart.stamp(f"synthetic: {say.SYNTHETIC_TITLE}")
     return parts
 
 

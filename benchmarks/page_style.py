@@ -39,7 +39,7 @@ summary{cursor:pointer;padding:9px 0;font-weight:600}
 .scroll{overflow-x:auto;margin:10px 0;border:1px solid var(--faint);border-radius:6px}
 .scroll:focus-visible,button:focus-visible,summary:focus-visible{outline:2px solid var(--c0);outline-offset:1px}
 table{border-collapse:collapse;font-size:.87rem;width:100%;font-variant-numeric:tabular-nums}
-caption{text-align:left;padding:8px 10px;color:var(--muted);caption-side:top}
+.caption{color:var(--muted);font-size:.9rem;margin:14px 0 0}
 th,td{padding:6px 10px;text-align:left;vertical-align:top;border-top:1px solid var(--faint)}
 th{background:var(--pale);white-space:nowrap;padding:0}
 th button{font:inherit;font-weight:600;color:inherit;background:none;border:0;padding:7px 10px;cursor:pointer;

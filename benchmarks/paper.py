@@ -12,6 +12,7 @@ from benchmarks.charts import Chart
 from benchmarks.document import Document, Table
 from benchmarks.rows import TestSet
 from benchmarks.runs import Run
+from benchmarks.sentences import SYNTHETIC_TITLE
 
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
@@ -111,6 +112,8 @@ def flow_chart(name: str, one: TestSet) -> Chart:
     for place, (reason, count) in enumerate(reasons.most_common(3)):
         chart.text(260, 90 + 14 * place, f"{count} x {reason}", size=10, color="muted", room=150)
     chart.rows += [("rejected", count, reason) for reason, count in reasons.most_common()]
+    if one.synthetic:
+        chart.stamp(f"synthetic: {SYNTHETIC_TITLE}")
     return chart
 
 

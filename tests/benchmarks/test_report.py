@@ -147,6 +147,9 @@ def test_nothing_is_said_of_sources_from_synthetic_patients(page, out):
     assert "1 of 2 test sets are synthetic: pipeline check, says nothing about sources." in page.text
     assert page.text.count("was higher than") == (out / "report.md").read_text().count("was higher than") > 0
     assert "on 20 test patients" not in page.text
+    for name in ("02-table-effects", "02-table-1-label-roc", "02-table-flow"):
+        assert "synthetic: pipeline check" in (out / "paper" / "figures" / f"{name}.svg").read_text()
+    assert "synthetic" not in (out / "paper" / "figures" / "01-table-effects.svg").read_text()
 
 
 def test_a_report_on_synthetic_patients_alone_says_so_in_its_title(root, tmp_path):
