@@ -185,7 +185,7 @@ def flags_of(row: Row, found: Interval) -> list[str]:
     if any(run.synthetic for run in row.runs):
         flags.append("synthetic")
     if row.first.cheap:
-        flags.append("needs no encoder")
+        flags.append("cheap line")
     elif row.untrained:
         flags.append(f"did not train ({row.untrained} of {len(row.runs)})")
     elif row.not_judged and not row.first.cheap:
