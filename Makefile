@@ -1,4 +1,5 @@
 # make demo        pretrain on synthetic patients, or on your scans with CT=DIR
+# make report      compare pretraining sources on synthetic patients, as a check of the pipeline (CT=DIR: pretrain on your scans)
 # make test        run the test suite
 # make lint        check style
 # Each sets up what it needs in .venv on a machine with Python 3.11 or newer.
@@ -8,9 +9,10 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 CT     ?=
 OUT    ?= $(if $(strip $(CT)),runs/demo-ct,runs/demo)
+REPORT ?= $(if $(strip $(CT)),reports/demo-ct,reports/demo)
 READY  := $(VENV)/.ready
 
-.PHONY: demo test lint install clean
+.PHONY: demo report test lint install clean
 .DEFAULT_GOAL := help
 
 help:
@@ -35,6 +37,10 @@ else
 	@$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 		pretrain/run.py --config demo --data.root "$(CT)" --out $(OUT)
 endif
+
+report: $(READY)
+	@$(BIN)/python benchmarks/sources.py --config benchmarks/configs/demo.yaml --out $(REPORT) \
+		$(if $(strip $(CT)),--data unlabeled="$(CT)")
 
 test: $(READY)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --durations 15

@@ -36,16 +36,14 @@ def command(store: Store, cell: Cell, *, processes: int = 1, threads: int = 0, w
         words += ["--encoder.weights", weights]
     if cell.kind == "pretrain":
         words += _pretraining(store, cell, processes)
-    if cell.kind in ("search", "final"):
+    if cell.kind in ("search", "final", "cheap"):
         from benchmarks.grid_splits import split_file
 
-        # only final cells open the test set
-        words += [
-            "--split.file",
-            str(split_file(store, cell)),
-            "--eval",
-            "test" if cell.kind == "final" else "validation",
-        ]
+        # only what ends in the report opens the test set
+        part = "validation" if cell.kind == "search" else "test"
+        words += ["--split.file", str(split_file(store, cell)), "--eval", part]
+    if cell.kind == "cheap":
+        return [sys.executable, "-m", "benchmarks.cheap", "--line", cell.facts["line"], *words]
     module = ["-m", f"{cell.stage}.run", *words]
     # a few steps on one process tell what a step costs
     if processes == 1 or cell.kind == "calibrate":

@@ -87,7 +87,8 @@ def last_lines(log: Path, count: int = _TAIL) -> list[str]:
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - 20_000))
         text = file.read().decode(errors="replace")
-    lines = [line.rpartition("\r")[2].rstrip() for line in text.splitlines()]
+    # a progress bar writes over itself: what it said last stands
+    lines = [line.rstrip().rpartition("\r")[2].rstrip() for line in text.split("\n")]
     return [line[:300] for line in lines if line.strip()][-count:]
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from benchmarks.cells import OUTPUT, Store, now, read_json, read_lines
+from benchmarks.cells import OUTPUT, Store, now, read_json
 from benchmarks.cells_commands import command
 from benchmarks.cells_process import Handle, Process, Runner, last_lines, slot_environment, wait_until_free
 from benchmarks.cells_search import decide
 from benchmarks.grid import Cell
+from benchmarks.grid_plan import detectable_lines
 from voco.engine.log import duration
 from voco.errors import InputError
 
@@ -85,6 +87,7 @@ class Worker:
         self.running: list[_Running] = []
         self._elsewhere: set[str] = set()
         self._warm: set[str] = set()
+        self._validated: dict[Path, bool] = {}
         groups = list(dict.fromkeys(cell.group for cell in self.work.cells.values() if cell.group))
         own = {group for place, group in enumerate(groups) if place % shard[1] == shard[0] - 1}
         self.own = [cell for cell in self.work.of(*kinds) if not cell.group or cell.group in own]
@@ -154,7 +157,7 @@ class Worker:
                 self._done(cell, None)
                 return True
             return self._begin(cell)
-        except InputError as error:
+        except (InputError, OSError) as error:
             self._crashed(cell, None, [str(error)])
             return True
 
@@ -164,7 +167,10 @@ class Worker:
     def _can_search(self, cell: Cell) -> bool:
         from benchmarks.grid_splits import has_validation, split_file
 
-        return has_validation(split_file(self.store, cell))
+        path = split_file(self.store, cell)
+        if path not in self._validated:
+            self._validated[path] = has_validation(path)
+        return self._validated[path]
 
     def _decide(self, cell: Cell) -> bool:
         trials = self.work.trials(cell.group)
@@ -177,7 +183,7 @@ class Worker:
 
     def _begin(self, cell: Cell) -> bool:
         """Take a cell up; False where it has to wait."""
-        alone = cell.kind in ("split", "cheap")
+        alone = cell.kind == "split"
         if not alone and (len(self.running) >= self.jobs or self._prepared_elsewhere(cell)):
             return False
         lock = self.store.try_lock(cell)
@@ -215,15 +221,12 @@ class Worker:
 
     def _do_here(self, cell: Cell) -> None:
         start = time.monotonic()
-        if cell.kind == "split":
-            from benchmarks.grid_splits import write_splits_of
+        from benchmarks.grid_splits import write_splits_of
 
-            write_splits_of(self.store, cell)
-        else:
-            from benchmarks.cells_cheap import write_cheap
-
-            write_cheap(self.store, cell)
+        write_splits_of(self.store, cell)
         self._done(cell, time.monotonic() - start)
+        for line in ("smallest difference that the test set shows:", *detectable_lines(self.store, cell)):
+            self.say(line)
 
     def _launch(self, cell: Cell, lock: Any) -> bool:
         folder = self.store.folder(cell)
@@ -326,12 +329,6 @@ def figures_of(store: Store, cell: Cell) -> Mapping[str, Any]:
     if store.known(cell) and (choice := store.choice(cell.group) if cell.kind == "final" else None):
         found["search"] = {key: choice[key] for key in ("setting", "chosen", "tried", "seed", "edge")}
     return found
-
-
-def seconds_per_step(folder) -> float | None:
-    """Median of a run's own timings."""
-    rows = sorted(row["seconds_per_step"] for row in read_lines(folder / "timings.jsonl") if "seconds_per_step" in row)
-    return rows[len(rows) // 2] if rows else None
 
 
 def _round(seconds: float | None) -> float | None:

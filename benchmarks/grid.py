@@ -11,7 +11,7 @@ from benchmarks.grid_settings import Checker
 from benchmarks.grid_types import Grid
 from voco.errors import InputError
 
-# In the order of work. split, cheap: done by the grid itself; all others are commands.
+# In the order of work. Splits are made by the grid itself, all others are commands.
 KINDS = ("data", "split", "calibrate", "pretrain", "search", "cheap", "final")
 FOLDERS = {"data": "data", "split": "splits", "calibrate": "pretraining", "pretrain": "pretraining",
            "search": "search", "cheap": "cells", "final": "cells"}  # fmt: skip
@@ -90,9 +90,9 @@ def expand(grid: Grid, checker: Checker | None = None) -> Work:
             raise InputError(f"modes.{name}: no cell; sources {mode.sources} with encoders {mode.encoders}")
         for cell in made:
             maker.add(cell)
-    for task in dict.fromkeys(cell.facts["task"] for cell in maker.found.values() if cell.kind == "final"):
-        for line in grid.cheap:
-            maker.add_cheap(task, line)
+    for cheap in grid.cheap:
+        for task in cheap.tasks:
+            maker.add_cheap(grid.tasks[task], cheap)
     order = {kind: place for place, kind in enumerate(KINDS)}
     # a stable sort: within a kind cells stay in the order in which they were made, chains one stage after the other
     cells = sorted(maker.found.values(), key=lambda cell: order[cell.kind])

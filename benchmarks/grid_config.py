@@ -13,6 +13,7 @@ from benchmarks.grid_types import (
     UNITS,
     Block,
     Budget,
+    Cheap,
     Data,
     Grid,
     Mode,
@@ -82,7 +83,7 @@ def _grid(top: Node) -> Grid:
         pretraining_runs=at["pretraining_runs"].whole(1) if "pretraining_runs" in at else 1,
         primary=_of(at, "primary").list(lambda n: _primary(n, tasks, blocks, modes), 0) if "primary" in at else (),
         margin=_margin(at["margin"], tasks) if "margin" in at else {},
-        cheap=at["cheap"].list(Node.text, 0) if "cheap" in at else (),
+        cheap=at["cheap"].list(lambda n: _cheap(n, tasks), 0) if "cheap" in at else (),
         reference=report["reference"].text() if "reference" in report else SCRATCH,
         processes=launch["processes"].whole(1) if "processes" in launch else 1,
         jobs=launch["jobs"].whole(1) if "jobs" in launch else 1,
@@ -97,7 +98,7 @@ def _of(at: Mapping[str, Node], name: str) -> Node:
 
 
 def _data(name: str, node: Node) -> Data:
-    at = node.keys(("root", "phantom", "download"))
+    at = node.keys(("root", "phantom", "download", "inside"))
     if ("root" in at) == ("phantom" in at):
         raise node.fail("expected either root (a folder) or phantom (synthetic patients to make)")
     phantom: dict[str, Any] = {}
@@ -115,7 +116,8 @@ def _data(name: str, node: Node) -> Data:
         if "format" in made:
             phantom["format"] = made["format"].one_of(("nifti", "dicom", "mixed"))
     root = at["root"].text() if "root" in at else ""
-    return Data(name, root, phantom, at["download"].text() if "download" in at else "")
+    said = {key: at[key].text() for key in ("download", "inside") if key in at}
+    return Data(name, root, phantom, **said)
 
 
 def _task(name: str, node: Node, data: Mapping[str, Data]) -> Task:
@@ -247,6 +249,24 @@ def _primary(node: Node, tasks, blocks: Mapping[str, Block], modes: Mapping[str,
     ):
         raise node.fail("no mode of the grid has such cells")
     return item
+
+
+def _cheap(node: Node, tasks: Mapping[str, Task]) -> Cheap:
+    """A name, or a mapping that says more."""
+    from benchmarks.cheap import LINES
+
+    if not isinstance(node.value, dict):
+        node = Node({"line": node.value}, node.path)
+    at = node.keys(("line", "tasks", "encoder", "weights"), ("line",))
+    line = Node(at["line"].value, node.path).one_of(LINES)
+    own = at["tasks"].names(list(tasks), "tasks") if "tasks" in at else tuple(tasks)
+    encoder = at["encoder"].text() if "encoder" in at else ""
+    if (line == "slices") != encoder.startswith("slices/"):
+        raise node.fail(
+            "the line slices has a 2D network, such as {line: slices, encoder: slices/resnet18, weights: imagenet}; "
+            "other lines have none"
+        )
+    return Cheap(line, own, encoder, at["weights"].text() if "weights" in at else "")
 
 
 def _margin(node: Node, tasks: Mapping[str, Task]) -> dict[str, float]:

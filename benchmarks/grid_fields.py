@@ -21,6 +21,8 @@ class _Loader(yaml.SafeLoader):
 def _unique_mapping(loader: yaml.SafeLoader, node: yaml.MappingNode, deep: bool = False) -> dict:
     seen = set()
     for key, _ in node.value:
+        if key.tag == "tag:yaml.org,2002:merge":
+            continue
         name = loader.construct_object(key, deep=True)
         if str(name) in seen:
             raise yaml.constructor.ConstructorError(None, None, f"key {name!r} stands twice", key.start_mark)

@@ -9,13 +9,16 @@ from typing import Any
 from benchmarks.grid import Cell, percent, slug
 from benchmarks.grid_pretraining import add_pretraining
 from benchmarks.grid_settings import Checker, as_pretrained, digest, merge, read_recipe
-from benchmarks.grid_types import SCRATCH, Block, Grid, Mode, Source, Task
+from benchmarks.grid_types import SCRATCH, Block, Cheap, Grid, Mode, Source, Task
 from voco.errors import InputError
 
 # What splits are made of, so that it must be the same for all cells of a task; and what the grid sets itself.
 _OF_THE_TASK = ("task", "split", "folds", "repeats", "fraction_val")
 _OF_THE_GRID = ("fraction", "seed", "eval", "out", "fold", "mode")
 LONG = "longer schedule"
+# Names of the cheap lines in tables.
+_LINES = {"prior": "class prior", "metadata": "metadata", "position": "place along z",
+          "slices": "frozen 2D slices"}  # fmt: skip
 
 
 def _refuse(settings: Mapping[str, Any], names: tuple[str, ...], where: str) -> None:
@@ -60,7 +63,8 @@ class Maker:
 
     def data_identity(self, name: str) -> dict[str, Any]:
         data = self.grid.data[name]
-        return {"phantom": dict(data.phantom)} if data.phantom else {"root": data.root}
+        found = {"phantom": dict(data.phantom)} if data.phantom else {"root": data.root}
+        return found | ({"inside": data.inside} if data.inside else {})
 
     def protocol(self, task: Task) -> dict[str, Any]:
         """Recipe and settings of a task, and its split cell."""
@@ -200,15 +204,35 @@ class Maker:
         longer = merge(cell.settings, {"train": {"steps": steps}})
         return replace(cell, id=name, settings=longer, facts=facts, needs=(*cell.needs, *needs))
 
-    def add_cheap(self, task: str, line: str) -> None:
-        """A line that needs no encoder, once per share of the labels and seed."""
-        split = self.add_split(self.grid.tasks[task])
-        shares = sorted({f for mode in self.grid.modes.values() if task in mode.tasks for f in mode.fractions})
-        for fraction in shares:
-            seeds = max(m.seeds for m in self.grid.modes.values() if task in m.tasks and fraction in m.fractions)
-            for seed in range(seeds if fraction < 1 else 1):
-                facts = {"grid": self.grid.title, "source": line, "task": task, "fraction": fraction, "seed": seed,
-                         "encoder": "", "mode": "cheap", "cheap": True, "comparison": "system"}  # fmt: skip
-                name = f"{slug(task)}-{slug(line)}-{percent(fraction)}-seed{seed}"
-                data = self.grid.tasks[task].data
-                self.add(Cell(f"cheap/{name}", "cheap", (split,), {}, facts, {"line": line}, name, data))
+    def add_cheap(self, task: Task, cheap: Cheap) -> None:
+        """A line that needs no encoder of its own, once per share of the labels and seed."""
+        modes = [mode for mode in self.grid.modes.values() if task.name in mode.tasks]
+        if not modes:
+            return
+        # an encoder stands there because scans are prepared as its view wants them
+        first = self.grid.blocks[modes[0].encoders[0]]
+        name = cheap.encoder or first.encoder
+        own = {} if cheap.encoder else merge(first.settings, first.by_task.get(task.name, {}))
+        settings = merge(
+            self.protocol(task), own, {"encoder": {"name": name}, "mode": "linear", "folds": 0, "repeats": 1}
+        )
+        settings.get("split", {}).pop("file", None)
+        self.checker.resolve("finetune", settings, f"cheap, tasks.{task.name}")
+        split = self.add_split(task)
+        for fraction in sorted({fraction for mode in modes for fraction in mode.fractions}):
+            seeds = max(mode.seeds for mode in modes if fraction in mode.fractions)
+            for seed in range(seeds if fraction < 1 or cheap.line == "slices" else 1):
+                group = f"{slug(task.name)}-{cheap.line}-{percent(fraction)}"
+                facts = {
+                    "stage": "cheap", "grid": self.grid.title, "line": cheap.line, "source": _LINES[cheap.line],
+                    "cheap": True, "encoder": "", "network": cheap.encoder, "task": task.name, "mode": "cheap",
+                    "fraction": fraction, "seed": seed, "comparison": "system",
+                }  # fmt: skip
+                self.add(
+                    Cell(
+                        f"cheap/{group}-seed{seed}", "cheap", (split,),
+                        merge(settings, {"seed": seed, "fraction": fraction}), facts,
+                        {"line": cheap.line, "weights": cheap.weights, "data": self.data_identity(task.data)},
+                        group, task.data, prepares=(f"{task.data} {cheap.line}",),
+                    )
+                )  # fmt: skip

@@ -39,7 +39,7 @@ def plan_text(store: Store, jobs: int = 1) -> str:
     lines.append(f"disk:  {measured.disk_words(left)}")
     lines.append("smallest difference that the test set shows with 80 % power at the 5 % level, two-sided:")
     for cell in work.of("split"):
-        lines += _detectable_lines(store, cell)
+        lines += detectable_lines(store, cell)
     return "\n".join(lines)
 
 
@@ -174,7 +174,8 @@ def _grid_lines(store: Store) -> list[str]:
     return lines
 
 
-def _detectable_lines(store: Store, cell: Cell) -> list[str]:
+def detectable_lines(store: Store, cell: Cell) -> list[str]:
+    """Smallest detectable difference of a task, a line for each share of its labels; unknown without a split."""
     from benchmarks.grid_splits import training_patients, units_of_test
     from benchmarks.power import detectable_in
 

@@ -40,6 +40,8 @@ def _add_stage(maker: Maker, block: Block, source: Source, run: int, place: int,
         {"encoder": {"name": block.encoder, **shape}, "seed": run},
     )  # fmt: skip
     resolved = maker.checker.resolve(stage.stage, settings, f"{where}.settings")
+    if stage.stage == "finetune" and (resolved["folds"] or resolved["mode"] != "full"):
+        raise InputError(f"{where}.settings: supervised pretraining trains one network: mode full, folds 0")
     needs = [*maker.add_data(stage.data), *([before] if before else [])]
     needs += [maker.add_split(maker.grid.tasks[task]) for task in stage.exclude]
     identity: dict[str, Any] = {"stage": stage.stage, "data": maker.data_identity(stage.data)}

@@ -20,6 +20,7 @@ class Data:
     Attributes:
         root: folder; relative ones start from where the command runs.
         phantom: arguments of ``voco phantom``.
+        inside: folder within it that is used, where a layout holds more than scans.
         download: where to get it and how to lay it out, for the error when it is not there.
     """
 
@@ -27,6 +28,7 @@ class Data:
     root: str = ""
     phantom: Mapping[str, Any] = field(default_factory=dict)
     download: str = ""
+    inside: str = ""
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,22 @@ class Mode:
 
 
 @dataclass(frozen=True)
+class Cheap:
+    """A line that a good encoder must beat (``benchmarks/cheap.py``).
+
+    Attributes:
+        line: its name there.
+        tasks: for which.
+        encoder, weights: 2D network of the line ``slices``.
+    """
+
+    line: str
+    tasks: tuple[str, ...]
+    encoder: str = ""
+    weights: str = ""
+
+
+@dataclass(frozen=True)
 class Grid:
     """A whole YAML file, checked."""
 
@@ -162,7 +180,7 @@ class Grid:
     pretraining_runs: int = 1
     primary: tuple[Mapping[str, Any], ...] = ()
     margin: Mapping[str, float] = field(default_factory=dict)
-    cheap: tuple[str, ...] = ()
+    cheap: tuple[Cheap, ...] = ()
     reference: str = SCRATCH
     processes: int = 1
     jobs: int = 1

@@ -36,6 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--processes", type=int, help="training processes of each cell, through accelerate")
     parser.add_argument("--slurm", type=int, metavar="N", help="print a SLURM script for an array of N jobs; stop")
     parser.add_argument("--resamples", type=int, default=10_000, help="draws behind every interval of the report")
+    parser.add_argument("--no-paper", action="store_true", help="leave out paper/: figures and tables as files")
     return parser
 
 
@@ -113,6 +114,7 @@ def run(args: argparse.Namespace, arguments: Sequence[str], runner=None) -> int:
 
 
 def _report(args, store, outcome, shard: tuple[int, int], status: int, say: Callable[[str], None]) -> int:
+    from benchmarks.cells import LOG
     from benchmarks.cells_search import edge_warnings
     from benchmarks.grid_primary import PLAN
     from benchmarks.report import write_report
@@ -125,15 +127,13 @@ def _report(args, store, outcome, shard: tuple[int, int], status: int, say: Call
         say(f"{len(waiting)} cells of other shards are left; when they have ended, the command without --shard reports")
         return status
     if not done:
-        raise InputError(
-            "no cell has finished, so there is nothing to report on; see the reasons above and " + "cells.jsonl"
-        )
+        raise InputError(f"no cell has finished, so there is nothing to report on; see above and {store.out / LOG}")
     lost = {**outcome.failed, **outcome.blocked}
     left_out = [(Path(name), reason) for name, reason in lost.items()]
     warnings = [f"{len(lost)} cells have not finished; see the end of the page."] if lost else []
     write_report(
         done, store.out, plan=store.out / PLAN, reference=work.grid.reference, title=work.grid.title,
-        resamples=args.resamples, left_out=left_out,
+        resamples=args.resamples, left_out=left_out, paper=not args.no_paper,
         warnings=[*warnings, *edge_warnings(store)], say=say,
     )  # fmt: skip
     return status
