@@ -324,8 +324,8 @@ def why_not_comparable(a: Run, b: Run) -> str:
         return f"figures of other parts ({a.split}, {b.split})"
     mine, other = (set(zip(run.units["fold"], run.units["unit"])) for run in (a, b))
     if mine != other:
-        return f"other {a.split} {a.task.unit}s ({len(mine)} and {len(other)}, {len(mine & other)} in common)"
-    return f"the same {a.split} {a.task.unit}s have other labels"
+        return f"other {a.split} {plural(a.task.unit)} ({len(mine)} and {len(other)}, {len(mine & other)} in common)"
+    return f"the same {a.split} {plural(a.task.unit)} have other labels"
 
 
 def setting_differences(a: Run, b: Run) -> list[str]:
@@ -398,3 +398,8 @@ def _encoder(folder: Path, results: Mapping[str, Any]) -> tuple[list[dict], dict
         return list(config["provenance"][:-1]), spec
     names = results["facts"].get("provenance", [])
     return [{"method": str(name)} for name in names], {"windows": results["facts"].get("input_windows")}
+
+
+def plural(unit: str) -> str:
+    """Several of what a task scores: scans, studies, patients."""
+    return f"{unit[:-1]}ies" if unit.endswith("y") else f"{unit}s"

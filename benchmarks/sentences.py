@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.measure import Comparison
 from benchmarks.rows import Pair, Row, TestSet
-from benchmarks.runs import Run
+from benchmarks.runs import Run, plural
 
 if TYPE_CHECKING:
     from benchmarks.compare import Interval
@@ -86,7 +86,7 @@ def facts_of(one: TestSet) -> str:
         f"{name}: " + ", ".join(f"{n} {word}" for word, n in found.items()) for name, found in counts["classes"].items()
     )
     folds = f" in {one.folds} folds, figures averaged over folds" if one.folds > 1 else ""
-    parts = [f"{counts['units']} {task.unit}s of {counts['patients']} patients{folds}", classes]
+    parts = [f"{counts['units']} {plural(task.unit)} of {counts['patients']} patients{folds}", classes]
     parts.append(f"split rule: {one.run.results.get('rule') or 'not said'}")
     if one.split == "test":
         parts.append(f"looks at this test set so far: {'not counted' if one.looks is None else one.looks}")

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.provenance import entry_words, pretraining_cost, source_words
 from benchmarks.rows import group_runs, make_pair, paired_runs, pairs_of
-from benchmarks.runs import find_runs, read_run, why_not_comparable
+from benchmarks.runs import find_runs, plural, read_run, why_not_comparable
 from tests.benchmarks.run_maker import KINETICS, SYNTHETIC, VOCO, write_run
 from voco.errors import InputError
 
@@ -125,3 +125,8 @@ def test_other_patients_or_labels_cannot_be_compared(root, tmp_path):
     assert why_not_comparable(run, read_run(root / "other")) == "the same test scans have other labels"
     fewer = read_run(write_run(tmp_path / "fewer", patients=12))
     assert why_not_comparable(run, fewer) == "other test scans (20 and 12, 12 in common)"
+
+
+@pytest.mark.parametrize("one, several", [("study", "studies"), ("scan", "scans"), ("patient", "patients")])
+def test_plural(one, several):
+    assert plural(one) == several
