@@ -81,8 +81,8 @@ class Store:
         """Folder of a data set."""
         data = self.work.grid.data[name]
         if data.root:
-            return Path(data.root).absolute() / data.inside
-        return self.folder(next(cell for cell in self.work.of("data") if cell.data == name)) / data.inside
+            return Path(data.root).absolute()
+        return self.folder(next(cell for cell in self.work.of("data") if cell.data == name))
 
     # State
 

@@ -291,7 +291,8 @@ class Worker:
         figures = figures_of(self.store, cell)
         self.store.log(cell, "finished", seconds=_round(seconds), **figures)
         if seconds is not None:
-            value = f", {figures['metric']} {figures['value']:.3f} ({figures['part']})" if figures.get("value") else ""
+            known = figures.get("value") is not None
+            value = f", {figures['metric']} {figures['value']:.3f} ({figures['part']})" if known else ""
             self.say(f"{self._progress()} {cell.id}: finished in {duration(seconds)}{value}")
 
     def _end_running(self) -> None:

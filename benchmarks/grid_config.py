@@ -98,7 +98,7 @@ def _of(at: Mapping[str, Node], name: str) -> Node:
 
 
 def _data(name: str, node: Node) -> Data:
-    at = node.keys(("root", "phantom", "download", "inside"))
+    at = node.keys(("root", "phantom", "download"))
     if ("root" in at) == ("phantom" in at):
         raise node.fail("expected either root (a folder) or phantom (synthetic patients to make)")
     phantom: dict[str, Any] = {}
@@ -116,8 +116,7 @@ def _data(name: str, node: Node) -> Data:
         if "format" in made:
             phantom["format"] = made["format"].one_of(("nifti", "dicom", "mixed"))
     root = at["root"].text() if "root" in at else ""
-    said = {key: at[key].text() for key in ("download", "inside") if key in at}
-    return Data(name, root, phantom, **said)
+    return Data(name, root, phantom, at["download"].text() if "download" in at else "")
 
 
 def _task(name: str, node: Node, data: Mapping[str, Data]) -> Task:

@@ -26,6 +26,11 @@ def _refuse(settings: Mapping[str, Any], names: tuple[str, ...], where: str) -> 
         raise InputError(f"{where}: settings.{wrong[0]} is set by the grid itself (modes, fractions, seeds)")
 
 
+def _prepared(data: str, settings: Mapping[str, Any]) -> str:
+    """Key of the prepared volumes that a run reads."""
+    return f"{data} {digest({key: settings.get(key) for key in ('view', 'input', 'task')})}"
+
+
 class Maker:
     """Makes the cells of a grid, each once.
 
@@ -63,8 +68,7 @@ class Maker:
 
     def data_identity(self, name: str) -> dict[str, Any]:
         data = self.grid.data[name]
-        found = {"phantom": dict(data.phantom)} if data.phantom else {"root": data.root}
-        return found | ({"inside": data.inside} if data.inside else {})
+        return {"phantom": dict(data.phantom)} if data.phantom else {"root": data.root}
 
     def protocol(self, task: Task) -> dict[str, Any]:
         """Recipe and settings of a task, and its split cell."""
@@ -138,7 +142,8 @@ class Maker:
         split = self.add_split(task)
         chains = [add_pretraining(self, block, source, run) for run in range(self._chains(mode, source))]
         search = task.search if mode.search and task.search else mode.search
-        for fraction in mode.fractions:
+        # the largest share first: the features of its patients serve the smaller ones
+        for fraction in reversed(mode.fractions):
             name = "-".join([slug(task.name), slug(block.name), slug(source.name), slug(mode.name)])
             name += "-as-pretrained" if fed == "pretrained" else ""
             group = f"{name}-{percent(fraction)}"
@@ -181,8 +186,7 @@ class Maker:
     def _seeded(self, base: Cell, seed: int, chains: list[str], fed: str, mode: Mode) -> Cell:
         """A cell with its seed: of the subset, the head, the order; and the pretraining run that goes with it."""
         uses = chains[seed % len(chains)] if chains else ""
-        read = {key: base.settings.get(key) for key in ("view", "input", "task", "encoder")}
-        prepared = f"{base.data} {digest(read)}" + (f" {base.facts['source']}" if fed == "pretrained" else "")
+        prepared = _prepared(base.data, base.settings) + (f" {base.facts['source']}" if fed == "pretrained" else "")
         prepares = [prepared]
         if mode.mode != "full":
             random = f" seed{seed}" if base.facts["source"] == SCRATCH else ""
@@ -233,6 +237,6 @@ class Maker:
                         f"cheap/{group}-seed{seed}", "cheap", (split,),
                         merge(settings, {"seed": seed, "fraction": fraction}), facts,
                         {"line": cheap.line, "weights": cheap.weights, "data": self.data_identity(task.data)},
-                        group, task.data, prepares=(f"{task.data} {cheap.line}",),
+                        group, task.data, prepares=(_prepared(task.data, settings),),
                     )
                 )  # fmt: skip

@@ -165,7 +165,7 @@ def _grid_lines(store: Store) -> list[str]:
         row["sources"][word] = row["fractions"][facts["fraction"]] = row["seeds"][facts["seed"]] = None
     lines = []
     for (task, encoder, network, mode, fed, kind), row in found.items():
-        shares = ", ".join(f"{100 * fraction:g} %" for fraction in row["fractions"])
+        shares = ", ".join(f"{100 * fraction:g} %" for fraction in sorted(row["fractions"]))
         kind = "source effect" if kind == "source" else "system comparison"
         lines.append(
             f"  {task}, {encoder} ({network}), {mode}, input {fed}: {', '.join(row['sources'])}; labels {shares}; "

@@ -99,7 +99,8 @@ def units_of_test(store: Store, cell: Cell) -> tuple[Task, pd.DataFrame]:
     rows = []
     for case in manifest.cases:
         if part.get(case.id) == "test":
-            labels = {o.label_column: v for o, v in zip(task.outputs, task.targets(case).values())}
+            targets = task.targets(case)
+            labels = {output.label_column: targets[output.name] for output in task.outputs}
             rows.append(
                 {"case": case.id, "patient": case.patient, "unit": case.unit, "fold": 0, "split": "test"} | labels
             )

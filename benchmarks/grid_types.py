@@ -20,7 +20,6 @@ class Data:
     Attributes:
         root: folder; relative ones start from where the command runs.
         phantom: arguments of ``voco phantom``.
-        inside: folder within it that is used, where a layout holds more than scans.
         download: where to get it and how to lay it out, for the error when it is not there.
     """
 
@@ -28,7 +27,6 @@ class Data:
     root: str = ""
     phantom: Mapping[str, Any] = field(default_factory=dict)
     download: str = ""
-    inside: str = ""
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,8 @@ def _code() -> str:
     import voco.tasks
 
     here, tasks = Path(__file__).parent, Path(voco.tasks.__file__).parent
-    files = [*(here / f"{name}.py" for name in ("compare", "weighted", "delong")), tasks.parent / "stats.py"]
+    own = ("compare", "pairing", "weighted", "delong", "power")
+    files = [*(here / f"{name}.py" for name in own), tasks.parent / "stats.py"]
     digest = hashlib.sha256()
     for path in (*files, *sorted(tasks.glob("*.py"))):
         digest.update(path.read_bytes() if path.is_file() else b"")

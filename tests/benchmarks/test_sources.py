@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -171,18 +174,27 @@ def test_the_slurm_script_is_a_script_that_works_on_every_shard(tmp_path, monkey
     assert "--slurm" not in said.out.replace("#SBATCH", "") and "--jobs 2" in said.out and "'" in said.out
     checked = subprocess.run(["bash", "-n"], input=said.out, text=True, capture_output=True, check=False)
     assert checked.returncode == 0, checked.stderr
-    # a stand-in for the grid that ends with status 7 after a signal, which must come through
-    text = array_script([], tmp_path, 2).replace(sys.executable, "true; sleep 0.05; (exit 7); echo")
-    assert subprocess.run(["bash", "-c", text.replace(" &\ngrid=$!", "; exit 7 &\ngrid=$!")], check=False,
-                          capture_output=True).returncode in (0, 7)  # fmt: skip
+
+
+@pytest.mark.parametrize("signalled", [False, True])
+def test_a_job_of_the_array_ends_as_its_grid_does(tmp_path, signalled):
+    grid = tmp_path / "grid"
+    body = "trap 'exit 9' USR1; touch started; while true; do sleep 0.02; done" if signalled else "exit 7"
+    grid.write_text(f"#!/bin/bash\ncd {tmp_path}\n{body}\n")
+    grid.chmod(0o755)
+    text = array_script([], tmp_path, 2).replace(sys.executable, str(grid))
+    job = subprocess.Popen(["bash", "-c", text])
+    while signalled and not (tmp_path / "started").exists():
+        time.sleep(0.01)
+    if signalled:
+        job.send_signal(signal.SIGUSR1)
+    assert job.wait(timeout=60) == (9 if signalled else 7)
 
 
 class Forked(Process):
     """The stage's own code in a fork of the test process, whose imports it reuses."""
 
     def __init__(self, argv, log, env):
-        from importlib import import_module
-
         module, words = argv[2], argv[3:]
         done = forked(import_module(module).main, words)
         log.write_text(done.stderr)
@@ -196,7 +208,7 @@ def test_a_small_grid_runs_through_the_stages(tmp_path, monkeypatch, capsys):
     cohort = tmp_path / "cohort"
     cohort.mkdir()
     write_cohort(cohort, 16, 16)
-    (tmp_path / "small.yaml").write_text(SMALL)
+    (tmp_path / "small.yaml").write_text(SMALL.replace("examples: 1", "examples: 0"))
     voco = {"data": {"spacing": [3, 3, 3], "heldout": 0, "workers": 0}, "method": {"geometry": {"crop": 16}},
             "train": {"batch_size": 2, "warmup": 0, "threads": 1}, "log": {"with": []}}  # fmt: skip
     (tmp_path / "voco.yaml").write_text(yaml.safe_dump(voco))
