@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.provenance import pretraining_cost, source_words, training_id
+from benchmarks.run_files import read_entry, read_history, read_json, read_settings, rebuild_task
 from voco.errors import InputError
 from voco.tasks.base import Task
 from voco.transfer.prediction_files import PREDICTIONS
@@ -28,8 +29,6 @@ _PLACES = (
     *("encoder.activation_checkpointing", "input.chunk"),
     *("train.threads", "train.save_every", "train.keep", "train.resume", "train.max_skipped"),
 )
-# Size and spacing are those of the view; what an encoder was once pretrained at changes nothing.
-_INTENSITY = ("axes", "windows", "mean", "std", "rgb_mean", "rgb_std")
 _PLACES_UNDER = ("data.", "log.", "score.")
 # Chosen for each source by the same search; everything else must be equal for a difference to be one of sources.
 SEARCHED = ("train.lr", "train.head_lr", "train.weight_decay")
@@ -211,7 +210,7 @@ class Run:
             return ""
         rows = self.predictions[self.predictions["split"] == "test"]
         own = {test_set_hash(part["case"]) for _, part in rows.groupby("fold")} | {""}
-        lines = [_entry(line) for line in path.read_text().splitlines()]
+        lines = [read_entry(line) for line in path.read_text().splitlines()]
         return min((e["time"] for e in lines if e.get("time") and e.get("test_set", "") in own), default="")
 
     @cached_property
@@ -277,7 +276,7 @@ def read_run(folder: str | Path) -> Run:
         raise InputError(
             f"{folder} is no run folder: {' and '.join(lost)} missing; expected what finetune/run.py left there"
         )
-    record = _json(folder / "run.json")
+    record = read_json(folder / "run.json")
     if record.get("state") != "finished":
         raise InputError(
             f"{folder} has not finished (state {record.get('state')!r}); run its command again, it goes on where it "
@@ -286,9 +285,9 @@ def read_run(folder: str | Path) -> Run:
     results = read_results(folder)
     if not (folder / PREDICTIONS).is_file():
         raise InputError(f"{folder} has no {PREDICTIONS}, which every figure is computed from; run its command again")
-    history, spec = _encoder(folder, results)
-    cell = _json(folder / CELL) if (folder / CELL).is_file() else {}
-    return Run(folder, _task(results, folder), results, record, _settings(folder), history, spec, cell)
+    history, spec = read_history(folder, results)
+    cell = read_json(folder / CELL) if (folder / CELL).is_file() else {}
+    return Run(folder, rebuild_task(results, folder), results, record, read_settings(folder), history, spec, cell)
 
 
 def find_runs(paths: Sequence[str | Path]) -> tuple[list[Path], list[tuple[Path, str]]]:
@@ -344,60 +343,6 @@ def _metric_words(run: Run) -> str:
 
 def _is_run(path: Path) -> bool:
     return (path / "run.json").is_file() and (path / "config.yaml").is_file()
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON ({error}); the run was damaged: run its command again") from None
-
-
-def _entry(line: str) -> dict[str, Any]:
-    try:
-        found = json.loads(line)
-    except ValueError:  # a writer died half-way
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _task(results: Mapping[str, Any], folder: Path) -> Task:
-    from voco.tasks import create_task
-
-    task = create_task(results["task"], **{k: v for k, v in results["options"].items() if k != "name"})
-    if task.version != results["version"]:
-        raise InputError(
-            f"{folder}: results of version {results['version']} of {task.name}, this code computes version "
-            f"{task.version}; use the code that run.json names, or run its command again"
-        )
-    return task
-
-
-def _settings(folder: Path) -> dict[str, Any]:
-    import yaml
-
-    from voco.config import flatten
-
-    # the C loader reads a thousand files in seconds, the other one in half a minute
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    try:
-        found = yaml.load((folder / "config.yaml").read_text(), loader)
-    except yaml.YAMLError as error:
-        raise InputError(f"{folder / 'config.yaml'} is not YAML: {error}") from None
-    return flatten(found if isinstance(found, dict) else {})
-
-
-def _encoder(folder: Path, results: Mapping[str, Any]) -> tuple[list[dict], dict]:
-    """History of the encoder before this run, and what it was fed."""
-    from voco.weights.folder import read_config
-
-    first = next((path for path in (folder, *sorted(folder.glob("fold-*"))) if (path / "encoder").is_dir()), None)
-    config = read_config(first / "encoder") if first is not None else None
-    if config is not None:
-        spec = {name: config["input_spec"].get(name) for name in _INTENSITY}
-        return list(config["provenance"][:-1]), spec
-    names = results["facts"].get("provenance", [])
-    return [{"method": str(name)} for name in names], {"windows": results["facts"].get("input_windows")}
 
 
 def plural(unit: str) -> str:

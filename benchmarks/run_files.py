@@ -1,0 +1,72 @@
+"""Files of a run folder as values, with one clear message where one is damaged."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from voco.errors import InputError
+from voco.tasks.base import Task
+
+# Size and spacing are those of the view; what an encoder was once pretrained at changes nothing.
+_INTENSITY = ("axes", "windows", "mean", "std", "rgb_mean", "rgb_std")
+
+
+def read_entry(line: str) -> dict[str, Any]:
+    """A line of a ledger; empty where its writer died half-way."""
+    try:
+        found = json.loads(line)
+    except ValueError:  # a writer died half-way
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def rebuild_task(results: Mapping[str, Any], folder: Path) -> Task:
+    """The task that results are of, as this code computes it."""
+    from voco.tasks import create_task
+
+    task = create_task(results["task"], **{k: v for k, v in results["options"].items() if k != "name"})
+    if task.version != results["version"]:
+        raise InputError(
+            f"{folder}: results of version {results['version']} of {task.name}, this code computes version "
+            f"{task.version}; use the code that run.json names, or run its command again"
+        )
+    return task
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file of a run."""
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON ({error}); the run was damaged: run its command again") from None
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """``config.yaml`` with dotted names."""
+    import yaml
+
+    from voco.config import flatten
+
+    # the C loader reads a thousand files in seconds, the other one in half a minute
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        found = yaml.load((folder / "config.yaml").read_text(), loader)
+    except yaml.YAMLError as error:
+        raise InputError(f"{folder / 'config.yaml'} is not YAML: {error}") from None
+    return flatten(found if isinstance(found, dict) else {})
+
+
+def read_history(folder: Path, results: Mapping[str, Any]) -> tuple[list[dict], dict]:
+    """History of the encoder before this run, and what it was fed."""
+    from voco.weights.folder import read_config
+
+    first = next((path for path in (folder, *sorted(folder.glob("fold-*"))) if (path / "encoder").is_dir()), None)
+    config = read_config(first / "encoder") if first is not None else None
+    if config is not None:
+        spec = {name: config["input_spec"].get(name) for name in _INTENSITY}
+        return list(config["provenance"][:-1]), spec
+    names = results["facts"].get("provenance", [])
+    return [{"method": str(name)} for name in names], {"windows": results["facts"].get("input_windows")}
