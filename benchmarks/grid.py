@@ -13,7 +13,7 @@ from voco.errors import InputError
 
 # In the order of work. Splits are made by the grid itself, all others are commands.
 KINDS = ("data", "split", "calibrate", "pretrain", "search", "cheap", "final")
-FOLDERS = {"data": "data", "split": "splits", "calibrate": "pretraining", "pretrain": "pretraining",
+FOLDERS = {"data": "data", "split": "splits", "calibrate": "calibration", "pretrain": "pretraining",
            "search": "search", "cheap": "cells", "final": "cells"}  # fmt: skip
 
 
