@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from voco.errors import InputError
-from voco.tasks.base import Task
 
 # Size and spacing are those of the view; what an encoder was once pretrained at changes nothing.
 _INTENSITY = ("axes", "windows", "mean", "std", "rgb_mean", "rgb_std")
@@ -21,19 +20,6 @@ def read_entry(line: str) -> dict[str, Any]:
     except ValueError:  # a writer died half-way
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def rebuild_task(results: Mapping[str, Any], folder: Path) -> Task:
-    """The task that results are of, as this code computes it."""
-    from voco.tasks import create_task
-
-    task = create_task(results["task"], **{k: v for k, v in results["options"].items() if k != "name"})
-    if task.version != results["version"]:
-        raise InputError(
-            f"{folder}: results of version {results['version']} of {task.name}, this code computes version "
-            f"{task.version}; use the code that run.json names, or run its command again"
-        )
-    return task
 
 
 def read_json(path: Path) -> dict[str, Any]:

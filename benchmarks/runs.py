@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.provenance import pretraining_cost, source_words, training_id
-from benchmarks.run_files import read_entry, read_history, read_json, read_settings, rebuild_task
+from benchmarks.run_files import read_entry, read_history, read_json, read_settings
 from voco.errors import InputError
 from voco.tasks.base import Task
 from voco.transfer.prediction_files import PREDICTIONS
+from voco.transfer.results import rebuild_task
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -287,7 +288,8 @@ def read_run(folder: str | Path) -> Run:
         raise InputError(f"{folder} has no {PREDICTIONS}, which every figure is computed from; run its command again")
     history, spec = read_history(folder, results)
     cell = read_json(folder / CELL) if (folder / CELL).is_file() else {}
-    return Run(folder, rebuild_task(results, folder), results, record, read_settings(folder), history, spec, cell)
+    task = rebuild_task(results, f"the results of {folder}")
+    return Run(folder, task, results, record, read_settings(folder), history, spec, cell)
 
 
 def find_runs(paths: Sequence[str | Path]) -> tuple[list[Path], list[tuple[Path, str]]]:

@@ -130,7 +130,7 @@ def recompute(out: str | Path, task: Task | None = None) -> dict[str, Any]:
         task: as of the run; None builds it from what the file says.
     """
     stored = read_results(out)
-    task = task or _rebuild(stored)
+    task = task or rebuild_task(stored)
     constants = {int(fold): scores for fold, scores in stored["constants"].items()}
     again = summarise(
         task,
@@ -148,13 +148,22 @@ def recompute(out: str | Path, task: Task | None = None) -> dict[str, Any]:
     return json.loads(json.dumps(again))
 
 
-def _rebuild(stored: Mapping[str, Any]) -> Task:
+def rebuild_task(stored: Mapping[str, Any], what: str = "these results") -> Task:
+    """The task that results are of, as this code computes it.
+
+    Args:
+        stored: content of ``results.json``.
+        what: the results' name in the error.
+
+    Raises:
+        InputError: the code computes another version of the task.
+    """
     from voco.tasks import create_task
 
     task = create_task(stored["task"], **{k: v for k, v in stored["options"].items() if k != "name"})
     if task.version != stored["version"]:
         raise InputError(
-            f"these results are of version {stored['version']} of {task.name}, this code computes version "
+            f"{what} are of version {stored['version']} of {task.name}, this code computes version "
             f"{task.version}: numbers may differ; use the code that is named in run.json"
         )
     return task
