@@ -119,6 +119,9 @@ class Store:
         folder = self.folder(cell)
         folder.mkdir(parents=True, exist_ok=True)
         facts = {"cell": cell.id, "digest": self.digest(cell), **cell.facts}
+        for need in cell.needs:
+            if need.startswith("split/") and "split_rule" in facts:  # auto is decided when a split is drawn
+                facts["split_rule"] = read_json(self.folder(self.work.cells[need]) / CELL)["rule"]
         if self._searched(cell):
             choice = self.choice(cell.group)
             facts["search"] = {key: choice[key] for key in ("setting", "chosen", "tried", "seed", "note")}

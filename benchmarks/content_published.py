@@ -46,7 +46,7 @@ def _closest(number, sets: Sequence[TestSet]) -> tuple[Row, str]:
             seen.add((one.key, row.fraction, row.source))
             reason = why_not_comparable(
                 number, task=one.task.name, options=run.results["options"], metric=one.task.main_metric,
-                part=one.split, split_rule=run.results.get("rule", ""), test_units=one.counts["units"],
+                part=one.split, split_rule=run.split_rule, test_units=one.counts["units"],
                 fraction=row.fraction, synthetic=one.synthetic,
             )  # fmt: skip
             found.append((len(reason.split("; ")) if reason else 0, row.source != number.pretraining, row, reason))

@@ -217,6 +217,8 @@ def make_pair(a: Row, b: Row) -> Pair:
         searched = [k for k in a.first.settings if a.first.settings[k] != b.first.settings.get(k) and k in _searched()]
         differs += [f"{k}: {a.first.settings[k]} / {b.first.settings.get(k)}" for k in searched]
         return Pair(a, b, "system", tuple(differs or ["nothing but the pretraining run"]))
+    if not differs and "system" in (a.first.cell.get("comparison"), b.first.cell.get("comparison")):
+        differs.append("not declared as matched by the grid")
     return Pair(a, b, "system" if differs else "source", tuple(differs))
 
 

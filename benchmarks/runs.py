@@ -93,6 +93,11 @@ class Run:
         return str(self.facts.get("encoder", ""))
 
     @property
+    def split_rule(self) -> str:
+        """How patients were split; a grid gives its runs files, and says by what rule those were drawn."""
+        return str(self.cell.get("split_rule") or self.results.get("rule") or "")
+
+    @property
     def cheap(self) -> bool:
         """Whether this is a line that needs no encoder."""
         return bool(self.cell.get("cheap")) or self.mode == "cheap"

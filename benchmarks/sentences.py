@@ -87,7 +87,7 @@ def facts_of(one: TestSet) -> str:
     )
     folds = f" in {one.folds} folds, figures averaged over folds" if one.folds > 1 else ""
     parts = [f"{counts['units']} {plural(task.unit)} of {counts['patients']} patients{folds}", classes]
-    parts.append(f"split rule: {one.run.results.get('rule') or 'not said'}")
+    parts.append(f"split rule: {one.run.split_rule or 'not said'}")
     if one.split == "test":
         parts.append(f"looks at this test set so far: {'not counted' if one.looks is None else one.looks}")
     else:

@@ -62,8 +62,10 @@ def train_fold(run: FoldRun):
 
     train, accelerator = run.config["train"], run.accelerator
     samples = _samples(run)
-    weights = weigh_classes(run, count_classes(run.task, samples.unit_targets()))
-    method, model, optimizer = _ready_to_train(run, weights)
+    targets = samples.unit_targets()
+    weights = weigh_classes(run, count_classes(run.task, targets))
+    prior = class_prior(run.task, targets, samples.unit_shares(), weights)
+    method, model, optimizer = _ready_to_train(run, weights, prior)
     checkpoints = Checkpoints(run.out / "checkpoints", keep=train.keep, accelerator=accelerator)
     log = MetricLog(run.out, accelerator)
     state, best = LoopState(), run.out / _BEST
@@ -101,13 +103,14 @@ def train_fold(run: FoldRun):
     return method.scored
 
 
-def _ready_to_train(run: FoldRun, weights):
+def _ready_to_train(run: FoldRun, weights, prior):
     """The method, and as accelerate prepares them the method and its optimizer."""
     from voco.engine.optim import make_optimizer
     from voco.transfer.finetuner import FineTuner
     from voco.transfer.model import parameter_groups
 
     train, model = run.config["train"], run.build_model()
+    model.head.set_prior(prior)
     if (scale_of := getattr(run.task, "target_scale", None)) is not None:
         model.head.set_scale(scale_of([study.labeled for study in run.train]))
     method = FineTuner(
@@ -246,6 +249,33 @@ def weigh_classes(run: FoldRun, counts: Mapping[str, np.ndarray]) -> dict[str, l
         present = count > 0
         # scikit-learn's "balanced": n / (classes * count)
         found[name] = np.where(present, count.sum() / (present.sum() * np.maximum(count, 1)), 0.0).tolist()
+    return found
+
+
+def class_prior(
+    task: Task, targets: Mapping[str, np.ndarray], shares: np.ndarray, weights: Mapping[str, list[float]] | None
+) -> dict[str, np.ndarray]:
+    """Per output that has classes, the probabilities of the best constant answer to the training loss.
+
+    Args:
+        targets: per output one value per unit, NaN where unknown.
+        shares: how often each unit is drawn.
+        weights: of the classes in the loss.
+    """
+    found = {}
+    for output in task.outputs:
+        if output.kind == "regression":
+            continue
+        values = np.asarray(targets[output.name], float)
+        known = np.isfinite(values)
+        width = max(2, output.width)
+        # a unit's worth of every class, so that one that training lacks is not ruled out
+        count = 1 / width + known.sum() * np.bincount(
+            values[known].astype(int), shares[known] / max(shares[known].sum(), 1e-12), minlength=width
+        )
+        count = count * np.asarray((weights or {}).get(output.name, np.ones(width)))
+        if (count > 0).all():
+            found[output.name] = count / count.sum()
     return found
 
 

@@ -6,7 +6,7 @@ the batch instead: the prediction for one patient then depends on the others tha
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Literal
 
@@ -210,6 +210,19 @@ class MultiOutputHead(nn.Module):
         """
         for i, name in enumerate(self.keys):
             self.offset[i], self.gain[i] = scale.get(name, (0.0, 1.0))
+
+    @torch.no_grad()
+    def set_prior(self, prior: Mapping[str, Sequence[float]]) -> None:
+        """Let outputs begin at a class prior, so that the first steps are not spent on finding it.
+
+        Args:
+            prior: name -> probability of each class, above 0 (one logit: of negative and positive); other outputs stay
+                as they are.
+        """
+        for name, share in prior.items():
+            logits = torch.log(torch.as_tensor(share, dtype=torch.float64))
+            bias = self.layer(name).bias
+            bias.copy_(logits[1:] - logits[:1] if len(bias) == 1 else logits - logits.mean())
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """(B, in_features) -> name: (B, logits), at least float32."""

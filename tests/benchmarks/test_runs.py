@@ -110,6 +110,20 @@ def test_a_source_effect_needs_everything_else_equal(root):
     assert longer.kind == "system" and longer.differs == ("train.steps: 300 / 100",)
 
 
+@pytest.mark.parametrize(("kinds", "kind"), [(("source", "source"), "source"), (("source", "system"), "system")])
+def test_a_grid_says_whether_its_cells_are_matched(tmp_path, kinds, kind):
+    a = write_run(tmp_path / "a", patients=10, cell={"comparison": kinds[0]})
+    b = write_run(tmp_path / "b", patients=10, cell={"comparison": kinds[1]}, provenance=[VOCO])
+    pair = make_pair(*group_runs([read_run(a), read_run(b)])[0][0].rows)
+    assert pair.kind == kind and len(pair.differs) == (kind == "system")
+
+
+def test_the_rule_of_a_split_is_that_by_which_a_grid_drew_it(tmp_path):
+    assert read_run(write_run(tmp_path / "a", patients=4, cell={"split_rule": "ke2023"})).split_rule == "ke2023"
+    run = read_run(write_run(tmp_path / "b", patients=4))
+    assert run.split_rule == run.results["rule"]
+
+
 def test_other_training_patients_are_no_source_effect(tmp_path):
     a = write_run(tmp_path / "a", patients=10)
     b = write_run(tmp_path / "b", patients=10, provenance=[VOCO])

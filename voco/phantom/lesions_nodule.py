@@ -55,7 +55,7 @@ class Nodule:
 
 
 def plan_nodules(anatomy: Anatomy, rng: np.random.Generator) -> list[Nodule]:
-    """Draw the nodules of one patient: 12 to 26 mm at severity 1, three to five of them, no two close together."""
+    """Draw the nodules of one patient: 13 to 28 mm at severity 1, three to five of them, no two close together."""
     found: list[Nodule] = []
     points = lung_points(anatomy, rng, 8.0)
     count = int(rng.integers(3, 6))
@@ -73,9 +73,9 @@ def _nodule(centre: np.ndarray, rng: np.random.Generator) -> Nodule:
     lobes = [[*random_direction(rng), rng.uniform(0.1, 0.3)] for _ in range(int(rng.integers(1, 5)))]
     spikes = [random_direction(rng) for _ in range(int(rng.integers(3, 8)))] if rng.random() < 0.35 else []
     # A faint nodule is seen from a larger size on.
-    least = 12.0 if texture == "solid" else 15.0
+    least = 13.0 if texture == "solid" else 16.0
     return Nodule(
-        centre, float(rng.uniform(least, 26)), rng.uniform(0.82, 1.18, 3), axes,
+        centre, float(rng.uniform(least, 28)), rng.uniform(0.82, 1.18, 3), axes,
         np.array(lobes), np.array(spikes).reshape(-1, 3), texture,
         float(rng.uniform(-650, -450) if texture == "ground_glass" else rng.uniform(-10, 60)),
         float(rng.uniform(-680, -500)),

@@ -187,27 +187,27 @@ def _tear_organ(organ: Organ, grade: str, rng, size: float, share: float) -> tup
     blood = rng.uniform(34, 50)
     start, goal = organ.entry(rng)
     small = organ.name.startswith("kidney")
-    scale = size * (0.75 if small else 1.0)
+    scale = size * (0.85 if small else 1.0)
 
     def low():
         kind = rng.random()
         if kind < 0.75:
             for _ in range(int(rng.integers(1, 3))):
-                way, length, width = goal + rng.normal(0, 8, 3), rng.uniform(18, 28) * scale, rng.uniform(4, 6) * scale
+                way, length, width = goal + rng.normal(0, 8, 3), rng.uniform(22, 36) * scale, rng.uniform(6, 9) * scale
                 organ.tear(start, way, length, 30 * scale, width, blood, rng, share)
         if kind > 0.5:
-            organ.crescent(start, rng.uniform(20, 28) * scale, rng.uniform(6, 9) * scale, blood + 5, share)
-        organ.surround(rng.uniform(0.5, 2.5) * size, blood, rng, share)
+            organ.crescent(start, rng.uniform(24, 34) * scale, rng.uniform(8, 12) * scale, blood + 5, share)
+        organ.surround(rng.uniform(1, 3) * size, blood, rng, share)
 
     def high():
         for _ in range(int(rng.integers(3, 6))):
             way = goal + rng.normal(0, 16, 3) * scale
             length = rng.uniform(42, 75) * scale
-            organ.tear(start, way, length, 60 * scale, rng.uniform(8, 13) * scale, blood, rng, share)
-        organ.pool(0.5 * (start + goal), rng.uniform(14, 23) * scale, blood + 12, rng, share)
+            organ.tear(start, way, length, 60 * scale, rng.uniform(10, 16) * scale, blood, rng, share)
+        organ.pool(0.5 * (start + goal), rng.uniform(18, 28) * scale, blood + 12, rng, share)
         if rng.random() < (0.6 if small else 0.3):
             organ.infarct(start, goal, share, blood + 8)
-        organ.surround(rng.uniform(3.5, 8) * size, blood, rng, share)
+        organ.surround(rng.uniform(5, 10) * size, blood, rng, share)
 
     lesion = plant(organ.canvas, organ.box, f"{organ.name}_{grade}", low if grade == "low" else high, share=share)
     return lesion, start
@@ -276,7 +276,7 @@ def _leak(canvas: Canvas, anatomy: Anatomy, sites: list[np.ndarray], rng, size: 
         return None
     arterial = anatomy.phase == "arterial"
     bright = min(anatomy.hu["aorta"] * rng.uniform(1.0, 1.3) + (0 if arterial else 110), 400.0)
-    radius = rng.uniform(15, 24) * size
+    radius = rng.uniform(20, 30) * size
     box = canvas.grid.box(centre - 1.7 * radius, centre + 1.7 * radius)
     coarse, fine = Ripple(rng, 1.8 * radius), Ripple(rng, 11)
     jets = centre + rng.normal(0, 0.3, (4, 3)) * radius

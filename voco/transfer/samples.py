@@ -86,6 +86,8 @@ class StudySamples(Dataset):
             raise InputError("no labeled study or window is left to train on; see rejected.csv and the split")
         self.by_class = _by_class(strata, balance) if balance is not None else None
         self.depths = self._by_depth() if match_depth else None
+        if self.depths is not None:
+            self.rarest = min(range(len(self.depths)), key=lambda k: len(self.depths[k]))
         self._order: tuple[int, torch.Tensor] | None = None
         self._handles: OrderedDict[Path, PreparedVolume] = OrderedDict()
 
@@ -116,6 +118,16 @@ class StudySamples(Dataset):
         """Per output, the target of every unit; NaN = not known."""
         rows = [self._unit_targets(*unit) for unit in self.units]
         return {output.name: np.array([row[output.name] for row in rows]) for output in self.task.outputs}
+
+    def unit_shares(self) -> np.ndarray:
+        """How often each unit is drawn, (U,) that sum to 1; with matched depths, on average over its class."""
+        if self.by_class is None:
+            return np.full(len(self.units), 1 / len(self.units))
+        groups, weights = self.by_class
+        shares = np.zeros(len(self.units))
+        for group, weight in zip(groups, (weights / weights.sum()).tolist()):
+            shares[group] = weight / len(group)
+        return shares
 
     def _unit_targets(self, item: int, window: int) -> dict[str, float]:
         if window < 0:
@@ -166,7 +178,7 @@ class StudySamples(Dataset):
             first, last = 0, len(groups[drawn])
             if self.depths is not None:
                 # The rarest class says where; a window of the drawn class is taken near there.
-                rare = self.depths[min(range(len(groups)), key=lambda k: len(groups[k]))]
+                rare = self.depths[self.rarest]
                 depth = rare[int(torch.randint(len(rare), (), generator=rng))]
                 first, last = _near(self.depths[drawn], depth)
             return groups[drawn][first + int(torch.randint(last - first, (), generator=rng))]
