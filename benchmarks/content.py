@@ -76,6 +76,16 @@ def compose(material: Material) -> Document:
         whole = len(synthetic) == len(material.sets)
         what = "Synthetic patients" if whole else f"{len(synthetic)} of {len(material.sets)} test sets are synthetic"
         parts.append(Paragraph(f"{what}: {say.SYNTHETIC_TITLE}.", "banner"))
+    drawn = [row for row in rows if row.synthetic_pretraining]
+    if drawn:
+        names = ", ".join(dict.fromkeys(row.label for row in drawn))
+        parts.append(
+            Paragraph(
+                f"Pretraining on synthetic data stands behind {len(drawn)} of {len(rows)} rows ({names}). They say "
+                "nothing about pretraining on real scans.",
+                "banner",
+            )
+        )
     parts += [Paragraph(text, "banner") for text in material.warnings]
     parts.append(Heading(2, "What was found", "found"))
     parts += _findings(material)

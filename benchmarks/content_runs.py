@@ -67,7 +67,7 @@ def health_parts(rows: Sequence[Row]) -> list[Part]:
     """Learning scores of every pretraining run behind the rows, and of published weights what is known."""
     found: dict[str, Training] = {}
     for run in (run for row in rows for run in row.runs):
-        for training in trainings(run.provenance, run.settings.get("encoder.weights")):
+        for training in trainings(run.provenance, run.settings.get("encoder.weights"), run.synthetic_trainings):
             if training.id not in found or training.verdict:
                 found[training.id] = training
     if not found:
@@ -79,7 +79,7 @@ def health_parts(rows: Sequence[Row]) -> list[Part]:
         table.append(
             [
                 Cell(one.words + (f" (after {one.chain})" if one.chain != "scratch" else "")),
-                Cell(one.data or "not said"),
+                Cell(f"synthetic: {one.data}" if one.synthetic else one.data or "not said", flag=one.synthetic),
                 _count(one.cases, 1, "", "not said"),
                 _count(one.steps, 1, "", "not said"),
                 _count(one.volumes_seen, 1, "", "not said"),
@@ -99,6 +99,7 @@ def provenance_table(runs: Sequence[Run]) -> Table:
     rows = []
     for run in runs:
         session = (run.record.get("sessions") or [{}])[-1]
+        marks = [*run.marks, *say.synthetic_flags(run.synthetic_pretraining)]
         rows.append(
             [
                 Cell(str(run.folder)),
@@ -117,7 +118,7 @@ def provenance_table(runs: Sequence[Run]) -> Table:
                 Cell((run.commit or "not known")[:19]),
                 Cell(str(session.get("started", ""))),
                 Cell(str(run.cost["device"] or "not known")),
-                Cell("; ".join(run.marks), flag=bool(run.marks)),
+                Cell("; ".join(marks), flag=bool(marks)),
             ]
         )
     columns = (

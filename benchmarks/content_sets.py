@@ -51,9 +51,11 @@ def set_parts(
             Fold(f"All {len(comparisons)} comparisons in numbers", [differences_table(name, one, comparisons)])
         )
     parts += _score_parts(name, panels, look)
-    if one.synthetic:
+    drawn = list(dict.fromkeys(name for row in one.rows for name in row.synthetic_pretraining))
+    if one.synthetic or drawn:
+        stamp = f"synthetic: {say.SYNTHETIC_TITLE}" if one.synthetic else say.synthetic_flags(drawn)[0]
         for chart in Document("", "", parts).charts:
-            chart.stamp(f"synthetic: {say.SYNTHETIC_TITLE}")
+            chart.stamp(stamp)
     return parts
 
 
@@ -102,6 +104,8 @@ def differences_table(name: str, one: TestSet, comparisons: Sequence[Comparison]
         remarks += [f"differs in {', '.join(c.pair.differs[:3])}" + (" …" if len(c.pair.differs) > 3 else "")] * bool(
             c.pair.differs
         )
+        drawn = [row.label for row in (a, b) if row.synthetic_pretraining]
+        remarks += say.synthetic_flags(drawn)
         remarks += list(d.notes) if d is not None else []
         rows.append(
             [
@@ -115,7 +119,7 @@ def differences_table(name: str, one: TestSet, comparisons: Sequence[Comparison]
                 Cell("" if d is None or d.p is None else f"{d.p:.2g}", None if d is None else d.p),
                 Cell("" if c.p_holm is None else f"{c.p_holm:.2g}", c.p_holm),
                 Cell("" if d is None else str(d.seeds), None if d is None else d.seeds),
-                Cell("; ".join(remarks), flag=bool(untrained)),
+                Cell("; ".join(remarks), flag=bool(untrained or drawn)),
             ]
         )
     way = "above 0 favours the first" if one.task.higher_is_better else "below 0 favours the first"

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,59 @@ def pretraining_cost(provenance: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {"hours": hours, "flops": _sum(flops), "volumes_seen": _sum(seen), "words": words}
 
 
+def synthetic_trainings(
+    provenance: Sequence[Mapping[str, Any]], weights: str | None = None, noted: Sequence[bool] = ()
+) -> tuple[bool, ...]:
+    """Whether each training of an encoder learned from synthetic data.
+
+    Three places tell: the training itself (``synthetic`` in its entry), the grid that ran it, and the data set of its
+    run folder, which is found from where the weights were loaded. What none of them tells counts as not synthetic.
+
+    Args:
+        provenance: its history, oldest first.
+        weights: where it was loaded from.
+        noted: what a grid knows of the last trainings, oldest first.
+    """
+    found = [bool(entry.get("synthetic")) for entry in provenance]
+    for place, known in enumerate(reversed(noted[-len(found) :] if found else ()), 1):
+        found[-place] |= bool(known)
+    for place in reversed(range(len(provenance))):
+        folder = _run_folder(weights) if "method" in provenance[place] else None
+        if folder is None:
+            break
+        root, weights = _data_and_weights(str(folder), (folder / "config.yaml").stat().st_mtime)
+        found[place] |= holds_phantoms(root)
+    return tuple(found)
+
+
+def holds_phantoms(root: str | Path | None) -> bool:
+    """Whether a data set, given by its folder or by a table in it, was made by ``voco phantom``."""
+    from voco.data.layouts.labeled import PHANTOM_LIST
+
+    if not root:
+        return False
+    path = Path(root)
+    return ((path.parent if path.is_file() else path) / PHANTOM_LIST).is_file()
+
+
+def _run_folder(weights: str | None) -> Path | None:
+    """The run that wrote an encoder: itself or above it (``encoder``, ``milestones/STEP/encoder``)."""
+    if not weights or not Path(weights).exists():
+        return None
+    path = Path(weights).absolute()
+    near = (path, *list(path.parents)[:3])
+    return next((one for one in near if (one / "config.yaml").is_file() and (one / "run.json").is_file()), None)
+
+
+@cache
+def _data_and_weights(folder: str, _changed: float) -> tuple[str | None, str | None]:
+    """Data set and initial weights of a run, read once for all runs that start from it."""
+    from benchmarks.run_files import read_settings
+
+    settings = read_settings(Path(folder))
+    return settings.get("data.root"), settings.get("encoder.weights")
+
+
 @dataclass(frozen=True)
 class Training:
     """One pretraining run or published file that rows of the report start from.
@@ -79,6 +133,7 @@ class Training:
         words: what it is; ``chain`` what stood before it.
         results: learning scores by name, as the run noted them.
         verdict: sentences of its last evaluation, where its folder is still there.
+        synthetic: whether its data were.
     """
 
     id: str
@@ -92,14 +147,18 @@ class Training:
     published: bool
     results: Mapping[str, float] = field(default_factory=dict)
     verdict: Sequence[str] = ()
+    synthetic: bool = False
 
 
-def trainings(provenance: Sequence[Mapping[str, Any]], weights: str | None = None) -> list[Training]:
+def trainings(
+    provenance: Sequence[Mapping[str, Any]], weights: str | None = None, synthetic: Sequence[bool] = ()
+) -> list[Training]:
     """The trainings of one encoder.
 
     Args:
         provenance: its history, oldest first.
         weights: where it was loaded from; the verdict of the last training is read beside it.
+        synthetic: of each, whether its data were (``synthetic_trainings``).
     """
     found = []
     for place, entry in enumerate(provenance):
@@ -118,6 +177,7 @@ def trainings(provenance: Sequence[Mapping[str, Any]], weights: str | None = Non
                 published="method" not in entry and entry.get("source") != "file",
                 results={k: float(v) for k, v in (entry.get("results") or {}).items() if isinstance(v, int | float)},
                 verdict=_verdict(weights) if last and "method" in entry else (),
+                synthetic=place < len(synthetic) and synthetic[place],
             )
         )
     return found

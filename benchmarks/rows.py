@@ -63,6 +63,11 @@ class Row:
         return len({run.pretraining for run in self.runs} - {""})
 
     @property
+    def synthetic_pretraining(self) -> list[str]:
+        """Trainings behind the row whose data were synthetic, in words."""
+        return list(dict.fromkeys(name for run in self.runs for name in run.synthetic_pretraining))
+
+    @property
     def untrained(self) -> int:
         """Runs that are not surely better than a constant predictor on validation."""
         return sum(run.trained is False for run in self.runs)

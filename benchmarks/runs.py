@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.provenance import pretraining_cost, source_words, training_id
+from benchmarks.provenance import entry_words, pretraining_cost, source_words, synthetic_trainings, training_id
 from benchmarks.run_files import read_entry, read_history, read_json, read_settings
 from voco.errors import InputError
 from voco.tasks.base import Task
@@ -119,6 +119,17 @@ class Run:
     @property
     def synthetic(self) -> bool:
         return any(mark.startswith(SYNTHETIC) for mark in self.marks)
+
+    @cached_property
+    def synthetic_trainings(self) -> tuple[bool, ...]:
+        """Of each training in ``provenance``, whether its data were synthetic."""
+        noted = self.cell.get("synthetic_trainings") or ()
+        return synthetic_trainings(self.provenance, self.settings.get("encoder.weights"), noted)
+
+    @property
+    def synthetic_pretraining(self) -> list[str]:
+        """Trainings of the encoder whose data were synthetic, in words; the patients of this run may be real."""
+        return [entry_words(entry) for entry, is_so in zip(self.provenance, self.synthetic_trainings) if is_so]
 
     @property
     def trained(self) -> bool | None:

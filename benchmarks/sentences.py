@@ -104,7 +104,7 @@ def finding(c: Comparison, test_set: TestSet) -> str:
     """
     pair, task = c.pair, test_set.task
     a, b = names_of(pair)
-    names = f"{a} and {b} ({_common(pair)})"
+    names = f"{a} and {b}" + (f" ({common})" if (common := _common(pair)) else "")
     if pair.why_not:
         return f"{names}: not comparable: {pair.why_not}."
     if test_set.synthetic:
@@ -115,7 +115,7 @@ def finding(c: Comparison, test_set: TestSet) -> str:
         )
         return f"{names}: no gain is stated: {said}."
     d = c.difference
-    head = f"{metric_words(task.main_metric)}, {_common(pair)}"
+    head = ", ".join(filter(None, (metric_words(task.main_metric), _common(pair))))
     basis = _basis(c)
     if d is None or d.low is None:
         return f"{head}: {a} and {b}: no interval ({'; '.join(d.notes) if d else 'no numbers'})."
@@ -128,7 +128,7 @@ def finding(c: Comparison, test_set: TestSet) -> str:
         holm = f", p {_p(c.p_holm)} after Holm" if c.primary else ""
         return (
             f"{head}: {first} was {word} than {other} by {number(abs(d.point))} {bracket(low, high)}"
-            f"{remark} {basis}{holm}."
+            f"{remark} {basis}{holm}.{_synthetic_words(pair)}"
         )
     most = max(abs(d.low), abs(d.high))
     most = math.ceil(most * 1000) / 1000
@@ -140,7 +140,13 @@ def finding(c: Comparison, test_set: TestSet) -> str:
     if c.margin is not None:
         inside = -c.margin < d.low and d.high < c.margin
         text += f" The margin named beforehand, {c.margin:g}, is {'met' if inside else 'not met'}."
-    return text
+    return text + _synthetic_words(pair)
+
+
+def _synthetic_words(pair: Pair) -> str:
+    """A sentence about rows whose pretraining was fed synthetic data; the patients of the test set may be real."""
+    names = list(dict.fromkeys(row.label for row in (pair.a, pair.b) if row.synthetic_pretraining))
+    return f" Pretrained on synthetic data: {', '.join(names)}." if names else ""
 
 
 def _basis(c: Comparison) -> str:
@@ -184,6 +190,7 @@ def flags_of(row: Row, found: Interval) -> list[str]:
         flags.append(f"ceiling (above {CEILING:g}: no room left to tell sources apart)")
     if any(run.synthetic for run in row.runs):
         flags.append("synthetic")
+    flags += synthetic_flags(row.synthetic_pretraining)
     if row.first.cheap:
         flags.append("cheap line")
     elif row.untrained:
@@ -202,6 +209,11 @@ def flags_of(row: Row, found: Interval) -> list[str]:
     # seeds are said above, in words of the row
     flags += [note for note in found.notes if "seed" not in note]
     return flags + search_flags(row.runs)
+
+
+def synthetic_flags(names: Sequence[str]) -> list[str]:
+    """The mark of what was pretrained on synthetic data."""
+    return [f"pretrained on synthetic data ({', '.join(names)})"] if names else []
 
 
 def search_flags(runs: Sequence[Run]) -> list[str]:

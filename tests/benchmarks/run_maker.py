@@ -40,12 +40,14 @@ def write_run(
     encoder: str = "cnn3d_s",
     labels_seed: int = 1,
     trained: bool | None = None,
+    weights: str | None = None,
 ) -> Path:
     """One finished run of the task ``table`` with one binary label; scores of positives are higher by ``gain`` logits.
 
     Args:
         labels_seed: of labels: runs with the same one share a test set.
         trained: replaces the verdict.
+        weights: where the encoder came from.
     """
     folder.mkdir(parents=True)
     task = create_task("table", labels=["label"], kind="binary")
@@ -71,7 +73,7 @@ def write_run(
         results["verdict"] |= {"trained": trained, "text": "did not train" if not trained else "trained"}
     write_results(folder, results)
     settings = {"mode": "full", "fraction": fraction, "seed": seed, "out": str(folder), "task": {"name": "table"}}
-    settings |= {"encoder": {"name": encoder, "weights": None}, "train": {"lr": 0.001, "steps": 100} | (train or {})}
+    settings |= {"encoder": {"name": encoder, "weights": weights}, "train": {"lr": 0.001, "steps": 100} | (train or {})}
     (folder / "config.yaml").write_text(yaml.safe_dump(settings))
     session = {"started": "2026-05-01T10:00:00Z", "state": "finished", "git_commit": "0" * 40, "device": "cpu",
                "versions": {"python": "3.11.7", "torch": "2.13.0"}}  # fmt: skip
@@ -89,6 +91,15 @@ def write_run(
     if cell is not None:
         (folder / "cell.json").write_text(json.dumps(cell))
     return folder
+
+
+def write_pretraining(folder: Path, data: Path, weights: Path | str | None = None) -> Path:
+    """What a report reads of a pretraining run; returns the folder of its encoder."""
+    (folder / "encoder").mkdir(parents=True)
+    settings = {"data": {"root": str(data)}, "encoder": {"weights": weights and str(weights)}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    (folder / "run.json").write_text('{"state": "finished"}')
+    return folder / "encoder"
 
 
 def write_grid(root: Path, seeds: int = 5, fractions: Sequence[float] = (0.1, 1.0), patients: int = 200, **kw) -> Path:

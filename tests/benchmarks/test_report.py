@@ -159,6 +159,28 @@ def test_a_report_on_synthetic_patients_alone_says_so_in_its_title(root, tmp_pat
     assert "was higher than" not in shown.text and "no difference shown" not in shown.text
 
 
+def test_pretraining_on_synthetic_data_is_marked_wherever_its_row_stands(tmp_path):
+    for seed in range(2):
+        write_run(tmp_path / "runs" / f"scratch-{seed}", seed=seed, gain=0.6)
+        told = {"synthetic_trainings": [True]}
+        write_run(tmp_path / "runs" / f"voco-{seed}", seed=seed, gain=5, provenance=[VOCO], cell=told)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Chart, "_pdf", lambda chart, path: path.write_text("%PDF"))
+        found = write_report([tmp_path / "runs"], tmp_path, resamples=100)
+    shown, text = Page(found.read_text()), (tmp_path / "report.md").read_text()
+    banner = (
+        "Pretraining on synthetic data stands behind 1 of 2 rows (voco3d). They say nothing about"
+    )
+    for words in (banner, "one pretraining run of voco3d. Pretrained on synthetic data: voco3d."):
+        assert words in shown.text and words in text
+    flags = {row[0]: row[4] for row in shown.rows("source")}
+    assert "pretrained on synthetic data (voco3d)" in flags["voco3d"] and "synthetic" not in flags["scratch"]
+    assert shown.rows("first")[0][-1].startswith("pretrained on synthetic data (voco3d)")
+    assert shown.rows("training")[0][1].startswith("synthetic: ")
+    assert "pretrained on synthetic" in (tmp_path / "paper" / "figures" / "01-table-effects.svg").read_text()
+    assert "pretrained on synthetic" in (tmp_path / "paper" / "tables" / "01-table-results.tex").read_text()
+
+
 def test_cost_learning_provenance_and_what_was_left_out(page, root):
     cost = {row[1]: row for row in page.rows("test set")}
     assert cost["scratch"][7] == "none" and cost["kinetics400"][7] == "published (unknown)"
