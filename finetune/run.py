@@ -7,6 +7,7 @@ score, and at the end predictions, results and pictures. The test set is opened 
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -76,11 +77,13 @@ def _run(config: dict, rank: int, world: int) -> int:
     check_together(config, task, view)
     splits = make_split(config, task, manifest, say)
     check_fold(config, splits)
+    check_same_split(out, splits)
     cache = Path(config["data"].cache or out.parent / "cache")
     cohort = prepare_studies(
         manifest, task, view, cache, mask_channel=mask_channel, workers=config["data"].workers, rank=rank, world=world,
         say=say,
     )  # fmt: skip
+    check_same_data(out, cohort)
     if rank == 0:
         cohort.write(out)
         save_yaml(config | {"fold": -1}, out / "config.yaml")
@@ -141,6 +144,42 @@ def has_begun(out: Path) -> bool:
     """Whether there is anything to continue; a start that failed on a wrong setting leaves nothing."""
     made = ("checkpoints/step-*", "scores/*/predictions.csv", "model.json")
     return any(next(out.glob(f"{folder}{name}"), None) for folder in ("", "fold-*/") for name in made)
+
+
+def check_same_split(out: Path, splits) -> None:
+    """A run that goes on has the patients it began with: with others, some it trained on could test.
+
+    Raises:
+        InputError: the cases or the split of a run that has begun are not those of now.
+    """
+    from finetune.testset import SPLIT_FILE
+    from voco.data.split_files import encoded, split_text
+
+    path = out / SPLIT_FILE
+    if has_begun(out) and path.is_file() and path.read_bytes() != encoded(split_text(splits)):
+        raise InputError(
+            f"{out} was started with other cases, or cases parted otherwise, than these data give now: patients it "
+            f"trained on could come to test. Bring the data back, or use another --out (--split.file {path} repeats "
+            "the split where the cases are the same)"
+        )
+
+
+def check_same_data(out: Path, cohort) -> None:
+    """With other scans or labels, a run that goes on would be another one.
+
+    Raises:
+        InputError: the studies, their labels or their sizes are not those that the run, or a fold of it, began with.
+    """
+    for folder in (out, *sorted(out.glob("fold-*"))):
+        record = folder / "run.json"
+        if not has_begun(folder) or not record.is_file():
+            continue
+        saved = json.loads(record.read_text())
+        if saved.get("data_fingerprint", cohort.fingerprint) != cohort.fingerprint:
+            raise InputError(
+                f"{folder} was started with other studies or labels: {saved.get('data')} then, {cohort.counts} now. "
+                "Bring them back, or use another --out"
+            )
 
 
 def locked_folder(config: dict) -> Path:

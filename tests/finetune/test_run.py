@@ -19,7 +19,7 @@ import finetune.folds
 import finetune.training
 import voco
 from finetune.run import main
-from tests.finetune.made import SMALL, in_processes, kill_at, write_cohort
+from tests.finetune.made import SMALL, in_processes, kill_at, write_cohort, write_scan
 from voco.data.cache import PreparedVolume
 from voco.data.fingerprint import Fingerprints
 from voco.data.manifest import Case
@@ -205,6 +205,26 @@ def test_other_settings_on_a_run_are_listed(finished, arguments, work, capsys):
     assert main(arguments("fresh", "--train.balance", "--train.class_shares", '{"2": 1.0}')) == 2
     assert "names the classes 2" in capsys.readouterr().err
     assert main(arguments("fresh", "--mode", "knn")) == 0
+
+
+def test_data_that_changed_do_not_go_on_as_the_same_run(finished, arguments, work, cohort, capsys):
+    """New rows part patients anew: some that the model was trained on would test."""
+    out = copy_of(finished, work, "grown")
+    rows = (cohort / "labels.csv").read_text().splitlines()
+    more = cohort / "more.csv"
+    write_scan(cohort / "s90.nii.gz", 90, True)
+    more.write_text("\n".join([*rows, "s90.nii.gz,1,mrn-7900,a"]) + "\n")
+    before = (out / "splits.csv").read_bytes()
+    assert main(arguments("grown", "--data.root", more, "--eval", "test")) == 2
+    assert "was started with other cases" in capsys.readouterr().err
+    assert (out / "splits.csv").read_bytes() == before and not (out / "test_ledger.jsonl").exists()
+    # the same cases with another label, parted as before
+    first = rows[1].split(",")
+    more.write_text("\n".join([rows[0], ",".join([first[0], str(1 - int(first[1])), *first[2:]]), *rows[2:]]) + "\n")
+    given = ["--split.file", finished / "splits.csv"]
+    assert main(arguments("relabeled", "--mode", "knn", "--probe.neighbours", 3, *given)) == 0
+    assert main(arguments("relabeled", "--mode", "knn", "--probe.neighbours", 3, *given, "--data.root", more)) == 2
+    assert "other studies or labels" in capsys.readouterr().err
 
 
 def test_probes_use_features_that_are_computed_once(arguments, work, cohort, monkeypatch):

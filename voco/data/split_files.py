@@ -43,9 +43,14 @@ def write_text(path: str | Path, text: str) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(text, encoding="utf-8", errors="backslashreplace")
+    part.write_bytes(encoded(text))
     os.replace(part, path)
     return path
+
+
+def encoded(text: str) -> bytes:
+    """What ``write_text`` writes."""
+    return text.encode("utf-8", errors="backslashreplace")
 
 
 def read_splits(path: str | Path, cases: Sequence[LabeledCase]) -> list[Fold]:
