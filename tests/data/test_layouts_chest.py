@@ -63,6 +63,7 @@ def test_rsna_pe_as_published(tmp_path):
     assert dict(case.slices) == {"a1-0": 0.0, "a1-1": 1.0, "a1-2": 1.0, "a1-3": 0.0}
     assert case.slices.get("b2-0") is None and case.slices.positive == 2
     assert not manifest.patient_level and any("no patient identity" in note for note in manifest.notes)
+    assert manifest.order == ["c3", "a1", "b2"], "as in the table: the split of Ke et al. goes by it"
 
 
 def test_rsna_pe_test_part_has_no_labels(tmp_path):
@@ -259,6 +260,8 @@ def test_lidc_table_in_place_of_annotations(tmp_path):
     cases = read_lidc(tmp_path, table=path).cases
     assert [(case.labels["nodule"], case.case.split) for case in cases] == [(1.0, "train"), (0.0, "validation")]
     assert dict(cases[0].slices) == {"u0": 0.0, "u1": 1.0}
+    path.write_text(head + "".join(reversed(rows.splitlines(keepends=True))))
+    assert read_lidc(tmp_path, table=path).order == ["LIDC-IDRI-0002", "LIDC-IDRI-0001"]
     for change, why in (
         (("u1,1", "u0,1"), "more than once"),
         (("u1,1", "u1,x"), "not usable"),

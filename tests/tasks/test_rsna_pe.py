@@ -138,7 +138,7 @@ def test_presets_and_indeterminate_exams(tmp_path):
 
 def test_test_part_and_options(tmp_path):
     pe_tree(tmp_path, NEGATIVE, part="test")
-    case = create_task("rsna_pe").read(tmp_path, part="test").cases[0]
+    case = create_task("rsna_pe").read_unlabeled(tmp_path).cases[0]
     assert math.isnan(create_task("rsna_pe").targets(case)["pe"])
     for options, why in (
         ({"preset": "ke"}, "task.preset must be one of"),

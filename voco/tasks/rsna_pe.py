@@ -130,6 +130,10 @@ class RSNAPE(Task):
             )
         return manifest
 
+    def read_unlabeled(self, root: str | Path) -> LabeledManifest:
+        """The public test exams, ``test.csv`` and ``test``."""
+        return self.read(root, "test")
+
     def _with_label(self, case: LabeledCase) -> LabeledCase:
         """With ``pe`` as far as the table alone tells."""
         positive = float(case.slices.positive >= self.least)

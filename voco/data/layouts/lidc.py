@@ -79,6 +79,9 @@ def read_lidc(root: str | Path, *, agreement: int = 3, table: str | Path | None 
         if short:
             manifest.notes.append(f"{short} annotation files have fewer than four readers")
     _add_cases(manifest, scans, labels, splits, source)
+    if table is not None:  # published splits go by its order
+        place = {uid: number for number, uid in enumerate(labels)}
+        manifest.cases.sort(key=lambda case: place[case.case.series])
     others = Counter(item.modality for item in series if item.modality != "CT")
     radiographs = sum(others.pop(kind, 0) for kind in _KINDS)
     if radiographs:

@@ -102,6 +102,8 @@ def read_rsna_pe(root: str | Path, part: str = "train") -> LabeledManifest:
             f"{len(manifest.cases)} exams with {images:,} labeled images, {positive:,} of them positive"
         )
     manifest.notes.append("no patient identity is published: splits keep studies together, not patients")
+    place = dict(zip(table.study_names, table.place.tolist()))
+    manifest.cases.sort(key=lambda case: place[case.unit])
     return finish(manifest)
 
 
@@ -119,6 +121,8 @@ class _Table:
             if empty or data[name].null_count:
                 raise InputError(f"{path}: {empty or data[name].null_count} rows have no {name}")
         self.study_names, study = _codes(data["StudyInstanceUID"])
+        # where each study stands first: published splits go by this order
+        self.place = np.unique(study, return_index=True)[1]
         self.series_names, series = _codes(data["SeriesInstanceUID"])
         images = _bytes(data["SOPInstanceUID"], path)
         self._refuse_repeats(images)
