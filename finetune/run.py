@@ -121,7 +121,7 @@ def _run(config: dict, rank: int, world: int) -> int:
 
 _MEMORY_SETTINGS = (
     "--train.batch_size (or raise --train.accumulate), --input.windows, --input.chunk, --input.size, or turn on "
-    "--encoder.activation_checkpointing true and --train.precision bf16"
+    "--encoder.activation_checkpointing true (on a GPU also --train.precision bf16)"
 )
 
 

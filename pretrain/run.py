@@ -152,7 +152,7 @@ def _run(config: dict, job, rank: int, world: int) -> int:
 
 _MEMORY_SETTINGS = (
     "--train.batch_size (or raise --train.accumulate), the size of crops or clips, --encoder.name, or turn on "
-    "--encoder.activation_checkpointing true and --train.precision bf16"
+    "--encoder.activation_checkpointing true (on a GPU also --train.precision bf16); --plan prints the largest batch"
 )
 
 

@@ -256,7 +256,7 @@ class _Clock:
 
 @contextlib.contextmanager
 def explain_out_of_memory(settings: str):
-    """Turn an out-of-memory error of the device into a sentence that names the settings to lower."""
+    """Turn an out-of-memory error of the device into a sentence: ``settings`` names those to lower, and what else helps."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -265,7 +265,7 @@ def explain_out_of_memory(settings: str):
         if not isinstance(error, MemoryError) and not any(word in str(error) for word in words):
             raise
         detail = str(error).split("\n")[0][:200]
-        raise InputError(f"out of memory ({detail}). Lower {settings}; --plan prints the largest batch") from error
+        raise InputError(f"out of memory ({detail}). Lower {settings}") from error
 
 
 def resolve_resume(resume: str, out: Path) -> Path | None:
