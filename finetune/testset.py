@@ -51,6 +51,9 @@ def check_leaks(session: Session) -> None:
 def open_test_set(session: Session, folds) -> None:
     """Refuse where the encoder has seen test scans; otherwise note the look and count the looks so far.
 
+    The ledger lies beside the split. Another one in the cache, which runs share, tells of looks that runs with other
+    folders, and so with another file of the same split, had at the same test patients.
+
     Raises:
         InputError: test scans were seen in pretraining, and ``--allow_seen`` is not given.
     """
@@ -79,8 +82,9 @@ def open_test_set(session: Session, folds) -> None:
                 out=str(session.out),
                 task=session.task.name,
                 fold=fold.number,
+                shared=session.cache,
             )
-        session.looks = max(looks(path, test_set_hash(ids)) for ids in tested.values() if ids)
+        session.looks = max(looks(path, test_set_hash(ids), session.cache) for ids in tested.values() if ids)
         if unopened:
             session.say(f"test set opened: look {session.looks} at it, noted in {ledger_path(path)}")
     session.accelerator.wait_for_everyone()

@@ -268,7 +268,10 @@ def test_jobs_of_an_array_and_their_collection_equal_one_run(arguments, work, ca
     assert main(arguments("array", *folds)) == 0
     one, two = results(work / "serial"), results(work / "array")
     assert one["main"] == two["main"] and len(two["parts"]["test"]["folds"]) == 2
-    assert one["looks_at_test"] == two["looks_at_test"] == 1
+    # jobs of an array are one look, and the serial run had one at the same patients before
+    assert one["looks_at_test"] == 1 and two["looks_at_test"] == 2
+    for out in ("serial", "array"):
+        assert len((work / out / "test_ledger.jsonl").read_text().splitlines()) == 2, "one of each fold"
     for name in ("predictions.csv", "splits.csv"):
         assert (work / "serial" / name).read_bytes() == (work / "array" / name).read_bytes()
     cases = predictions(work / "array")

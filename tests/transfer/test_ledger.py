@@ -39,6 +39,20 @@ def test_looks_at_another_test_set_do_not_count(tmp_path):
     assert open_test(split, config_hash="", commit="") == 3 and looks(split, one) == 2
 
 
+def test_runs_with_splits_of_their_own_know_of_each_other(tmp_path):
+    cache, files = tmp_path / "cache", [tmp_path / name / "splits.csv" for name in ("a", "b")]
+    for folder in (cache, *(file.parent for file in files)):
+        folder.mkdir()
+    settings = {"config_hash": "", "commit": "", "shared": cache}
+    assert open_test(files[0], test_set="s", **settings) == 1
+    assert open_test(files[1], test_set="s", **settings) == 2, "the same patients, opened from another folder"
+    assert open_test(files[1], test_set="other", **settings) == 1 == looks(files[0], "other", cache)
+    assert looks(files[0], "s", cache) == 2 and looks(files[0], "s") == 1
+    # the same file twice is one ledger, and a cache that is gone keeps nobody from counting beside the split
+    assert looks(cache / "splits.csv", "s", cache) == 2
+    assert open_test(files[0], test_set="s", config_hash="", commit="", shared=tmp_path / "gone") == 2
+
+
 def test_writers_at_the_same_time_all_count(tmp_path):
     split = tmp_path / "splits.csv"
     running = [subprocess.Popen([sys.executable, "-c", CODE, str(split), str(k)]) for k in range(4)]

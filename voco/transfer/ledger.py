@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -32,7 +33,13 @@ test_set_hash.__test__ = False  # its name looks like a test to pytest
 
 
 def open_test(
-    split_file: str | Path, *, config_hash: str, commit: str, test_set: str = "", **facts: str | int | float
+    split_file: str | Path,
+    *,
+    config_hash: str,
+    commit: str,
+    test_set: str = "",
+    shared: Path | None = None,
+    **facts: str | int | float,
 ) -> int:
     """Write down that a test set is opened, before it is.
 
@@ -44,10 +51,12 @@ def open_test(
         config_hash: of the settings of the run.
         commit: of the code.
         test_set: ``test_set_hash`` of the cases.
+        shared: folder of a second ledger that gets the same line, so that runs with splits of their own know of each
+            other; one that cannot be written is left alone.
         facts: more for the line, e.g. ``out`` and ``task``.
 
     Returns:
-        Looks so far, this one counted: those at the same test set, where the lines say which.
+        Looks so far, this one counted: those at the same test set, where the lines say which; see ``looks``.
 
     Raises:
         InputError: the ledger cannot be written or read.
@@ -62,29 +71,53 @@ def open_test(
     }
     line = json.dumps(entry, ensure_ascii=True) + "\n"
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
-        try:
-            _lock(descriptor)
-            size = os.fstat(descriptor).st_size
-            # a writer that died half-way leaves no end of line; its look counts all the same
-            torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
-            os.write(descriptor, (("\n" if torn else "") + line).encode())
-            os.fsync(descriptor)
-            text = os.pread(descriptor, os.fstat(descriptor).st_size, 0).decode()
-        finally:
-            os.close(descriptor)
+        _append(path, line)
     except OSError as error:
         raise InputError(
             f"the test set cannot be opened: its ledger {path} cannot be written ({error.strerror}); give the split "
             "file from a folder that can be written to"
         ) from None
-    return _count(text, test_set)
+    if shared is not None and (other := shared.resolve() / LEDGER) != path:
+        with contextlib.suppress(OSError):
+            _append(other, line)
+    return looks(split_file, test_set, shared)
 
 
-def looks(split_file: str | Path, test_set: str = "") -> int:
-    """How often a test set was opened so far; 0 without a ledger."""
+def looks(split_file: str | Path, test_set: str = "", shared: Path | None = None) -> int:
+    """How often a test set was opened so far; 0 without a ledger.
+
+    Args:
+        split_file: whose ledger counts.
+        test_set: ``test_set_hash``; "" counts every line.
+        shared: folder of a second ledger, of which the lines about this test set count. A line that stands in both is
+            one look.
+    """
     path = ledger_path(split_file)
-    return _count(path.read_text(), test_set) if path.is_file() else 0
+    found = _count(_read(path), test_set)
+    if shared is not None and (other := shared.resolve() / LEDGER) != path:
+        elsewhere = Counter(line for line in _read(other).splitlines() if test_set and _test_set(line) == test_set)
+        found += (elsewhere - Counter(_read(path).splitlines())).total()
+    return found
+
+
+def _append(path: Path, line: str) -> None:
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        _lock(descriptor)
+        size = os.fstat(descriptor).st_size
+        # a writer that died half-way leaves no end of line; its look counts all the same
+        torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+        os.write(descriptor, (("\n" if torn else "") + line).encode())
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
 
 
 def _lock(descriptor: int) -> None:
