@@ -192,6 +192,32 @@ def test_the_stages_accept_the_settings_of_all_shipped_grids(name):
     assert expand(read_grid(find_config(name)), Checker()).of("final")
 
 
+def test_the_grid_of_ke_et_al_has_every_cell_of_their_table():
+    from benchmarks.published import read_published
+
+    work = expand(read_grid(find_config("ke2023_table1")), Trusting())
+    finals = [cell for cell in work.of("final") if cell.facts["seed"] == 0]
+    assert len(finals) == len(read_published("ke2023_table1")) == 180
+    names = {(c.facts["task"].removesuffix("_slices"), c.facts["encoder"], c.facts["source"]) for c in finals}
+    assert len(names) == 2 * 10 * 4 and {c.facts["comparison"] for c in finals} == {"system"}
+    readers = {c.facts["encoder"] for c in finals if c.facts["task"].endswith("_slices")}
+    assert readers == {"resnet18", "resnext101", "lrcn"}
+    chain = work.cells["pretrain/resnet18-tv-in1k-stanford-slices-run0"]
+    assert chain.stage == "finetune" and chain.settings["encoder"]["name"] == "slices/resnet18"
+    steps = {c.facts["task"]: c.settings["train"]["steps"] for c in finals if c.facts["encoder"] == "lrcn"}
+    assert steps == {"rsna_slices": 8000, "lidc_slices": 1150}
+
+
+def test_hints_on_weights_are_commands_that_can_be_parsed():
+    import ast
+
+    for name in ("ke2023_table1", "viptt2021"):
+        for block in read_grid(find_config(name)).blocks.values():
+            for source in block.sources.values():
+                if "python -c" in source.download:
+                    ast.parse(source.download.partition('python -c "')[2].rpartition('"')[0])
+
+
 def test_names_of_folders():
     assert slug("video -> voco3d") == "video-to-voco3d" and slug("slices/ResNet18.tv") == "slices-resnet18.tv"
     assert merge({"a": {"b": 1, "c": [1]}}, {"a": {"c": [2]}}) == {"a": {"b": 1, "c": [2]}}

@@ -168,9 +168,7 @@ def test_pretraining_on_synthetic_data_is_marked_wherever_its_row_stands(tmp_pat
         patch.setattr(Chart, "_pdf", lambda chart, path: path.write_text("%PDF"))
         found = write_report([tmp_path / "runs"], tmp_path, resamples=100)
     shown, text = Page(found.read_text()), (tmp_path / "report.md").read_text()
-    banner = (
-        "Pretraining on synthetic data stands behind 1 of 2 rows (voco3d). They say nothing about"
-    )
+    banner = "Pretraining on synthetic data stands behind 1 of 2 rows (voco3d). They say nothing about"
     for words in (banner, "one pretraining run of voco3d. Pretrained on synthetic data: voco3d."):
         assert words in shown.text and words in text
     flags = {row[0]: row[4] for row in shown.rows("source")}
