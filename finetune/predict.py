@@ -16,7 +16,7 @@ from typing import Any, Literal
 from voco.config import Schema, parse
 from voco.errors import InputError
 
-# The part of new scans in predictions.csv: none of them was trained on or chosen by.
+# The part of new scans in predictions.csv; ``leaks.csv`` says whether the model knows any of them.
 PART = "test"
 
 
@@ -121,10 +121,11 @@ def run(config: dict) -> int:
         if rank == 0:
             cohort.write(out)
         cohort.check(config["data"].max_rejected)
+        leaks = check_seen(config, models, cohort)
         accelerator = build_accelerator(precision=config["precision"], out=out, trackers=[], threads=config["threads"])
         cases, images = score(config, models, cohort, accelerator)
         if rank == 0:
-            write(config, models, cohort, cases, images)
+            write(config, models, cohort, cases, images, leaks)
         accelerator.wait_for_everyone()
     return 0
 
@@ -214,6 +215,32 @@ def label_studies(cohort, task, config: dict):
     return cohort
 
 
+def check_seen(config: dict, models: list, cohort):
+    """Per scan, the worst verdict of the leak guard over the models; also where a head was fitted or chosen by it."""
+    from dataclasses import replace
+
+    import pandas as pd
+
+    from finetune.testset import data_set_names
+    from voco.transfer.leaks import VERDICTS, LeakGuard
+
+    task = models[0].task
+    names = data_set_names(cohort.manifest.root, task if config["layout"] != "scans" else None)
+    entries = [cohort.entries[name] for name in sorted(cohort.studies)]
+    tables = []
+    for trained in models:
+        guard = LeakGuard(trained.model.encoder)
+        last = guard.sources[-1] if guard.sources else None
+        if last is not None and last.fingerprints is not None:
+            # a frozen encoder did not learn from these scans, but the head did, and thresholds were fixed on others
+            prints = replace(last.fingerprints, trained=last.fingerprints.trained | True)
+            guard.sources[-1] = replace(last, fingerprints=prints)
+        tables.append(guard.verdicts(entries, names))
+    together = pd.concat(tables, ignore_index=True)
+    rank = together["verdict"].map(VERDICTS.index)
+    return together.loc[rank.groupby(together["case"]).idxmin()].reset_index(drop=True)
+
+
 def score(config: dict, models: list, cohort, accelerator):
     """Predictions of the ensemble: rows of cases and of slices, probabilities averaged over the models."""
     import pandas as pd
@@ -225,8 +252,9 @@ def score(config: dict, models: list, cohort, accelerator):
 
     task, view = models[0].task, models[0].view
     flips = allowed_flips(task) if config["tta"] else [()]
-    if any(m.facts.get("tta") for m in models) and not config["tta"] and accelerator.is_main_process:
-        print("note: the thresholds of this model were fixed on scores averaged over flips (--tta)", file=sys.stderr)
+    if any(bool(m.facts.get("tta")) != config["tta"] for m in models) and accelerator.is_main_process:
+        how = "plain scores, these are" if config["tta"] else "scores averaged over flips (--tta), these are not"
+        print(f"note: the thresholds of this model were fixed on {how}", file=sys.stderr)
     studies = [cohort.studies[name] for name in sorted(cohort.studies)]
     cases, images = [], []
     for number, trained in enumerate(models):
@@ -257,8 +285,9 @@ def score(config: dict, models: list, cohort, accelerator):
     return mean, merged.assign(score=merged["mean"]).drop(columns="mean")
 
 
-def write(config: dict, models: list, cohort, cases, images) -> None:
-    """Predictions, and results where there are labels."""
+def write(config: dict, models: list, cohort, cases, images, leaks) -> None:
+    """Predictions, what the model knew of the scans, and results where there are labels."""
+    from voco.transfer.leaks import summary, write_leaks
     from voco.transfer.results import text_table, write_images, write_predictions, write_results
 
     out, task = Path(config["out"]), models[0].task
@@ -267,14 +296,15 @@ def write(config: dict, models: list, cohort, cases, images) -> None:
         if output.name in points:
             called = cases[output.score_columns[0]] >= points[output.name]["threshold"]
             cases[f"call_{output.name}"] = called.astype(int)
-    written = [write_predictions(out, cases)]
+    written = [write_predictions(out, cases), write_leaks(leaks, out)]
+    print(f"leak guard: {summary(leaks)}", file=sys.stderr)
     if images is not None:
         written.append(write_images(out, images))
     if hasattr(task, "write_submission") and config["layout"] == "unlabeled":
         written.append(task.write_submission(out / "submission.csv", cases))
     labeled = cases[task.label_columns].notna().any(axis=1)
     if labeled.any():
-        results = summarise_new(config, models, cohort, cases[labeled], images, points)
+        results = summarise_new(config, models, cohort, cases[labeled], images, points, leaks)
         written.append(write_results(out, results))
         print(text_table(results), file=sys.stderr)
         for name, point in results["operating_points"].items():
@@ -298,14 +328,18 @@ def ensemble_points(models: list) -> dict[str, dict[str, float]]:
     return {name: {"threshold": sum(found) / len(found)} for name, found in points.items() if len(found) == len(models)}
 
 
-def summarise_new(config: dict, models: list, cohort, cases, images, points) -> dict[str, Any]:
+def summarise_new(config: dict, models: list, cohort, cases, images, points, leaks) -> dict[str, Any]:
     """``results.json`` of new scans, with operating points and subgroups."""
+    from voco.transfer.leaks import summary
     from voco.transfer.operating import apply_operating_points
     from voco.transfer.results import summarise
 
     task = models[0].task
     settings = {"n": config["bootstrap"], "seed": config["seed"], "split": PART}
-    results = summarise(task, cases, images, rule=config["layout"], facts={"model": config["model"],
+    own = leaks[leaks["case"].isin(cases["case"])]
+    marks = [f"training of the model and these cases: {summary(own)} (leaks.csv)"]
+    marks = marks if (own["verdict"] != "clean").any() else []
+    results = summarise(task, cases, images, marks=marks, rule=config["layout"], facts={"model": config["model"],
                         "models": len(models), "scans": cohort.counts}, **settings)  # fmt: skip
     results["operating_points"] = apply_operating_points(task, cases, points)
     results["subgroups"] = {}

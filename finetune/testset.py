@@ -35,13 +35,18 @@ def is_synthetic(session: Session) -> bool:
     return (session.cohort.manifest.root / PHANTOM_LIST).is_file()
 
 
+def data_set_names(root: Path, task) -> tuple[str, ...]:
+    """Public sets that the scans below a root are of; without a task nobody knows."""
+    # synthetic patients in a public set's layout are not that set
+    return ("phantom",) if (root / PHANTOM_LIST).is_file() else (task.data_sets if task is not None else ())
+
+
 def check_leaks(session: Session) -> None:
     """Compare every case of the cohort with what the encoder was trained on; writes ``leaks.csv``."""
     from voco.transfer.leaks import LeakGuard, summary, write_leaks
 
     entries = [session.cohort.entries[name] for name in sorted(session.cohort.studies)]
-    # synthetic patients in a public set's layout are not that set
-    names = ("phantom",) if is_synthetic(session) else session.task.data_sets
+    names = data_set_names(session.cohort.manifest.root, session.task)
     session.leaks = LeakGuard(session.encoder).verdicts(entries, names)
     if session.accelerator.is_main_process:
         write_leaks(session.leaks, session.out)

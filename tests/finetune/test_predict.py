@@ -75,6 +75,8 @@ def test_folds_vote_by_the_mean_of_their_probabilities(work, scored):
     assert list(found.index) == [f"n{seed}" for seed in range(100, 105)] and set(found["split"]) == {"test"}
     assert found["label_label"].isna().all() and not (scored / "results.json").exists()
     assert "torn.nii.gz" in (scored / "rejected.csv").read_text()
+    leaks = pd.read_csv(scored / "leaks.csv")
+    assert list(leaks["case"]) == list(found.index) and set(leaks["verdict"]) == {"clean"}
     points = [json.loads((work / f"run/fold-{k}/model.json").read_text())["operating_points"] for k in (0, 1)]
     if all("label" in p for p in points):
         threshold = np.mean([p["label"]["threshold"] for p in points])
@@ -150,6 +152,10 @@ def test_exams_of_slices_from_training_to_new_scans(tmp_path, capsys):
     ]
     fast = ["--data.workers", 0, "--bootstrap", 0, "--threads", 1, "--data.cache", tmp_path / "cache"]
     assert finetune.predict.main(list(map(str, [*options, *fast]))) == 0
+    leaks = pd.read_csv(tmp_path / "again" / "leaks.csv").set_index("case")["verdict"]
+    assert len(leaks) == 6 and set(leaks) == {"seen"}, "some were trained on, the others chose the model"
+    marks = json.loads((tmp_path / "again" / "results.json").read_text())["marks"]
+    assert marks == ["training of the model and these cases: 6 seen (leaks.csv)"]
     again = rows(tmp_path / "again")
     assert len(again) == 6 and np.array_equal(again.loc[cases.index, "score_pe"], cases["score_pe"])
     assert (again["label_pe"] == [float(i % 2 == 0) for i in _numbers(again)]).all()

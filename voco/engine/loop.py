@@ -256,7 +256,7 @@ class _Clock:
 
 @contextlib.contextmanager
 def explain_out_of_memory(settings: str):
-    """Turn an out-of-memory error of the device into a sentence: ``settings`` names those to lower, and what else helps."""
+    """Turn an out-of-memory error of the device into a sentence with the ``settings`` to lower and other help."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
