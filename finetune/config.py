@@ -46,6 +46,14 @@ class Run:
 
 
 @dataclass
+class Command(Run):
+    """The run, and what the command line takes besides."""
+
+    plan: bool = False
+    """Print scans and parts by class, windows per study, steps and voxels, then stop: nothing is written."""
+
+
+@dataclass
 class EncoderConfig:
     """The network that is evaluated."""
 
@@ -225,13 +233,17 @@ class LogConfig:
 CONFIG_DIR = Path(__file__).parent / "configs"
 
 
-def schema() -> Schema:
-    """The settings of ``finetune/run.py``; a task's own options are those of its class."""
+def schema(top: type = Run) -> Schema:
+    """The settings of ``finetune/run.py``; a task's own options are those of its class.
+
+    Args:
+        top: ``Command`` for the command line.
+    """
     return Schema(
         prog="finetune/run.py",
         description="Evaluate an encoder on a task: train or probe it, score every case, compute the official metric. "
         "Start with `accelerate launch finetune/run.py …`. The task options shown are those of the task chosen.",
-        top=Run,
+        top=top,
         groups={
             "task": {name: task_class(name).Options for name in TASK_NAMES},
             "encoder": EncoderConfig,

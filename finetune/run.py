@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from finetune.config import FREE_ON_RESUME, check, schema
+from finetune.config import FREE_ON_RESUME, Command, check, schema
 from voco.config import parse, save_yaml, to_dict
 from voco.errors import InputError
 
@@ -21,13 +21,27 @@ from voco.errors import InputError
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry; returns the exit status: 0 (also after a clean stop), 2 for bad input, 130 interrupted."""
     try:
-        return run(parse(schema(), argv))
+        config = parse(schema(Command), argv)
+        return plan(config) if config.pop("plan") else run(config)
     except (InputError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from what is prepared and the last checkpoint", file=sys.stderr)
         return 130
+
+
+def plan(config: dict) -> int:
+    """Print what a run would be; nothing is written."""
+    from finetune.plan import print_plan
+    from voco.engine.launch import launched_rank
+
+    rank, world = launched_rank()
+    check(config, world)
+    if rank == 0:
+        task, manifest, encoder, view, _, splits = _read(config, _to_stderr)
+        print_plan(config, task, manifest, encoder, view, splits, _to_stderr)
+    return 0
 
 
 def run(config: dict) -> int:
@@ -56,27 +70,15 @@ def _run(config: dict, rank: int, world: int) -> int:
     from voco.engine.record import RunRecord, describe_device
     from voco.engine.resume import check_same_settings
     from voco.engine.signals import StopRequest
-    from voco.tasks import create_task
 
     def say(text: str) -> None:
         if rank == 0:
-            print(text, file=sys.stderr, flush=True)
+            _to_stderr(text)
 
     out = Path(config["out"])
     if has_begun(out):
         check_same_settings(out / "config.yaml", to_dict(config), FREE_ON_RESUME)
-    options = {name: value for name, value in to_dict({"o": config["task"]})["o"].items() if name != "name"}
-    task = create_task(config["task"].name, **options)
-    manifest = task.read(config["data"].root)
-    for note in manifest.notes:
-        say(f"note: {note}")
-    encoder = build_encoder(config)
-    if encoder.load_report is not None:
-        say(f"weights: {encoder.load_report}")
-    view, mask_channel = build_view(config, task, encoder)
-    check_together(config, task, view)
-    splits = make_split(config, task, manifest, say)
-    check_fold(config, splits)
+    task, manifest, encoder, view, mask_channel, splits = _read(config, say)
     check_same_split(out, splits)
     cache = Path(config["data"].cache or out.parent / "cache")
     cohort = prepare_studies(
@@ -117,6 +119,29 @@ def _run(config: dict, rank: int, world: int) -> int:
             finish(session)
         record.close("finished", folds={str(fold): facts for fold, facts in sorted(session.facts.items())})
     return 0
+
+
+def _read(config: dict, say: Callable[[str], None]):
+    """Task, its data set, encoder, view, whether masks are a channel, and the split."""
+    from voco.tasks import create_task
+
+    options = {name: value for name, value in to_dict({"o": config["task"]})["o"].items() if name != "name"}
+    task = create_task(config["task"].name, **options)
+    manifest = task.read(config["data"].root)
+    for note in manifest.notes:
+        say(f"note: {note}")
+    encoder = build_encoder(config)
+    if encoder.load_report is not None:
+        say(f"weights: {encoder.load_report}")
+    view, mask_channel = build_view(config, task, encoder)
+    check_together(config, task, view)
+    splits = make_split(config, task, manifest, say)
+    check_fold(config, splits)
+    return task, manifest, encoder, view, mask_channel, splits
+
+
+def _to_stderr(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 _MEMORY_SETTINGS = (

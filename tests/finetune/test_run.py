@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from finetune.run import main
 from tests.finetune.made import SMALL, in_processes, kill_at, write_cohort, write_scan
 from voco.data.cache import PreparedVolume
 from voco.data.fingerprint import Fingerprints
+from voco.data.layouts.labeled import SPLITS
 from voco.data.manifest import Case
 from voco.data.prepare import PreparedEntry
 from voco.encoders import create_encoder
@@ -205,6 +207,20 @@ def test_other_settings_on_a_run_are_listed(finished, arguments, work, capsys):
     assert main(arguments("fresh", "--train.balance", "--train.class_shares", '{"2": 1.0}')) == 2
     assert "names the classes 2" in capsys.readouterr().err
     assert main(arguments("fresh", "--mode", "knn")) == 0
+
+
+def test_a_plan_says_what_a_run_would_be_and_writes_nothing(arguments, work, capsys):
+    before = sorted(work.rglob("*"))
+    tiles = ["--view", "tiles", "--input.size", 24, 16, 16, "--input.spacing", 3, 2, 2, "--input.windows", 2]
+    assert main(arguments("planned", *tiles, "--plan")) == 0
+    said = capsys.readouterr().err
+    assert sorted(work.rglob("*")) == before
+    # 20 slices of 3 mm, 36 x 40 pixels of 2 mm: one, three and three tiles
+    assert "plan: 16 scans with labels" in said and "9 windows and 55,296 voxels per study" in said
+    # 6 steps of 4 studies, of which two tiles of 24 x 16 x 16 voxels are shown
+    assert f"{6 * 4 * 2 * 24 * 16 * 16:.3g} voxels" in said and "6 steps of 4 studies" in said
+    counts = {part: re.search(rf"fold 0 {part}: (\d+) scans \((\d+) x 0, (\d+) x 1\)", said) for part in SPLITS}
+    assert sum(int(found[1]) for found in counts.values()) == 16 == sum(int(f[2]) + int(f[3]) for f in counts.values())
 
 
 def test_data_that_changed_do_not_go_on_as_the_same_run(finished, arguments, work, cohort, capsys):
