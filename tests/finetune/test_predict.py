@@ -159,6 +159,14 @@ def test_exams_of_slices_from_training_to_new_scans(tmp_path, capsys):
     again = rows(tmp_path / "again")
     assert len(again) == 6 and np.array_equal(again.loc[cases.index, "score_pe"], cases["score_pe"])
     assert (again["label_pe"] == [float(i % 2 == 0) for i in _numbers(again)]).all()
+    # and as the official test part, whose table has no labels
+    (tmp_path / "pe" / "train").rename(tmp_path / "pe" / "test")
+    pd.read_csv(tmp_path / "pe" / "train.csv").iloc[:, :3].to_csv(tmp_path / "pe" / "test.csv", index=False)
+    options[-1], options[5] = "unlabeled", tmp_path / "blind"
+    assert finetune.predict.main(list(map(str, [*options, *fast]))) == 0
+    blind = rows(tmp_path / "blind")
+    assert np.array_equal(blind.loc[again.index, "score_pe"], again["score_pe"]) and blind["label_pe"].isna().all()
+    assert len(pd.read_parquet(tmp_path / "blind" / "predictions_images.parquet")) == 26 * 6
 
 
 def _numbers(frame):
