@@ -45,14 +45,15 @@ def read_settings(folder: Path) -> dict[str, Any]:
     return flatten(found if isinstance(found, dict) else {})
 
 
-def read_history(folder: Path, results: Mapping[str, Any]) -> tuple[list[dict], dict]:
-    """History of the encoder before this run, and what it was fed."""
+def read_history(folder: Path, results: Mapping[str, Any]) -> tuple[list[dict], dict, dict]:
+    """History of the encoder before this run, what it was fed, and what rebuilds it (empty where that is not known)."""
     from voco.weights.folder import read_config
 
     first = next((path for path in (folder, *sorted(folder.glob("fold-*"))) if (path / "encoder").is_dir()), None)
     config = read_config(first / "encoder") if first is not None else None
     if config is not None:
         spec = {name: config["input_spec"].get(name) for name in _INTENSITY}
-        return list(config["provenance"][:-1]), spec
+        network = {name: config[name] for name in ("arch", "arguments", "input_spec")}
+        return list(config["provenance"][:-1]), spec, network
     names = results["facts"].get("provenance", [])
-    return [{"method": str(name)} for name in names], {"windows": results["facts"].get("input_windows")}
+    return [{"method": str(name)} for name in names], {"windows": results["facts"].get("input_windows")}, {}

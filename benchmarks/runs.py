@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.flops import training_flops
 from benchmarks.provenance import entry_words, pretraining_cost, source_words, synthetic_trainings, training_id
 from benchmarks.run_files import read_entry, read_history, read_json, read_settings
 from voco.errors import InputError
@@ -45,6 +46,7 @@ class Run:
         results, record, settings: ``results.json``, ``run.json``, and ``config.yaml`` flattened to dotted names.
         provenance: what the encoder went through before this run, oldest first; empty from scratch.
         input_spec: intensity and axes that the encoder was fed.
+        network: what rebuilds the encoder: ``arch``, ``arguments``, ``input_spec``; empty where it is not known.
         cell: what a grid wrote beside it (``cell.json``), e.g. ``source`` and ``search``; empty without one.
     """
 
@@ -55,6 +57,7 @@ class Run:
     settings: dict[str, Any]
     provenance: list[dict[str, Any]]
     input_spec: dict[str, Any] = field(default_factory=dict)
+    network: dict[str, Any] = field(default_factory=dict)
     cell: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -241,14 +244,13 @@ class Run:
         seconds = sum(measured) if measured else wall
         peaks = [one["peak_memory_bytes"] for one in training if one.get("peak_memory_bytes")]
         seen = [one["samples_seen"] for one in training if one.get("samples_seen") is not None]
-        flops = [one["flops"] for one in training if one.get("flops")]
         return {
             "parameters": self.facts.get("parameters_encoder"),
             "samples_seen": sum(seen) if seen else None,
             "hours": None if seconds is None else seconds / 3600,
             "hours_of": "training" if measured else "whole run",
             "peak_memory_bytes": max(peaks) if peaks else None,
-            "flops": sum(flops) if flops else None,
+            "flops": training_flops(self.facts, self.settings, self.network),
             "device": device,
             "pretraining": pretraining_cost(self.provenance),
         }
@@ -302,10 +304,10 @@ def read_run(folder: str | Path) -> Run:
     results = read_results(folder)
     if not (folder / PREDICTIONS).is_file():
         raise InputError(f"{folder} has no {PREDICTIONS}, which every figure is computed from; run its command again")
-    history, spec = read_history(folder, results)
+    history, spec, network = read_history(folder, results)
     cell = read_json(folder / CELL) if (folder / CELL).is_file() else {}
     task = rebuild_task(results, f"the results of {folder}")
-    return Run(folder, task, results, record, read_settings(folder), history, spec, cell)
+    return Run(folder, task, results, record, read_settings(folder), history, spec, network, cell)
 
 
 def find_runs(paths: Sequence[str | Path]) -> tuple[list[Path], list[tuple[Path, str]]]:
