@@ -162,7 +162,7 @@ def quality_cost(
     for row in rows:
         found, spent = intervals[id(row)], hours[id(row)]
         values = (spent if spent else "", found.point, found.low, found.high)
-        chart.rows.append((row.source, row.first.encoder, row.fraction, *values))
+        chart.rows.append((row.label, row.first.encoder, row.fraction, *values))
         if found.point != found.point:
             continue
         at = x(spent) if spent else right + 14 + 64 * (unknown.index(row) + 0.5) / len(unknown)

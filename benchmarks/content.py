@@ -16,22 +16,71 @@ from benchmarks.measure import Comparison, Plan
 from benchmarks.provenance import SCRATCH
 from benchmarks.rows import Row, TestSet
 
+_SENTENCES = 12  # source effects of a test set that stand in the open; with more, primaries alone
 READING = (
-    ("Rows", "A row is one source, network, mode and share of labels; its figure is the mean over training seeds."),
-    ("Intervals", "95 %, from drawing patients and seeds with replacement at once; the same patients for all rows."),
+    (
+        "Source",
+        "What the weights of a network went through before this task: scratch (random weights), published weights "
+        "(kinetics400), pretraining of one's own (voco3d), or one after the other (a → b).",
+    ),
+    (
+        "Row",
+        "One source, network, mode and share of labels. Mode full trains the whole network; linear and knn train only "
+        "a head on frozen features. The figure of a row is the mean over its seeds.",
+    ),
+    (
+        "Seed",
+        "Decides which labels are used, how the head begins and the order of samples, alike for all sources. With "
+        f"fewer than {say.FEW_SEEDS} seeds an interval says little about another training run.",
+    ),
+    (
+        "Interval",
+        "95 %. Test patients and seeds are drawn again, with replacement, many times; all rows see the same draws of "
+        "patients. Pretraining is not drawn again: with one pretraining run, another one could come out otherwise.",
+    ),
+    (
+        "No difference shown",
+        "The interval of the difference holds 0. That is no proof that two rows are equal; the sentence says how large "
+        "a difference the data leave possible.",
+    ),
     (
         "Source effect",
-        "Two rows that differ in the source of the weights alone: same network, head, view, input, labels and budget "
-        "(the learning rate may be searched for each in the same way).",
+        "A difference of two rows that differ in their source alone: same network, head, view, input, labels and "
+        "training budget. (The learning rate is searched for each source in the same way.)",
     ),
-    ("System comparison", "Rows that differ in more than that; the difference is one of whole systems."),
-    ("Primary", "Named before the test set was opened; p is corrected after Holm. All else is exploratory."),
+    (
+        "System comparison",
+        "A difference of two rows that differ in more than that, for example in the network. What made the difference, "
+        "the source or the rest, cannot be told.",
+    ),
+    (
+        "Primary, exploratory",
+        "Primary comparisons were named before the test set was opened, and their p is corrected for being several "
+        "(Holm). All others are exploratory: with many of them, some seem to show something by chance.",
+    ),
+    (
+        "Did not train",
+        "A run that is not surely better on validation than the same answer for everybody. No gain is stated over it.",
+    ),
+    ("Looks", "How often a test set was opened so far. The more looks, the less its figures are worth."),
+    (
+        "Leak guard",
+        "Whether test scans were found among those of the pretraining. Clean: none was. Unknown: nobody can tell, "
+        "which is not clean.",
+    ),
+    (
+        "Edge of the search",
+        "The learning rate that did well on validation was the smallest or the largest that was tried, so that a wider "
+        "search may change the figure.",
+    ),
+    (
+        "Cheap line",
+        "A model without pretraining, such as one that sees only slice counts and spacings. A source that does not "
+        "beat it has not been shown to see the finding.",
+    ),
+    ("Ceiling", f"A figure above {say.CEILING:g}: there is hardly room left to tell sources apart."),
     ("Arrows", "↑: higher is better. ↓: lower is better."),
-    ("Did not train", "Not surely better than a constant predictor on validation; no gain is stated over such a run."),
-    ("Looks", "How often a test set was opened so far; the more looks, the less a figure is worth."),
-    ("Leak guard", "Whether test scans were in the pretraining. Unknown is not clean."),
-    ("Ceiling", f"A figure above {say.CEILING:g}: sources can hardly be told apart there."),
-)  # fmt: skip
+)
 
 
 @dataclass
@@ -74,7 +123,8 @@ def compose(material: Material) -> Document:
     parts: list[Part] = []
     if synthetic:
         whole = len(synthetic) == len(material.sets)
-        what = "Synthetic patients" if whole else f"{len(synthetic)} of {len(material.sets)} test sets are synthetic"
+        count = f"{len(synthetic)} of {len(material.sets)} test sets {'is' if len(synthetic) == 1 else 'are'} synthetic"
+        what = "Synthetic patients" if whole else count
         parts.append(Paragraph(f"{what}: {say.SYNTHETIC_TITLE}.", "banner"))
     drawn = [row for row in rows if row.synthetic_pretraining]
     if drawn:
@@ -87,9 +137,9 @@ def compose(material: Material) -> Document:
             )
         )
     parts += [Paragraph(text, "banner") for text in material.warnings]
+    parts.append(Fold("How to read this page", [Bullets(READING)]))
     parts.append(Heading(2, "What was found", "found"))
     parts += _findings(material)
-    parts.append(Fold("How to read this page", [Bullets(READING)]))
     look, hours = material.look, {id(row): total_hours(row) for row in rows}
     for number, (one, comparisons) in enumerate(material.sets, 1):
         parts += set_parts(number, one, comparisons, material.intervals, look, hours)
@@ -128,18 +178,24 @@ def _findings(material: Material) -> list[Part]:
         ordered = sorted(comparisons, key=lambda c: (not c.primary, -c.pair.a.fraction, not c.shown))
         effects = [c for c in ordered if c.pair.kind == "source" and not c.pair.why_not]
         systems = [c for c in ordered if c.pair.kind != "source" or c.pair.why_not]
-        if effects:
-            parts.append(Bullets([(_word(c), say.finding(c, one)) for c in effects]))
-        else:
+        if not effects:
             parts.append(Paragraph("No two rows differ in their source alone, so there is no source effect to report."))
+        named = sum(c.primary for c in effects)
+        first = effects if len(effects) <= _SENTENCES else effects[: named or _SENTENCES]
+        more, rest = effects[len(first) :], len(systems)
+        if first:
+            parts.append(_sentences(first, one))
+        if more:
+            words = f"{len(more)} more source effect{'s' if len(more) != 1 else ''}, exploratory"
+            parts.append(Fold(words, [_sentences(more, one)]))
         if systems:
-            count = f"{len(systems)} system comparison{'s' if len(systems) != 1 else ''} (more than the source differs)"
-            parts.append(Fold(count, [Bullets([(_word(c), say.finding(c, one)) for c in systems])]))
+            count = f"{rest} system comparison{'s' if rest != 1 else ''} (more than the source differs)"
+            parts.append(Fold(count, [_sentences(systems, one)]))
     return parts
 
 
-def _word(c: Comparison) -> str:
-    return "primary" if c.primary else "exploratory"
+def _sentences(comparisons: Sequence[Comparison], one: TestSet) -> Bullets:
+    return Bullets([(say.kind_words(c), say.finding(c, one)) for c in comparisons])
 
 
 def methods_text(material: Material) -> str:
@@ -163,10 +219,13 @@ def methods_text(material: Material) -> str:
         "share. Metrics that rank scores were computed within each fold and averaged."
     )
     if material.plan.primary:
+        several = len(material.plan.primary) != 1
+        corrected = sum(c.p_holm is not None for _, found in material.sets for c in found)
         facts.append(
-            f"{len(material.plan.primary)} primary comparisons were stored at "
+            f"{len(material.plan.primary)} primary comparison{'s were' if several else ' was'} stored at "
             f"{material.plan.time or 'an unknown time'} (settings {material.plan.digest or 'without a digest'}); "
-            "their p-values are corrected after Holm."
+            f"p-values of the {corrected} pairs of rows that {'they name' if several else 'it names'} are corrected "
+            "together after Holm."
         )
     else:
         facts.append("No comparison was named beforehand, so all are exploratory.")

@@ -8,6 +8,7 @@ from typing import Any
 
 from benchmarks import sentences as say
 from benchmarks.document import Bullets, Cell, Fold, Paragraph, Part, Table
+from benchmarks.flops import ESTIMATE
 from benchmarks.measure import Comparison
 from benchmarks.provenance import HEALTH_SCORES, Training, trainings
 from benchmarks.rows import Row, TestSet
@@ -53,12 +54,12 @@ def cost_tables(sets: Sequence[tuple[TestSet, Sequence[Comparison]]], intervals:
                 ]
             )
     columns = (
-        *("test set", "source", "network", "mode", "labels", "figure", "parameters", "pretraining", "volumes seen"),
-        *("pretraining FLOPs", "this run", "samples seen", "FLOPs", "peak memory", "device"),
+        *("test set", "source", "network", "mode", "labels", "figure", "parameters", "pretraining", "volumes of it"),
+        *("FLOPs of it", "training", "samples of it", "FLOPs of it (estimate)", "peak memory", "device"),
     )
     caption = (
         "Cost per row, mean over seeds. Hours are those of the device named, of one run; what published weights took "
-        "is published by their authors or unknown, and never counted as nothing."
+        f"is published by their authors or unknown, and never counted as nothing. {ESTIMATE}."
     )
     return [Table("cost", caption, columns, rows, frozenset(range(4, 14)))]
 
@@ -90,7 +91,11 @@ def health_parts(rows: Sequence[Row]) -> list[Part]:
         )
     columns = ("training", "data", "scans", "steps", "volumes seen", "hours", *(HEALTH_SCORES[n] for n in scores),
                "verdict")  # fmt: skip
-    caption = "Every training that rows of this report start from, and the learning scores it was left with."
+    caption = (
+        "Every training that rows of this report start from, and the scores on held-out data that it was left with: "
+        "how often the place of a crop (or the class of a clip) is named rightly, and losses, of which less is better. "
+        "The verdict is the run's own."
+    )
     return [Table("health", caption, columns, table, frozenset(range(2, 6 + len(scores))))]
 
 

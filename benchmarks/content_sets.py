@@ -9,7 +9,7 @@ from benchmarks import sentences as say
 from benchmarks.charts import Chart, Style
 from benchmarks.charts_curves import calibration, confusion, precision_overlay, roc_overlay
 from benchmarks.charts_results import forests, label_curves, quality_cost
-from benchmarks.document import Cell, Document, Figures, Fold, Heading, Paragraph, Part, Table
+from benchmarks.document import Cell, Figures, Fold, Heading, Paragraph, Part, Table
 from benchmarks.measure import Comparison
 from benchmarks.rows import Row, TestSet
 
@@ -37,26 +37,34 @@ def set_parts(
         if len(rows) > 1:
             title = f"Quality over labels: {_panel_words(rows[0])}"
             curves.append(label_curves(f"{name}-labels-{place + 1}", title, rows, lines, intervals, look))
+            _stamp(curves[-1:], one, rows)
     effects = [c for c in comparisons if c.pair.kind == "source"]
     systems = [c for c in comparisons if c.pair.kind != "source" and not c.pair.why_not]
-    trees = forests(f"{name}-effects", "Source effects", one, effects)
-    trees += forests(f"{name}-systems", "System comparisons", one, systems)
+    trees = []
+    for word, title, compared in (("effects", "Source effects", effects), ("systems", "System comparisons", systems)):
+        made = forests(f"{name}-{word}", title, one, compared)
+        trees += _stamp(made, one, [row for c in compared for row in (c.pair.a, c.pair.b)])
     costs = []
     if len(one.rows) > 1:
         costs.append(quality_cost(f"{name}-cost", "Quality against cost", one.rows, intervals, look, hours))
+        _stamp(costs, one, one.rows)
     if charts := [*trees, *curves, *costs]:
         parts += [Heading(3, "Differences, labels, cost"), Figures(charts)]
     if comparisons:
         parts.append(
             Fold(f"All {len(comparisons)} comparisons in numbers", [differences_table(name, one, comparisons)])
         )
-    parts += _score_parts(name, panels, look)
-    drawn = list(dict.fromkeys(name for row in one.rows for name in row.synthetic_pretraining))
-    if one.synthetic or drawn:
-        stamp = f"synthetic: {say.SYNTHETIC_TITLE}" if one.synthetic else say.synthetic_flags(drawn)[0]
-        for chart in Document("", "", parts).charts:
-            chart.stamp(stamp)
-    return parts
+    return parts + _score_parts(name, one, panels, look)
+
+
+def _stamp(charts: Sequence[Chart | None], one: TestSet, rows: Sequence[Row]) -> list[Chart]:
+    """Marks charts of synthetic patients, or with rows that were pretrained on synthetic data; leaves out None."""
+    names = list(dict.fromkeys(row.label for row in rows if row.synthetic_pretraining))
+    words = [f"synthetic: {say.SYNTHETIC_TITLE}"] if one.synthetic else say.synthetic_flags(names)
+    found = [chart for chart in charts if chart is not None]
+    for chart in found if words else ():
+        chart.stamp(words[0])
+    return found
 
 
 def results_table(name: str, one: TestSet, intervals: Mapping[int, Any]) -> Table:
@@ -106,7 +114,8 @@ def differences_table(name: str, one: TestSet, comparisons: Sequence[Comparison]
         )
         drawn = [row.label for row in (a, b) if row.synthetic_pretraining]
         remarks += say.synthetic_flags(drawn)
-        remarks += list(d.notes) if d is not None else []
+        cheap = a.first.cheap or b.first.cheap
+        remarks += [note for note in d.notes if not (cheap and "seed" in note)] if d is not None else []
         rows.append(
             [
                 Cell(a.label),
@@ -118,7 +127,7 @@ def differences_table(name: str, one: TestSet, comparisons: Sequence[Comparison]
                 Cell("" if d is None else say.bracket(d.low, d.high, True), None if d is None else d.low),
                 Cell("" if d is None or d.p is None else f"{d.p:.2g}", None if d is None else d.p),
                 Cell("" if c.p_holm is None else f"{c.p_holm:.2g}", c.p_holm),
-                Cell("" if d is None else str(d.seeds), None if d is None else d.seeds),
+                Cell("" if d is None else str(say.seeds_of(c)), None if d is None else say.seeds_of(c)),
                 Cell("; ".join(remarks), flag=bool(untrained or drawn)),
             ]
         )
@@ -131,7 +140,7 @@ def differences_table(name: str, one: TestSet, comparisons: Sequence[Comparison]
     return Table(f"{name}-differences", caption, columns, rows, frozenset({3, 5, 6, 7, 8, 9}))
 
 
-def _score_parts(name: str, panels: Sequence[Sequence[Row]], look: Mapping[str, Style]) -> list[Part]:
+def _score_parts(name: str, one: TestSet, panels: Sequence[Sequence[Row]], look: Mapping[str, Style]) -> list[Part]:
     """ROC, precision, calibration and confusion of the rows with most labels, panel by panel."""
     overlays: list[Chart] = []
     matrices: list[Chart] = []
@@ -141,12 +150,14 @@ def _score_parts(name: str, panels: Sequence[Sequence[Row]], look: Mapping[str, 
         words = f"{_panel_words(rows[0])}, {say.share(most)}"
         for output in rows[0].first.task.outputs:
             stem, what = f"{name}-{place + 1}-{output.name}", f"{output.name}: {words}"
+            charts = []
             if output.kind == "binary":
-                overlays.append(roc_overlay(f"{stem}-roc", f"ROC, {what}", shown, output, look))
-                overlays.append(precision_overlay(f"{stem}-pr", f"Precision and recall, {what}", shown, output, look))
-            overlays.append(calibration(f"{stem}-calibration", f"Calibration, {what}", shown, output, look))
-            matrices += [confusion(f"{stem}-confusion-{i + 1}", row, output) for i, row in enumerate(shown)]
-    overlays, matrices = ([chart for chart in charts if chart is not None] for charts in (overlays, matrices))
+                charts.append(roc_overlay(f"{stem}-roc", f"ROC, {what}", shown, output, look))
+                charts.append(precision_overlay(f"{stem}-pr", f"Precision and recall, {what}", shown, output, look))
+            charts.append(calibration(f"{stem}-calibration", f"Calibration, {what}", shown, output, look))
+            overlays += _stamp(charts, one, shown)
+            for i, row in enumerate(shown):
+                matrices += _stamp([confusion(f"{stem}-confusion-{i + 1}", row, output)], one, [row])
     parts: list[Part] = []
     if overlays:
         parts += [Heading(3, "Scores: ranking and calibration, most labels"), Figures(overlays)]

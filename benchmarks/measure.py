@@ -201,7 +201,8 @@ def measure(
     found, warnings, late = [], [], set()
     for one, pairs in sets:
         in_time = _named_in_time(one, plan)
-        margin = plan.margin.get(one.task.name, plan.margin.get(""))
+        # a margin that was chosen after a look is none
+        margin = plan.margin.get(one.task.name, plan.margin.get("")) if in_time else None
         for pair in pairs:
             named = plan.names(pair)
             turned = Pair(pair.b, pair.a, pair.kind, pair.differs, pair.why_not) if named < 0 else pair

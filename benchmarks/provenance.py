@@ -17,7 +17,7 @@ _SUPERVISED = "finetune "
 HEALTH_SCORES = {
     "position_accuracy_balanced": "position accuracy (balanced)",
     "disjoint_accuracy_balanced": "disjoint accuracy (balanced)",
-    "intra": "held-out intra loss",
+    "intra": "held-out intra loss ↓",
     "mean_cosine": "mean cosine",
     "top1_balanced": "clip accuracy (balanced)",
 }

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 CEILING = 0.95
 FEW_SEEDS = 5
+_NAMED = 3  # settings in a sentence at most
 SYNTHETIC_TITLE = "pipeline check, says nothing about sources"
 _BOUNDED = ("auroc", "ap", "auc", "kappa", "accuracy", "f1", "recall", "precision", "sensitivity", "specificity")
 
@@ -87,13 +88,13 @@ def facts_of(one: TestSet) -> str:
     )
     folds = f" in {one.folds} folds, figures averaged over folds" if one.folds > 1 else ""
     parts = [f"{counts['units']} {plural(task.unit)} of {counts['patients']} patients{folds}", classes]
-    parts.append(f"split rule: {one.run.split_rule or 'not said'}")
+    parts.append(f"Split rule: {one.run.split_rule or 'not said'}")
     if one.split == "test":
-        parts.append(f"looks at this test set so far: {'not counted' if one.looks is None else one.looks}")
+        parts.append(f"Looks at this test set so far: {'not counted' if one.looks is None else one.looks}")
     else:
-        parts.append("validation patients: settings may have been chosen on them, so these are no test figures")
+        parts.append("Validation patients: settings may have been chosen on them, so these are no test figures")
     if task.evaluation:
-        parts.append(task.evaluation)
+        parts.append(f"{task.evaluation[0].upper()}{task.evaluation[1:]}")
     return ". ".join(part for part in parts if part) + "."
 
 
@@ -126,10 +127,11 @@ def finding(c: Comparison, test_set: TestSet) -> str:
         low, high = sorted((abs(d.low), abs(d.high)))
         word, remark = ("higher", "") if task.higher_is_better else ("lower", " (lower is better)")
         holm = f", p {_p(c.p_holm)} after Holm" if c.primary else ""
-        return (
+        text = (
             f"{head}: {first} was {word} than {other} by {number(abs(d.point))} {bracket(low, high)}"
-            f"{remark} {basis}{holm}.{_synthetic_words(pair)}"
+            f"{remark} {basis}{holm}."
         )
+        return text + _more_words(c)
     most = max(abs(d.low), abs(d.high))
     most = math.ceil(most * 1000) / 1000
     after = " after Holm's correction" if c.primary and not d.low <= 0 <= d.high else ""
@@ -137,10 +139,29 @@ def finding(c: Comparison, test_set: TestSet) -> str:
         f"{head}: no difference shown between {a} and {b}{after} ({signed(d.point)} "
         f"{bracket(d.low, d.high, True)}); differences above {number(most)} are excluded, {basis}."
     )
-    if c.margin is not None:
-        inside = -c.margin < d.low and d.high < c.margin
-        text += f" The margin named beforehand, {c.margin:g}, is {'met' if inside else 'not met'}."
-    return text + _synthetic_words(pair)
+    return text + _more_words(c)
+
+
+def _more_words(c: Comparison) -> str:
+    """Sentences that follow a number: its margin, what else differs, and pretraining on synthetic data."""
+    return _margin_words(c) + _system_words(c.pair) + _synthetic_words(c.pair)
+
+
+def _system_words(pair: Pair) -> str:
+    """In which settings the systems differ; empty for a source effect, and for lines that have no network."""
+    if pair.kind == "source" or not pair.differs or pair.a.first.cheap or pair.b.first.cheap:
+        return ""
+    named, more = pair.differs[:_NAMED], len(pair.differs) - _NAMED
+    return f" They differ in {'; '.join(named)}" + (f"; and {more} more settings." if more > 0 else ".")
+
+
+def _margin_words(c: Comparison) -> str:
+    """Whether all of the interval is within what was said beforehand not to matter; empty where nothing was said."""
+    if c.margin is None:
+        return ""
+    inside = -c.margin < c.difference.low and c.difference.high < c.margin
+    how = "lies within" if inside else "reaches beyond"
+    return f" The interval {how} the margin of {c.margin:g} that was named beforehand."
 
 
 def _synthetic_words(pair: Pair) -> str:
@@ -155,9 +176,16 @@ def _basis(c: Comparison) -> str:
     if d is None:
         return ""
     part = "test" if pair.a.first.split == "test" else "validation"
-    seeds = f"{d.seeds} seed{'s' if d.seeds != 1 else ''}"
-    seeds += f" (fewer than {FEW_SEEDS})" if d.seeds < FEW_SEEDS else ""
+    count = seeds_of(c)
+    seeds = f"{count} seed{'s' if count != 1 else ''}"
+    seeds += f" (fewer than {FEW_SEEDS})" if count < FEW_SEEDS else ""
     return ", ".join(filter(None, (f"on {d.patients} {part} patients", seeds, pretraining_words(pair.a, pair.b))))
+
+
+def seeds_of(c: Comparison) -> int:
+    """Seeds behind a difference; a line without a network has none of its own, so those of the other side count."""
+    rows = (c.pair.a, c.pair.b)
+    return max(len(row.runs) for row in rows) if any(row.first.cheap for row in rows) else c.difference.seeds
 
 
 def pretraining_words(a: Row, b: Row) -> str:
@@ -213,7 +241,7 @@ def flags_of(row: Row, found: Interval) -> list[str]:
 
 def synthetic_flags(names: Sequence[str]) -> list[str]:
     """The mark of what was pretrained on synthetic data."""
-    return [f"pretrained on synthetic data ({', '.join(names)})"] if names else []
+    return [f"pretrained on synthetic data: {', '.join(names)}"] if names else []
 
 
 def search_flags(runs: Sequence[Run]) -> list[str]:

@@ -59,12 +59,13 @@ def write_run(
     rows["split"] = np.where(np.arange(2 * patients) < patients, "test", "validation")
     rows["label_label"], rows["score_label"] = truth, scores_of(truth, gain, rng)
     write_predictions(folder, rows)
+    cost = {"samples_seen": 800, "seconds_training": 600.0, "peak_memory_bytes": 2**31}
     facts = {
         "encoder": encoder, "weights": None, "provenance": [], "parameters_encoder": 505116, "mode": "full",
         "view": "each study stretched to 24 x 32 x 32 voxels", "fraction": fraction, "seed": seed,
         "patients": {"0": {"train": round(200 * fraction), "validation": patients, "test": patients}},
         "counts": {"scans": 340, "studies": 336, "patients": 320, "rejected_scans": 4},
-        "training": {"0": {"cost": {"samples_seen": 800, "seconds_training": 600.0, "peak_memory_bytes": 2**31}}},
+        "training": {"0": {"last_step": 100, "cost": cost}},
         "split_file": str(folder / "splits.csv"),
     }  # fmt: skip
     constants = constant_scores(task, pd.DataFrame({"label_label": truth, "fold": 0}))
@@ -72,7 +73,14 @@ def write_run(
     if trained is not None:
         results["verdict"] |= {"trained": trained, "text": "did not train" if not trained else "trained"}
     write_results(folder, results)
-    settings = {"mode": "full", "fraction": fraction, "seed": seed, "out": str(folder), "task": {"name": "table"}}
+    settings = {
+        "mode": "full",
+        "view": "resize",
+        "fraction": fraction,
+        "seed": seed,
+        "out": str(folder),
+        "task": {"name": "table"},
+    }
     settings |= {"encoder": {"name": encoder, "weights": weights}, "train": {"lr": 0.001, "steps": 100} | (train or {})}
     (folder / "config.yaml").write_text(yaml.safe_dump(settings))
     session = {"started": "2026-05-01T10:00:00Z", "state": "finished", "git_commit": "0" * 40, "device": "cpu",

@@ -14,6 +14,7 @@ from sklearn.metrics import roc_auc_score
 
 from benchmarks.charts import Chart
 from benchmarks.compare import Difference
+from benchmarks.flops import forward_flops
 from benchmarks.measure import Comparison, Plan, Statistics, measure
 from benchmarks.paper import escaped, flow_chart, latex
 from benchmarks.report import main, write_report
@@ -140,11 +141,11 @@ def test_every_row_has_what_must_stand_beside_it(page):
     assert "ceiling" in flags["kinetics400", False] and "ceiling" not in flags["scratch", False]
     assert "did not train (1 of 1)" in flags["kinetics400 → voco3d", False]
     assert "2 seeds (fewer than 5)" in flags["voco3d", False]
-    assert "AUROC ↑" in page.text and "looks at this test set so far: 2" in page.text
+    assert "AUROC ↑" in page.text and "Looks at this test set so far: 2" in page.text
 
 
 def test_nothing_is_said_of_sources_from_synthetic_patients(page, out):
-    assert "1 of 2 test sets are synthetic: pipeline check, says nothing about sources." in page.text
+    assert "1 of 2 test sets is synthetic: pipeline check, says nothing about sources." in page.text
     assert page.text.count("was higher than") == (out / "report.md").read_text().count("was higher than") > 0
     assert "on 20 test patients" not in page.text
     for name in ("02-table-effects", "02-table-1-label-roc", "02-table-flow"):
@@ -172,8 +173,8 @@ def test_pretraining_on_synthetic_data_is_marked_wherever_its_row_stands(tmp_pat
     for words in (banner, "one pretraining run of voco3d. Pretrained on synthetic data: voco3d."):
         assert words in shown.text and words in text
     flags = {row[0]: row[4] for row in shown.rows("source")}
-    assert "pretrained on synthetic data (voco3d)" in flags["voco3d"] and "synthetic" not in flags["scratch"]
-    assert shown.rows("first")[0][-1].startswith("pretrained on synthetic data (voco3d)")
+    assert "pretrained on synthetic data: voco3d" in flags["voco3d"] and "synthetic" not in flags["scratch"]
+    assert shown.rows("first")[0][-1].startswith("pretrained on synthetic data: voco3d")
     assert shown.rows("training")[0][1].startswith("synthetic: ")
     assert "pretrained on synthetic" in (tmp_path / "paper" / "figures" / "01-table-effects.svg").read_text()
     assert "pretrained on synthetic" in (tmp_path / "paper" / "tables" / "01-table-results.tex").read_text()
@@ -183,6 +184,8 @@ def test_cost_learning_provenance_and_what_was_left_out(page, root):
     cost = {row[1]: row for row in page.rows("test set")}
     assert cost["scratch"][7] == "none" and cost["kinetics400"][7] == "published (unknown)"
     assert cost["voco3d"][7] == "2.0 h" and cost["voco3d"][8] == "40,000" and cost["scratch"][10] == "10.0 min"
+    spent = forward_flops("cnn3d_s", "{}", ((-200.0, 400.0),), (24, 32, 32)) * 3 * 800
+    assert cost["scratch"][12] == f"{spent / 1e12:,.4g} T"
     health = {row[0]: row for row in page.rows("training")}
     assert health["voco3d"][6] == "0.520" and "not measured here" in health["kinetics400"][-1]
     assert len(page.rows("folder")) == 8
@@ -238,8 +241,9 @@ def test_sentences(sets):
         "excluded, on 60 test patients, 5 seeds, one pretraining run each."
     )
     inside = replace(both, margin=0.3)
-    assert finding(inside, one).endswith("The margin named beforehand, 0.3, is met.")
-    assert finding(replace(both, margin=0.1), one).endswith("is not met.")
+    assert finding(inside, one).endswith("The interval lies within the margin of 0.3 that was named beforehand.")
+    assert "reaches beyond the margin of 0.1" in finding(replace(both, margin=0.1), one)
+    assert finding(replace(shown, margin=0.2), one).endswith("within the margin of 0.2 that was named beforehand.")
 
 
 def test_no_gain_is_stated_where_a_run_did_not_train(sets):
@@ -285,7 +289,8 @@ def test_primaries_count_only_when_named_before_the_first_look(sets, root, tmp_p
     assert [(c.pair.a.source, c.pair.b.source, c.margin) for c in named] == [("scratch", "voco3d", 0.02)]
     assert named[0].difference.point < 0 and named[0].p_holm == named[0].difference.p and warnings == []
     one.run.__dict__.pop("first_look", None)
-    _, found, warnings = measure(pairs, statistics, Plan((item,), time="2026-05-03T00:00:00+00:00"))
+    _, found, warnings = measure(pairs, statistics, Plan((item,), {"": 0.02}, time="2026-05-03T00:00:00+00:00"))
+    assert {c.margin for c in found} == {None}
     assert not any(c.primary for c in found) and "not stored before the first look" in warnings[0]
     _, _, warnings = measure(pairs, statistics, Plan(({"a": "x", "b": "scratch"},), time="2026-05-01T00:00:00+00:00"))
     assert "has no matched pair of rows" in warnings[0]
