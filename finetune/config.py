@@ -307,6 +307,11 @@ def check(config: dict, world: int) -> None:
         raise InputError(f"--fold {config['fold']}: there are {runs} folds (--folds), counted from 0")
     if config["folds"] and config["split"].file:
         raise InputError("--split.file names the parts of every fold itself; leave --folds out")
+    if config["folds"] and config["split"].rule != "auto":
+        raise InputError(
+            f"--folds parts the patients anew, --split.rule {config['split'].rule} does not: leave --folds out, or add "
+            "--split.rule auto"
+        )
     if len(config["input"].window) % 2:
         raise InputError(f"--input.window takes pairs of low and high, found {config['input'].window}")
     for name in ("chunk", "windows"):

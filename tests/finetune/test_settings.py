@@ -84,6 +84,7 @@ WRONG = [
     ({"fold": -2}, "--fold -2"),
     ({"folds": 3, "fold": 3}, "there are 3 folds"),
     ({"folds": 3, "split.file": "x.csv"}, "leave --folds out"),
+    ({"folds": 3, "split.rule": "ke2023"}, "--folds parts the patients anew, --split.rule ke2023 does not"),
     ({"input.window": [1.0, 2.0, 3.0]}, "pairs"),
     ({"input.chunk": -1}, "--input.chunk"),
     ({"train.steps": 0}, "--train.steps"),

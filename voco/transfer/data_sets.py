@@ -17,11 +17,6 @@ NOT_CT = (
     *("Something-Something v2", "UCF50", "UCF101", "OpenMind"),
 )
 CT = (
-    *("ImageNet-1k", "ImageNet-12k", "ImageNet-22k", "LAION-2B", "LAION-400M", "LVD-142M", "SA-1B", "YFCC-100M"),
-    *("OpenAI-WIT", "WebLI", "JFT-300M", "IG-1B", "IG-65M", "Kinetics-400", "Kinetics-600", "Kinetics-700"),
-    *("Kinetics-710", "Moments in Time", "STAIR Actions", "Something-Something v2", "UCF50", "UCF101", "OpenMind"),
-)
-CT = (
     *("LIDC-IDRI", "LUNA16", "NLST", "CT-RATE", "TCIA-Covid19", "STOIC", "MELA"),
     *("StonyBrookChestCT", "CT-Colonography", "BTCV", "FLARE23", "WORD", "AMOS22", "TotalSegmentator", "PANORAMA"),
     *("AbdomenAtlas-1.0", "AbdomenAtlas-1.1", "DeepLesion", "HNSCC", "OPC-Radiomics", "HeadNeckCT", "QIN-HeadNeck"),
