@@ -88,7 +88,8 @@ def confusion(name: str, row: Row, output: Output) -> Chart | None:
         top + cell * len(names) + 14,
         left + cell * len(names) + 14,
     )
-    chart.note = f"Rows: true class; columns: given class ({how}). Counts, mean over {len(tables)} seeds."
+    seeds = f"mean over {len(tables)} seeds" if len(tables) > 1 else "one seed"
+    chart.note = f"Rows: true class; columns: given class ({how}). Counts, {seeds}."
     chart.columns = ("true", "given", "count", "share_of_true")
     chart.text(left, 16, "given →", color="muted", size=10.5)
     chart.text(left - 8, top - 8, "true ↓", color="muted", size=10.5, anchor="end")

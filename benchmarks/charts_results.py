@@ -10,6 +10,7 @@ from benchmarks.rows import Row, TestSet
 from benchmarks.sentences import CEILING, arrow, bracket, cost_words, metric_words, names_of, number, share, signed
 
 _LEFT, _RIGHT = 48, 16
+_COST_NOTE = "Hours of all pretraining and of one training run, as measured on its device. Hollow: a run did not train."
 _DRAWN = 24  # comparisons in one forest plot; more become further plots
 
 
@@ -28,7 +29,7 @@ def label_curves(
     counted = all(row.train_patients for row in rows)
     xs = {id(row): float(row.train_patients if counted else 100 * row.fraction) for row in rows}
     names = list(dict.fromkeys(row.label for row in rows))
-    chart = Chart(name, title, 0, note="Vertical lines: 95 % intervals. Hollow: carries a flag, see the table.")
+    chart = Chart(name, title, 0, note="Vertical lines: 95 % intervals. Hollow: a run did not train.")
     chart.columns = ("source", "label_share", "training_patients", "seeds", task.main_metric, "low", "high")
     top = legend(chart, names, look, 12, 18)
     top += 16
@@ -135,7 +136,7 @@ def quality_cost(
         hours: of each row by ``id``, None where any part of it is not known.
     """
     task = rows[0].first.task
-    chart = Chart(name, title, 0, note="Hours of all pretraining and of one training run, as measured on its device.")
+    chart = Chart(name, title, 0, note=_COST_NOTE)
     chart.columns = ("source", "encoder", "label_share", "hours", task.main_metric, "low", "high")
     names = list(dict.fromkeys(row.label for row in rows))
     top = legend(chart, names, look, 12, 18, lines=False) + 16

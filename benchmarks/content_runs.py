@@ -54,8 +54,9 @@ def cost_tables(sets: Sequence[tuple[TestSet, Sequence[Comparison]]], intervals:
                 ]
             )
     columns = (
-        *("test set", "source", "network", "mode", "labels", "figure", "parameters", "pretraining", "volumes of it"),
-        *("FLOPs of it", "training", "samples of it", "FLOPs of it (estimate)", "peak memory", "device"),
+        *("test set", "source", "network", "mode", "labels", "figure", "parameters", "pretraining"),
+        *("pretraining volumes", "pretraining FLOPs", "training", "training samples", "training FLOPs (estimate)"),
+        *("peak memory", "device"),
     )
     caption = (
         "Cost per row, mean over seeds. Hours are those of the device named, of one run; what published weights took "

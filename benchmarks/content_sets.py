@@ -116,6 +116,7 @@ def differences_table(name: str, one: TestSet, comparisons: Sequence[Comparison]
         remarks += say.synthetic_flags(drawn)
         cheap = a.first.cheap or b.first.cheap
         remarks += [note for note in d.notes if not (cheap and "seed" in note)] if d is not None else []
+        remarks += [f"DeLong's test: p {c.p_delong:.2g}"] if c.p_delong is not None else []
         rows.append(
             [
                 Cell(a.label),

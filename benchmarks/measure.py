@@ -162,6 +162,7 @@ class Comparison:
         primary: whether it was named before the test set was opened.
         p_holm: p after Holm's correction over the primaries; None for all others.
         margin: below which a difference does not matter, as named beforehand.
+        p_delong: of DeLong's test; None where it does not apply.
     """
 
     pair: Pair
@@ -169,6 +170,7 @@ class Comparison:
     primary: bool = False
     p_holm: float | None = None
     margin: float | None = None
+    p_delong: float | None = None
 
     @property
     def shown(self) -> bool:
@@ -209,7 +211,8 @@ def measure(
             if named and not in_time:
                 late.add(f"{one.task.name}: primaries were not stored before the first look; they count as exploratory")
             number = None if turned.why_not else statistics.difference(turned)
-            found.append(Comparison(turned, number, bool(named) and in_time, margin=margin))
+            exact = None if turned.why_not else delong_p(turned)
+            found.append(Comparison(turned, number, bool(named) and in_time, margin=margin, p_delong=exact))
     for item in plan.primary:
         if not any(plan.names(c.pair) and _same(item, c.pair) for c in found):
             warnings.append(
@@ -219,6 +222,19 @@ def measure(
     for i, p in zip(places, holm([found[i].difference.p for i in places]) if places else ()):
         found[i] = replace(found[i], p_holm=float(p))
     return intervals, found, [*sorted(late), *warnings]
+
+
+def delong_p(pair: Pair) -> float | None:
+    """DeLong's p where one run stands against one run, and the test applies."""
+    from benchmarks.delong import delong_of
+
+    runs = [*pair.a.runs, *pair.b.runs]
+    if len(runs) != 2 or any(run.cheap for run in runs):
+        return None
+    try:
+        return delong_of(runs[0].task, runs[0].units, runs[1].units).p
+    except InputError:
+        return None
 
 
 def _same(item: Mapping[str, Any], pair: Pair) -> bool:

@@ -96,12 +96,14 @@ class TestSet:
 
     Attributes:
         rows: scratch first, then by source and share of labels.
+        note: options of the task that tell it from other test sets of the same task; set by ``group_runs``.
     """
 
     __test__ = False  # its name looks like a test to pytest
 
     key: str
     rows: list[Row] = field(default_factory=list)
+    note: str = ""
 
     @property
     def run(self) -> Run:
@@ -179,7 +181,17 @@ def group_runs(runs: Iterable[Run]) -> tuple[list[TestSet], list[tuple[Path, str
         made.sort(key=_order)
         _label(made)
         found.append(TestSet(key, made))
+    _tell_apart(found)
     return sorted(found, key=lambda one: (one.task.name, one.split != "test", -len(one.rows), one.key)), again
+
+
+def _tell_apart(sets: Sequence[TestSet]) -> None:
+    """Note the options of the task in which test sets of one task and part differ."""
+    for one in sets:
+        own = one.run.results["options"]
+        others = [o.run.results["options"] for o in sets if (o.task.name, o.split) == (one.task.name, one.split)]
+        names = [name for name in own if any(other.get(name) != own[name] for other in others)]
+        one.note = ", ".join(f"{name} {own[name]}" for name in names[:_NAMED])
 
 
 def pairs_of(test_set: TestSet, reference: str = SCRATCH) -> list[Pair]:

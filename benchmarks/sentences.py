@@ -77,7 +77,8 @@ def title_of(one: TestSet) -> str:
     """Heading of a test set."""
     who = f"{one.counts['patients']} {'synthetic ' if one.synthetic else ''}patients"
     metric = f"{metric_words(one.task.main_metric)} {arrow(one.task.higher_is_better)}"
-    return f"{one.task.name} v{one.task.version}, {one.split}, {who}: {metric}"
+    note = f" ({one.note})" if one.note else ""
+    return f"{one.task.name} v{one.task.version}{note}, {one.split}, {who}: {metric}"
 
 
 def facts_of(one: TestSet) -> str:
@@ -156,10 +157,15 @@ def _system_words(pair: Pair) -> str:
 
 
 def _margin_words(c: Comparison) -> str:
-    """Whether all of the interval is within what was said beforehand not to matter; empty where nothing was said."""
+    """Whether all of the interval is within what was said beforehand not to matter.
+
+    Empty where nothing was said, and where a difference is shown that may be larger than that.
+    """
     if c.margin is None:
         return ""
     inside = -c.margin < c.difference.low and c.difference.high < c.margin
+    if c.shown and not inside:
+        return ""
     how = "lies within" if inside else "reaches beyond"
     return f" The interval {how} the margin of {c.margin:g} that was named beforehand."
 

@@ -14,6 +14,7 @@ from sklearn.metrics import roc_auc_score
 
 from benchmarks.charts import Chart
 from benchmarks.compare import Difference
+from benchmarks.delong import delong_of
 from benchmarks.flops import forward_flops
 from benchmarks.measure import Comparison, Plan, Statistics, measure
 from benchmarks.paper import escaped, flow_chart, latex
@@ -119,6 +120,14 @@ def test_figures_are_those_of_scikit_learn(page, root):
     differences = {(row[0], row[1]): row[5] for row in reversed(page.rows("first"))}  # synthetic ones come last
     expected = np.mean([auroc(root / f"voco-{i}") - auroc(root / f"scratch-{i}") for i in range(2)])
     assert differences["voco3d", "scratch"] == f"{expected:+.3f}"
+
+
+def test_delongs_test_stands_where_one_run_meets_one(page, root):
+    remarks = {(row[0], row[1]): row[-1] for row in reversed(page.rows("first"))}
+    one, other = (read_run(root / name) for name in ("flat", "kinetics"))
+    p = delong_of(one.task, one.units, other.units).p
+    assert f"DeLong's test: p {p:.2g}" in remarks["kinetics400 → voco3d", "kinetics400"]
+    assert "DeLong" not in remarks["voco3d", "scratch"]
 
 
 def test_the_page_loads_nothing_and_forbids_it(page, out):
@@ -243,6 +252,7 @@ def test_sentences(sets):
     inside = replace(both, margin=0.3)
     assert finding(inside, one).endswith("The interval lies within the margin of 0.3 that was named beforehand.")
     assert "reaches beyond the margin of 0.1" in finding(replace(both, margin=0.1), one)
+    assert "margin" not in finding(replace(shown, margin=0.1), one)
     assert finding(replace(shown, margin=0.2), one).endswith("within the margin of 0.2 that was named beforehand.")
 
 

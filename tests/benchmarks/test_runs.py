@@ -50,6 +50,16 @@ def test_a_run_is_read_from_its_folder(root):
     assert read_run(root / "phantom").synthetic
 
 
+def test_test_sets_of_one_task_are_told_apart_by_its_options(tmp_path):
+    for name, labels, kind in (("a", 1, "binary"), ("b", 2, "auto")):
+        results = json.loads((write_run(tmp_path / name, patients=20, labels_seed=labels) / "results.json").read_text())
+        results["options"]["kind"] = kind
+        (tmp_path / name / "results.json").write_text(json.dumps(results))
+    runs = [read_run(tmp_path / name) for name in "ab"]
+    assert {one.note for one in group_runs(runs)[0]} == {"kind binary", "kind auto"}
+    assert [one.note for one in group_runs(runs[:1])[0]] == [""]
+
+
 def test_pretraining_on_synthetic_data_is_recognised(tmp_path):
     real, drawn = tmp_path / "real", tmp_path / "drawn"
     for folder in (real, drawn):
