@@ -11,26 +11,11 @@ from benchmarks.cheap import main
 from benchmarks.cheap_lines import kernel_of, scan_numbers
 from benchmarks.runs import read_run
 from tests.data.dicom_maker import positions, series
-from tests.finetune.made import SLICES, SMALL, write_cohort, write_pe
+from tests.finetune.made import write_pe
 from voco.data.cache import PreparedVolume
 from voco.data.manifest import Case
 from voco.data.read import read_volume
 from voco.transfer.results import recompute
-
-
-@pytest.fixture(scope="module")
-def cohort(tmp_path_factory):
-    root = tmp_path_factory.mktemp("cohort")
-    write_cohort(root)
-    return root
-
-
-@pytest.fixture(scope="module")
-def work(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("work")
-    (folder / "small.yaml").write_text(SMALL)
-    (folder / "slices.yaml").write_text(SLICES)
-    return folder
 
 
 def line(name, work, cohort, out, *options):

@@ -20,7 +20,7 @@ import finetune.folds
 import finetune.training
 import voco
 from finetune.run import main
-from tests.finetune.made import SMALL, in_processes, kill_at, write_cohort, write_scan
+from tests.finetune.made import in_processes, kill_at, write_scan
 from voco.data.cache import PreparedVolume
 from voco.data.fingerprint import Fingerprints
 from voco.data.layouts.labeled import SPLITS
@@ -35,20 +35,6 @@ from voco.weights.export import save_encoder
 def quick(monkeypatch):
     """Pictures have tests of their own; ``finished`` draws them."""
     monkeypatch.setattr(finetune.figures, "draw_figures", lambda *args: [])
-
-
-@pytest.fixture(scope="module")
-def cohort(tmp_path_factory):
-    root = tmp_path_factory.mktemp("cohort")
-    write_cohort(root)
-    return root
-
-
-@pytest.fixture(scope="module")
-def work(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("work")
-    (folder / "small.yaml").write_text(SMALL)
-    return folder
 
 
 @pytest.fixture(scope="module")
