@@ -242,6 +242,7 @@ def _save(session: Session, run: FoldRun, model, out: Path) -> None:
         "cases": len(run.train),
         "data_fingerprint": session.cohort.fingerprint,
         "supervised": True,
+        "synthetic": is_synthetic(session),
         "steps": run.facts.get("last_step", 0),
         "settings": {"mode": config["mode"], "fold": run.fold, "seed": config["seed"], "lr": train.lr,
                      "batch_size": train.batch_size, "fraction": config["fraction"]},

@@ -65,6 +65,7 @@ def test_video_then_voco3d_and_2d_voco(work):
     chained = ("--encoder.name", "cnn3d_s", "--encoder.weights", str(work / "video"))
     encoder, said = run(work, "voco3d", "--data.root", str(work / "scans"), *CROPS, *chained)
     assert [entry["method"] for entry in encoder.provenance] == ["video", "voco3d"]
+    assert [entry["synthetic"] for entry in encoder.provenance] == [True, False]
     record = json.loads((work / "voco3d" / "run.json").read_text())
     assert record["load_report"]["coverage"] == 1.0
     assert "weights: model.safetensors -> cnn3d_s:" in said and "100.0% of the parameters" in said

@@ -107,6 +107,7 @@ def test_the_encoder_loads_in_one_line_and_tells_scans_apart(finished, scans):
         features = torch.cat([encoder(x) for x in hu])
     assert features.shape == (2, encoder.num_features) and torch.isfinite(features).all()
     assert (features[0] - features[1]).abs().max() > 1e-3
+    assert encoder.provenance[-1]["synthetic"] is False  # no list of phantoms beside the scans
     assert encoder.provenance[-1]["volumes_seen"] == 24 and encoder.input_spec.spacing_mm == (3.0, 3.0, 3.0)
     early = voco.load_encoder(finished[0] / "milestones" / "step-00000003")
     assert early.provenance[-1]["steps"] == 3

@@ -170,7 +170,7 @@ def plant_trauma(
     if injuries.bowel:
         lesion, site = _injure_bowel(canvas, anatomy, own, size, share)
         lesions.append(lesion)
-        if own.random() < 0.6:
+        if own.random() < 0.8:
             lesions.append(_free_gas(canvas, anatomy, own, size, share))
         if site is not None:
             sites.append(site)
@@ -193,21 +193,21 @@ def _tear_organ(organ: Organ, grade: str, rng, size: float, share: float) -> tup
         kind = rng.random()
         if kind < 0.75:
             for _ in range(int(rng.integers(1, 3))):
-                way, length, width = goal + rng.normal(0, 8, 3), rng.uniform(22, 36) * scale, rng.uniform(6, 9) * scale
-                organ.tear(start, way, length, 30 * scale, width, blood, rng, share)
+                way, length, width = goal + rng.normal(0, 8, 3), rng.uniform(26, 42) * scale, rng.uniform(8, 12) * scale
+                organ.tear(start, way, length, 40 * scale, width, blood, rng, share)
         if kind > 0.5:
-            organ.crescent(start, rng.uniform(24, 34) * scale, rng.uniform(8, 12) * scale, blood + 5, share)
-        organ.surround(rng.uniform(1, 3) * size, blood, rng, share)
+            organ.crescent(start, rng.uniform(30, 42) * scale, rng.uniform(10, 15) * scale, blood + 5, share)
+        organ.surround(rng.uniform(2, 4) * size, blood, rng, share)
 
     def high():
         for _ in range(int(rng.integers(3, 6))):
             way = goal + rng.normal(0, 16, 3) * scale
             length = rng.uniform(42, 75) * scale
-            organ.tear(start, way, length, 60 * scale, rng.uniform(10, 16) * scale, blood, rng, share)
-        organ.pool(0.5 * (start + goal), rng.uniform(18, 28) * scale, blood + 12, rng, share)
+            organ.tear(start, way, length, 60 * scale, rng.uniform(12, 20) * scale, blood, rng, share)
+        organ.pool(0.5 * (start + goal), rng.uniform(24, 36) * scale, blood + 12, rng, share)
         if rng.random() < (0.6 if small else 0.3):
             organ.infarct(start, goal, share, blood + 8)
-        organ.surround(rng.uniform(5, 10) * size, blood, rng, share)
+        organ.surround(rng.uniform(8, 16) * size, blood, rng, share)
 
     lesion = plant(organ.canvas, organ.box, f"{organ.name}_{grade}", low if grade == "low" else high, share=share)
     return lesion, start
@@ -220,9 +220,9 @@ def _injure_bowel(canvas: Canvas, anatomy: Anatomy, rng, size: float, share: flo
     site = _place(canvas, rng, "bowel_wall")
     if site is None:
         return None, None
-    radius = rng.uniform(30, 42) * size
+    radius = rng.uniform(36, 50) * size
     box = canvas.grid.box(site - 1.5 * radius, site + 1.5 * radius)
-    thick = rng.uniform(3.5, 5.5) * size
+    thick = rng.uniform(4.5, 7) * size
     bubbles, radii = site + rng.normal(0, 0.45, (9, 3)) * radius, rng.uniform(1.6, 3.6, 9) * size
     streaks, lumps, rim = Ripple(rng, 6), Ripple(rng, 24), Ripple(rng, 30)
 
@@ -246,7 +246,7 @@ def _injure_bowel(canvas: Canvas, anatomy: Anatomy, rng, size: float, share: flo
 
 def _free_gas(canvas: Canvas, anatomy: Anatomy, rng, size: float, share: float) -> Lesion | None:
     """Gas under the front wall of the abdomen, the highest place of a patient on the back."""
-    level, thick = float(rng.uniform(-250, -190)), rng.uniform(3, 8) * size
+    level, thick = float(rng.uniform(-250, -190)), rng.uniform(5, 10) * size
     box = canvas.grid.box((-75, -130, level - 45), (75, -20, level + 45))
 
     def put():
@@ -276,11 +276,11 @@ def _leak(canvas: Canvas, anatomy: Anatomy, sites: list[np.ndarray], rng, size: 
         return None
     arterial = anatomy.phase == "arterial"
     bright = min(anatomy.hu["aorta"] * rng.uniform(1.0, 1.3) + (0 if arterial else 110), 400.0)
-    radius = rng.uniform(20, 30) * size
+    radius = rng.uniform(24, 34) * size
     box = canvas.grid.box(centre - 1.7 * radius, centre + 1.7 * radius)
     coarse, fine = Ripple(rng, 1.8 * radius), Ripple(rng, 11)
     jets = centre + rng.normal(0, 0.3, (4, 3)) * radius
-    radii = rng.uniform(0.25, 0.5, (4, 3)) * radius * (0.8 if arterial else 1.0)
+    radii = rng.uniform(0.3, 0.55, (4, 3)) * radius * (0.8 if arterial else 1.0)
 
     def put():
         p, labels, hu = canvas.points(box), canvas.labels[box], canvas.hu[box]

@@ -34,7 +34,7 @@ def paint_abdomen_mimics(canvas: Canvas, anatomy: Anatomy, rng: np.random.Genera
 
 def _cysts(organs: dict[str, Organ], rng) -> None:
     """Round, smooth, thin as water; in the kidney some stand out of the surface."""
-    for name, most, largest in (("liver", 4, 11), ("kidney_right", 3, 15), ("kidney_left", 3, 15)):
+    for name, most, largest in (("liver", 4, 7), ("kidney_right", 3, 9), ("kidney_left", 3, 9)):
         for _ in range(int(rng.integers(0, most))):
             pick, radius, value = rng.random(), rng.uniform(2.5, largest), rng.uniform(0, 15)
             if name not in organs:
@@ -83,7 +83,7 @@ def _clefts(organs: dict[str, Organ], rng) -> None:
 
 def _ascites(organs: dict[str, Organ], rng) -> None:
     """Thin fluid around liver and spleen that is not blood."""
-    present, thick, value = rng.random() < 0.3, rng.uniform(1.5, 8), rng.uniform(2, 16)
+    present, thick, value = rng.random() < 0.3, rng.uniform(1, 4), rng.uniform(2, 16)
     for name in ("liver", "spleen"):
         own = np.random.default_rng(rng.integers(2**63))
         if present and name in organs:
