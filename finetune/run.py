@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -362,14 +361,6 @@ def say_exposure(cohort, view, encoder, say: Callable[[str], None]) -> dict:
     volumes = [PreparedVolume.open(cohort.studies[name].paths[0]) for name in some]
     exposure = measure_exposure(view, encoder.input_spec, volumes)
     say(f"view: {view.text}; {exposure.text}")
-    multiple = encoder.input_spec.size_multiple
-    padded = [-(-n // m) * m for n, m in zip(view.size, multiple)]
-    if (air := 1 - math.prod(view.size) / math.prod(padded)) > 0.1:
-        found, whole, steps = (" x ".join(map(str, size)) for size in (view.size, padded, multiple))
-        say(
-            f"note: {encoder.name} pads windows of {found} to {whole}: {air:.0%} of what it computes is air. A size in "
-            f"multiples of {steps} costs nothing extra (--input.size)"
-        )
     return asdict(exposure)
 
 

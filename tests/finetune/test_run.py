@@ -203,7 +203,7 @@ def test_a_plan_says_what_a_run_would_be_and_writes_nothing(arguments, work, cap
     assert sorted(work.rglob("*")) == before
     # 20 slices of 3 mm, 36 x 40 pixels of 2 mm: one, three and three tiles
     assert "plan: 16 scans with labels" in said and "9 windows and 55,296 voxels per study" in said
-    assert "pads windows of 24 x 16 x 16 to 32 x 16 x 16: 25% of what it computes is air" in said
+    assert "pads 24 x 16 x 16 to 32 x 16 x 16, so that 25% of what it computes is air" in said
     # 6 steps of 4 studies, of which two tiles of 24 x 16 x 16 voxels are shown
     assert f"{6 * 4 * 2 * 24 * 16 * 16:.3g} voxels" in said and "6 steps of 4 studies" in said
     counts = {part: re.search(rf"fold 0 {part}: (\d+) scans \((\d+) x 0, (\d+) x 1\)", said) for part in SPLITS}

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
+from math import prod
 from typing import Literal
 
 import numpy as np
@@ -182,18 +183,30 @@ class Exposure:
         voxels: per study, mean.
         clipped: share of the voxels above -900 HU (body) that the Hounsfield windows of the encoder all clip.
         studies: looked at.
+        size: voxels of a window (D, H, W).
+        padded: what the encoder makes of it, in multiples that it needs; the rest is air and costs as much.
     """
 
     windows: float
     voxels: float
     clipped: float
     studies: int
+    size: tuple[int, int, int]
+    padded: tuple[int, int, int]
 
     @property
     def text(self) -> str:
         return (
             f"{self.windows:.3g} windows and {self.voxels:,.0f} voxels per study; the Hounsfield window clips "
-            f"{self.clipped:.1%} of the body's voxels ({self.studies} studies looked at)"
+            f"{self.clipped:.1%} of the body's voxels ({self.studies} studies looked at){self._padding}"
+        )
+
+    @property
+    def _padding(self) -> str:
+        air = 1 - prod(self.size) / prod(self.padded)
+        found, whole = (" x ".join(map(str, size)) for size in (self.size, self.padded))
+        return (
+            f"; the encoder pads {found} to {whole}, so that {air:.0%} of what it computes is air" if air > 0.1 else ""
         )
 
 
@@ -215,7 +228,10 @@ def measure_exposure(view: View, spec: InputSpec, volumes: Sequence) -> Exposure
                 inside |= (hu >= low) & (hu <= high)
             body, clipped = body + hu.size, clipped + int((~inside).sum())
     count = max(1, len(volumes))
-    return Exposure(windows / count, voxels / count, clipped / max(1, body), len(volumes))
+    padded = tuple(-(-n // m) * m for n, m in zip(view.size, spec.size_multiple))
+    return Exposure(
+        windows / count, voxels / count, clipped / max(1, body), len(volumes), tuple(map(int, view.size)), padded
+    )
 
 
 def read_window(volume, start: Sequence[int], view: View) -> np.ndarray:
