@@ -117,6 +117,7 @@ def test_pe_labels_follow_the_rules_of_the_set_and_what_was_planted(pe):
 @pytest.mark.parametrize("layout", ["pe", "lidc"])
 def test_twins_differ_in_the_lesions_and_nowhere_else(layout, request):
     root, rows = request.getfixturevalue(layout)
+    assert f"-seed{SEED}-" in rows[0]["pair"]  # who has the same name in two cohorts is the same patient
     assert rows[0]["pair"] == rows[1]["pair"] and {rows[0]["label"], rows[1]["label"]} == {0, 1}
     sick, well = sorted(rows[:2], key=lambda row: -row["label"])
     a, b = arrays(root, [sick, well])

@@ -127,6 +127,12 @@ class Job:
             edit = None
         return expose(painted, name, edit=edit, keep=True)
 
+    @property
+    def pair(self) -> str:
+        """Name of the anatomy; cohorts of other seeds hold other people, who must not be taken for these."""
+        seed, layout = self.subject.key[:2]
+        return f"{layout}-{self.group:04d}" if seed == 0 else f"{layout}-seed{seed}-{self.group:04d}"
+
     def row(self, patient: Patient, *, ids: list[str], label, lesions: list[dict], paths: list[Path], **more) -> dict:
         """The line of ``phantoms.jsonl``.
 
@@ -144,7 +150,7 @@ class Job:
             "size": patient.scan.shape,
             "paths": [path.relative_to(self.out).as_posix() for path in paths],
             "ids": ids,
-            "pair": f"{self.subject.key[1]}-{self.group:04d}",
+            "pair": self.pair,
             "label": label,
             "lesions": lesions,
             "severity": self.severity,
