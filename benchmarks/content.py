@@ -30,13 +30,15 @@ READING = (
     ),
     (
         "Seed",
-        "Decides which labels are used, how the head begins and the order of samples, alike for all sources. With "
+        "Decides which labels are used, how the head begins and the order of samples, alike for all sources; from "
+        "scratch also the whole network. A linear probe of one encoder with all labels has nothing random left. With "
         f"fewer than {say.FEW_SEEDS} seeds an interval says little about another training run.",
     ),
     (
         "Interval",
         "95 %. Test patients and seeds are drawn again, with replacement, many times; all rows see the same draws of "
-        "patients. Pretraining is not drawn again: with one pretraining run, another one could come out otherwise.",
+        "patients. With few seeds it is made wider than plain percentiles, by a factor that statistics.json names. "
+        "Pretraining is not drawn again: with one pretraining run, another one could come out otherwise.",
     ),
     (
         "No difference shown",
@@ -60,7 +62,8 @@ READING = (
     ),
     (
         "Did not train",
-        "A run that is not surely better on validation than the same answer for everybody. No gain is stated over it.",
+        "A run that is not surely better on validation than the same answer for everybody. No gain is stated over it. "
+        "Training not judged: the labels left no patients for validation.",
     ),
     ("Looks", "How often a test set was opened so far. The more looks, the less its figures are worth."),
     (

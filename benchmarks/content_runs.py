@@ -10,7 +10,7 @@ from benchmarks import sentences as say
 from benchmarks.document import Bullets, Cell, Fold, Paragraph, Part, Table
 from benchmarks.flops import ESTIMATE
 from benchmarks.measure import Comparison
-from benchmarks.provenance import HEALTH_SCORES, Training, trainings
+from benchmarks.provenance import HEALTH_SCORES, Training
 from benchmarks.rows import Row, TestSet
 from benchmarks.runs import Run
 
@@ -68,8 +68,10 @@ def cost_tables(sets: Sequence[tuple[TestSet, Sequence[Comparison]]], intervals:
 def health_parts(rows: Sequence[Row]) -> list[Part]:
     """Learning scores of every pretraining run behind the rows, and of published weights what is known."""
     found: dict[str, Training] = {}
+    networks: dict[str, str] = {}
     for run in (run for row in rows for run in row.runs):
-        for training in trainings(run.provenance, run.settings.get("encoder.weights"), run.synthetic_trainings):
+        for training in run.trainings:
+            networks[training.id] = run.encoder
             if training.id not in found or training.verdict:
                 found[training.id] = training
     if not found:
@@ -81,23 +83,26 @@ def health_parts(rows: Sequence[Row]) -> list[Part]:
         table.append(
             [
                 Cell(one.words + (f" (after {one.chain})" if one.chain != "scratch" else "")),
+                Cell(networks[one.id]),
                 Cell(f"synthetic: {one.data}" if one.synthetic else one.data or "not said", flag=one.synthetic),
                 _count(one.cases, 1, "", "not said"),
                 _count(one.steps, 1, "", "not said"),
                 _count(one.volumes_seen, 1, "", "not said"),
                 Cell(hours, one.hours),
                 *(Cell(say.number(one.results.get(name)), one.results.get(name)) for name in scores),
-                Cell(_verdict(one), flag=any(not s.startswith(("learned", "loss", "note")) for s in one.verdict)),
+                Cell(_verdict(one), flag=one.learned is False),
             ]
         )
-    columns = ("training", "data", "scans", "steps", "volumes seen", "hours", *(HEALTH_SCORES[n] for n in scores),
-               "verdict")  # fmt: skip
+    columns = (
+        "training", "network", "data", "scans", "steps", "volumes seen", "hours",
+        *(HEALTH_SCORES[n] for n in scores), "verdict",
+    )  # fmt: skip
     caption = (
         "Every training that rows of this report start from, and the scores on held-out data that it was left with: "
         "how often the place of a crop (or the class of a clip) is named rightly, and losses, of which less is better. "
         "The verdict is the run's own."
     )
-    return [Table("health", caption, columns, table, frozenset(range(2, 6 + len(scores))))]
+    return [Table("health", caption, columns, table, frozenset(range(3, 7 + len(scores))))]
 
 
 def provenance_table(runs: Sequence[Run]) -> Table:

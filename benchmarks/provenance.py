@@ -149,6 +149,11 @@ class Training:
     verdict: Sequence[str] = ()
     synthetic: bool = False
 
+    @property
+    def learned(self) -> bool | None:
+        """Whether its own report on held-out data has nothing to say against it; None where there is no report."""
+        return all(s.startswith(("learned", "loss", "note")) for s in self.verdict) if self.verdict else None
+
 
 def trainings(
     provenance: Sequence[Mapping[str, Any]], weights: str | None = None, synthetic: Sequence[bool] = ()

@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.flops import training_flops
-from benchmarks.provenance import entry_words, pretraining_cost, source_words, synthetic_trainings, training_id
+from benchmarks.provenance import (
+    Training,
+    entry_words,
+    pretraining_cost,
+    source_words,
+    synthetic_trainings,
+    training_id,
+    trainings,
+)
 from benchmarks.run_files import read_entry, read_history, read_json, read_settings
 from voco.errors import InputError
 from voco.tasks.base import Task
@@ -128,6 +136,11 @@ class Run:
         """Of each training in ``provenance``, whether its data were synthetic."""
         noted = self.cell.get("synthetic_trainings") or ()
         return synthetic_trainings(self.provenance, self.settings.get("encoder.weights"), noted)
+
+    @cached_property
+    def trainings(self) -> list[Training]:
+        """What the encoder went through, oldest first, with the verdict of the last one where its folder is there."""
+        return trainings(self.provenance, self.settings.get("encoder.weights"), self.synthetic_trainings)
 
     @property
     def synthetic_pretraining(self) -> list[str]:

@@ -231,9 +231,13 @@ def flags_of(row: Row, found: Interval) -> list[str]:
         flags.append(f"did not train ({row.untrained} of {len(row.runs)})")
     elif row.not_judged and not row.first.cheap:
         flags.append("training not judged")
+    if any(training.learned is False for run in row.runs for training in run.trainings):
+        flags.append("its pretraining did not learn (see below)")
     # a line without an encoder has no seeds to vary
     if len(row.runs) < FEW_SEEDS and not row.first.cheap:
         flags.append(f"{len(row.runs)} seed{'s' if len(row.runs) != 1 else ''} (fewer than {FEW_SEEDS})")
+    if len(row.runs) > 1 and not row.first.cheap and len({run.results["main"]["value"] for run in row.runs}) == 1:
+        flags.append("the same figure with every seed: nothing random is left")
     if row.first.split != "test":
         flags.append("validation, not test")
     if any(run.stored_value_differs() for run in row.runs):
@@ -282,7 +286,7 @@ def cost_words(hours: float | None, words: str = "") -> str:
         return words or "unknown"
     if hours >= 1:
         return f"{hours:.1f} h"
-    return f"{60 * hours:.1f} min" if hours >= 1 / 60 else f"{3600 * hours:.1f} s"
+    return f"{60 * hours:.1f} min" if hours >= 1 / 60 else f"{3600 * hours:.2g} s"
 
 
 def _p(value: float | None) -> str:

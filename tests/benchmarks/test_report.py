@@ -13,7 +13,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from benchmarks.charts import Chart
-from benchmarks.compare import Difference
+from benchmarks.compare import Difference, Interval
 from benchmarks.delong import delong_of
 from benchmarks.flops import forward_flops
 from benchmarks.measure import Comparison, Plan, Statistics, measure
@@ -184,7 +184,7 @@ def test_pretraining_on_synthetic_data_is_marked_wherever_its_row_stands(tmp_pat
     flags = {row[0]: row[4] for row in shown.rows("source")}
     assert "pretrained on synthetic data: voco3d" in flags["voco3d"] and "synthetic" not in flags["scratch"]
     assert shown.rows("first")[0][-1].startswith("pretrained on synthetic data: voco3d")
-    assert shown.rows("training")[0][1].startswith("synthetic: ")
+    assert shown.rows("training")[0][2].startswith("synthetic: ")
     assert "pretrained on synthetic" in (tmp_path / "paper" / "figures" / "01-table-effects.svg").read_text()
     assert "pretrained on synthetic" in (tmp_path / "paper" / "tables" / "01-table-results.tex").read_text()
 
@@ -196,7 +196,7 @@ def test_cost_learning_provenance_and_what_was_left_out(page, root):
     spent = forward_flops("cnn3d_s", "{}", ((-200.0, 400.0),), (24, 32, 32)) * 3 * 800
     assert cost["scratch"][12] == f"{spent / 1e12:,.4g} T"
     health = {row[0]: row for row in page.rows("training")}
-    assert health["voco3d"][6] == "0.520" and "not measured here" in health["kinetics400"][-1]
+    assert health["voco3d"][7] == "0.520" and "not measured here" in health["kinetics400"][-1]
     assert len(page.rows("folder")) == 8
     assert f"{root / 'begun'} has not finished (state 'running')" in page.text
 
@@ -351,3 +351,21 @@ def test_latex_of_a_table_without_rows_is_whole():
     from benchmarks.document import Table
 
     assert r"\end{table}" in latex(Table("x", "c", ("a", "b"), []))
+
+
+def test_rows_say_when_their_pretraining_did_not_learn_and_when_seeds_change_nothing(tmp_path):
+    (tmp_path / "pretraining").mkdir()
+    (tmp_path / "pretraining" / "health.json").write_text(json.dumps({"verdict": ["nothing learned: as the constant"]}))
+    for seed in range(2):
+        folder = write_run(tmp_path / f"voco-{seed}", seed=seed, patients=20, provenance=[VOCO])
+        settings = (folder / "config.yaml").read_text()
+        (folder / "config.yaml").write_text(
+            settings.replace("weights: null", f"weights: {tmp_path}/pretraining/encoder")
+        )
+    (row,) = group_runs([read_run(tmp_path / f"voco-{seed}") for seed in range(2)])[0][0].rows
+    found = Interval(0.6, 0.5, 0.7, units=20, patients=20, seeds=2, direction="higher")
+    flags = flags_of(row, found)
+    assert "its pretraining did not learn (see below)" in flags and not any("every seed" in flag for flag in flags)
+    for run in row.runs:
+        run.results["main"]["value"] = 0.6
+    assert "the same figure with every seed: nothing random is left" in flags_of(row, found)
