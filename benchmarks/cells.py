@@ -134,7 +134,7 @@ class Store:
 
     def _synthetic_chain(self, cell: Cell) -> list[bool]:
         """Of each own pretraining behind a cell, oldest first, whether its data are synthetic."""
-        from benchmarks.provenance import holds_phantoms
+        from voco.data.layouts.labeled import holds_phantoms
 
         found: list[bool] = []
         while cell.uses:

@@ -85,6 +85,8 @@ def synthetic_trainings(
         weights: where it was loaded from.
         noted: what a grid knows of the last trainings, oldest first.
     """
+    from voco.data.layouts.labeled import holds_phantoms
+
     found = [bool(entry.get("synthetic")) for entry in provenance]
     for place, known in enumerate(reversed(noted[-len(found) :] if found else ()), 1):
         found[-place] |= bool(known)
@@ -95,16 +97,6 @@ def synthetic_trainings(
         root, weights = _data_and_weights(str(folder), (folder / "config.yaml").stat().st_mtime)
         found[place] |= holds_phantoms(root)
     return tuple(found)
-
-
-def holds_phantoms(root: str | Path | None) -> bool:
-    """Whether a data set, given by its folder or by a table in it, was made by ``voco phantom``."""
-    from voco.data.layouts.labeled import PHANTOM_LIST
-
-    if not root:
-        return False
-    path = Path(root)
-    return ((path.parent if path.is_file() else path) / PHANTOM_LIST).is_file()
 
 
 def _run_folder(weights: str | None) -> Path | None:

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from voco.data.layouts.labeled import PHANTOM_LIST
+from voco.data.layouts.labeled import holds_phantoms
 from voco.errors import InputError
 
 if TYPE_CHECKING:
@@ -32,13 +32,13 @@ def write_split(session: Session) -> None:
 
 def is_synthetic(session: Session) -> bool:
     """Whether the cohort is one of synthetic patients."""
-    return (session.cohort.manifest.root / PHANTOM_LIST).is_file()
+    return holds_phantoms(session.cohort.manifest.root)
 
 
 def data_set_names(root: Path, task) -> tuple[str, ...]:
     """Public sets that the scans below a root are of; without a task nobody knows."""
     # synthetic patients in a public set's layout are not that set
-    return ("phantom",) if (root / PHANTOM_LIST).is_file() else (task.data_sets if task is not None else ())
+    return ("phantom",) if holds_phantoms(root) else (task.data_sets if task is not None else ())
 
 
 def check_leaks(session: Session) -> None:

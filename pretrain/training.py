@@ -157,14 +157,14 @@ class Training:
         """Write the encoder as it is now, with its history."""
         from voco import __version__
         from voco.data.fingerprint import FILE
-        from voco.data.layouts.labeled import PHANTOM_LIST
+        from voco.data.layouts.labeled import holds_phantoms
         from voco.weights.export import save_encoder
 
         train, facts = self.config["train"], self.job.provenance(self.data, monitor)
         provenance = {
             "method": self.config["method"].name,
             **facts,
-            "synthetic": (Path(self.config["data"].root) / PHANTOM_LIST).is_file(),
+            "synthetic": holds_phantoms(self.config["data"].root),
             "data_fingerprint": self.data.fingerprint,
             "steps": step,
             "volumes_seen": step * train.batch_size,

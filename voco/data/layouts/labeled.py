@@ -159,6 +159,14 @@ def finish(manifest: LabeledManifest) -> LabeledManifest:
     return manifest
 
 
+def holds_phantoms(root: str | Path | None) -> bool:
+    """Whether a data set, given by its folder or by a table in it, was made by ``voco phantom``."""
+    if not root:
+        return False
+    path = Path(root)
+    return ((path.parent if path.is_file() else path) / PHANTOM_LIST).is_file()
+
+
 def _keep_twins_together(manifest: LabeledManifest) -> list[LabeledCase]:
     """In a synthetic cohort, scans of one anatomy (``pair`` in its list) count as one patient for splits."""
     path = manifest.root / PHANTOM_LIST
