@@ -43,7 +43,7 @@ report: $(READY)
 		$(if $(strip $(CT)),--data unlabeled="$(CT)")
 
 test: $(READY)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --durations 15
+	@$(BIN)/python -m pytest -n 2 --dist worksteal --durations 15
 
 lint: $(READY)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

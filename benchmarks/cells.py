@@ -122,8 +122,6 @@ class Store:
         for need in cell.needs:
             if need.startswith("split/") and "split_rule" in facts:  # auto is decided when a split is drawn
                 facts["split_rule"] = read_json(self.folder(self.work.cells[need]) / CELL)["rule"]
-        if cell.uses and cell.kind in ("search", "final"):
-            facts["synthetic_trainings"] = self._synthetic_chain(cell)
         if self._searched(cell):
             choice = self.choice(cell.group)
             facts["search"] = {key: choice[key] for key in ("setting", "chosen", "tried", "seed", "note")}
@@ -131,17 +129,6 @@ class Store:
         if cell.settings:
             text = yaml.safe_dump(dict(self.settings(cell)), sort_keys=False, allow_unicode=True)
             write_text(folder / SETTINGS, text)
-
-    def _synthetic_chain(self, cell: Cell) -> list[bool]:
-        """Of each own pretraining behind a cell, oldest first, whether its data are synthetic."""
-        from voco.data.layouts.labeled import holds_phantoms
-
-        found: list[bool] = []
-        while cell.uses:
-            cell = self.work.cells[cell.uses]
-            made = bool(self.work.grid.data[cell.data].phantom)
-            found.insert(0, made or holds_phantoms(self.root(cell.data)))
-        return found
 
     def settings(self, cell: Cell) -> Mapping[str, Any]:
         """Settings of a run, what was searched included."""

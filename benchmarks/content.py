@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks import sentences as say
 from benchmarks.charts import Style, styles
+from benchmarks.content_check import check_parts
 from benchmarks.content_runs import cost_tables, health_parts, left_out_parts, provenance_table, total_hours
 from benchmarks.content_sets import set_parts
 from benchmarks.document import Bullets, Document, Fold, Heading, Paragraph, Part
@@ -27,6 +28,17 @@ READING = (
         "Row",
         "One source, network, mode and share of labels. Mode full trains the whole network; linear and knn train only "
         "a head on frozen features. The figure of a row is the mean over its seeds.",
+    ),
+    (
+        "Network",
+        "A name such as cnn3d_s or r3d_18 is a 3D network; slices/x is the 2D network x, fed slice by slice. cnn3d_s "
+        "and slices/test_resnet are small ones that a CPU trains in minutes, for trying things out.",
+    ),
+    (
+        "Share of labels",
+        "Of the patients that train and validate, together; beside it stands how many of them trained. Where a share "
+        "is too small to leave patients for validation, all of it trains, which can be more than that share of those "
+        "who train with all labels.",
     ),
     (
         "Seed",
@@ -62,8 +74,9 @@ READING = (
     ),
     (
         "Did not train",
-        "A run that is not surely better on validation than the same answer for everybody. No gain is stated over it. "
-        "Training not judged: the labels left no patients for validation.",
+        "A run that is not surely better on validation than the same answer for everybody (the 95 % interval of the "
+        "difference holds 0). No gain is stated over it. Training not judged: the labels left no patients for "
+        f"validation, or too few to tell. With fewer than {say.FEW_PATIENTS} of them, their number stands at the row.",
     ),
     ("Looks", "How often a test set was opened so far. The more looks, the less its figures are worth."),
     (
@@ -166,17 +179,15 @@ def compose(material: Material) -> Document:
 
 
 def _findings(material: Material) -> list[Part]:
-    """Sentences per test set: primaries, other source effects, and folded away the comparisons of systems."""
+    """Sentences per test set: primaries, other source effects, and folded away the comparisons of systems.
+
+    Of synthetic patients no sentence about sources is made: there stands whether the pipeline works.
+    """
     parts: list[Part] = []
-    for one, comparisons in material.sets:
+    for number, (one, comparisons) in enumerate(material.sets, 1):
         parts.append(Heading(3, say.title_of(one)))
         if one.synthetic:
-            parts.append(
-                Paragraph(
-                    f"{say.SYNTHETIC_TITLE[0].upper()}{say.SYNTHETIC_TITLE[1:]}. Comparisons: {len(comparisons)}; "
-                    "their numbers are in the tables below, and no sentence is made of them."
-                )
-            )
+            parts += check_parts(number, one, comparisons, material.intervals)
             continue
         ordered = sorted(comparisons, key=lambda c: (not c.primary, -c.pair.a.fraction, not c.shown))
         effects = [c for c in ordered if c.pair.kind == "source" and not c.pair.why_not]

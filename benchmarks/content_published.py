@@ -24,11 +24,13 @@ def published_parts(sets: Sequence[TestSet], intervals: Mapping[int, Any]) -> li
         for number in numbers:
             row, reason = _closest(number, sets)
             (apart if reason else beside).append((number, row, reason))
-        parts.append(Paragraph(f"{name}: {numbers[0].citation}"))
+        words = f"{name}: {numbers[0].citation}"
         if beside:
-            parts.append(_beside(name, beside, intervals))
+            parts += [Paragraph(words), _beside(name, beside, intervals)]
         if apart:
-            parts.append(Fold(f"{name}: not comparable ({len(apart)} numbers)", [_apart(name, apart)]))
+            title = f"{name}: {len(apart)} numbers that no row of this report may stand beside"
+            own = [] if beside else [Paragraph(words)]
+            parts.append(Fold(title, [*own, _apart(name, apart)]))
     return parts
 
 
@@ -77,13 +79,19 @@ def _beside(name: str, found, intervals: Mapping[int, Any]) -> Table:
     for number, row, _ in found:
         own = intervals[id(row)]
         cells = [Cell(f"{row.label}, {row.first.encoder}"), Cell(say.number(own.point), own.point)]
-        rows.append([*_published_cells(number), *cells, Cell(say.bracket(own.low, own.high), own.low)])
-    columns = (*_HEAD, "own row", "own", "own interval")
+        interval = Cell(say.bracket(own.low, own.high), own.low)
+        rows.append([*_published_cells(number), *cells, interval, Cell(number.remark)])
+    columns = (*_HEAD, "own row", "own", "own interval", "remark")
     caption = f"{name}: labels, split, number of units and metric are the same; networks and training need not be."
     return Table(f"published-{name}", caption, columns, rows, frozenset({2, 4, 5, 8, 9}))
 
 
 def _apart(name: str, found) -> Table:
-    rows = [[*_published_cells(number), Cell(reason)] for number, _, reason in found]
+    reasons = {reason for *_, reason in found}
+    if len(reasons) == 1:  # once is enough
+        rows = [[*_published_cells(number), Cell(number.remark)] for number, *_ in found]
+        caption = f"{name}: not comparable with any row of this report: {reasons.pop()}."
+        return Table(f"published-{name}-apart", caption, (*_HEAD, "remark"), rows, frozenset({2, 4, 5}))
+    rows = [[*_published_cells(number), Cell(reason), Cell(number.remark)] for number, _, reason in found]
     caption = f"{name}: not comparable with any row of this report, with what differs from the closest one."
-    return Table(f"published-{name}-apart", caption, (*_HEAD, "why not"), rows, frozenset({2, 4, 5}))
+    return Table(f"published-{name}-apart", caption, (*_HEAD, "why not", "remark"), rows, frozenset({2, 4, 5}))

@@ -8,6 +8,7 @@ from typing import Any
 from benchmarks import sentences as say
 from benchmarks.charts import Chart, Style
 from benchmarks.charts_curves import calibration, confusion, precision_overlay, roc_overlay
+from benchmarks.charts_flow import flow_chart
 from benchmarks.charts_results import forests, label_curves, quality_cost
 from benchmarks.document import Cell, Figures, Fold, Heading, Paragraph, Part, Table
 from benchmarks.measure import Comparison
@@ -28,7 +29,11 @@ def set_parts(
     if one.synthetic:
         parts.append(Paragraph(f"Synthetic: {say.SYNTHETIC_TITLE}.", "banner"))
     parts.append(Paragraph(say.facts_of(one), "note"))
+    flow = _stamp([flow_chart(f"{name}-flow", one)], one, [])
+    parts.append(Fold("Participant flow: who was found, trained on, validated on and tested", [Figures(flow)]))
     parts.append(results_table(name, one, intervals))
+    if searched := search_table(name, one):
+        parts.append(Fold(f"What was searched ({len(searched.rows)} rows)", [searched]))
     panels = _panels(one)
     lines = [row for row in one.rows if row.first.cheap]
     lines = [row for row in lines if row.fraction == max(line.fraction for line in lines)]
@@ -80,7 +85,7 @@ def results_table(name: str, one: TestSet, intervals: Mapping[int, Any]) -> Tabl
             bar = (figure.point, figure.low, figure.high, left, right)
         patients = "" if row.train_patients is None else f" ({row.train_patients} patients)"
         looks = max((run.looks or 0 for run in row.runs), default=0)
-        flags = say.flags_of(row, figure)
+        flags = say.flags_of(row, figure, one.common_marks)
         rows.append(
             [
                 Cell(row.label),
@@ -108,12 +113,14 @@ def differences_table(name: str, one: TestSet, comparisons: Sequence[Comparison]
         d, a, b = c.difference, c.pair.a, c.pair.b
         untrained = [row.label for row in (a, b) if row.untrained and not row.first.cheap]
         remarks = [c.pair.why_not] if c.pair.why_not else []
-        remarks += [f"did not train: {', '.join(untrained)}"] if untrained else []
+        remarks += [f"did not train: {', '.join(dict.fromkeys(untrained))}"] if untrained else []
         remarks += [f"differs in {', '.join(c.pair.differs[:3])}" + (" …" if len(c.pair.differs) > 3 else "")] * bool(
             c.pair.differs
         )
-        drawn = [row.label for row in (a, b) if row.synthetic_pretraining]
+        drawn = list(dict.fromkeys(row.label for row in (a, b) if row.synthetic_pretraining))
         remarks += say.synthetic_flags(drawn)
+        # an uncorrected p would speak for a gain over a run that did not train
+        p = None if d is None or (untrained and not c.primary) else d.p
         cheap = a.first.cheap or b.first.cheap
         remarks += [note for note in d.notes if not (cheap and "seed" in note)] if d is not None else []
         remarks += [f"DeLong's test: p {c.p_delong:.2g}"] if c.p_delong is not None else []
@@ -121,24 +128,54 @@ def differences_table(name: str, one: TestSet, comparisons: Sequence[Comparison]
             [
                 Cell(a.label),
                 Cell(b.label),
-                Cell(a.first.encoder or "none"),
-                Cell(f"{100 * a.fraction:g} %", a.fraction),
+                Cell(say.either(a.first.encoder or "none", b.first.encoder or "none")),
+                Cell(say.either(a.first.mode, b.first.mode)),
+                Cell(say.either(f"{100 * a.fraction:g} %", f"{100 * b.fraction:g} %"), a.fraction),
                 Cell(say.kind_words(c)),
                 Cell("" if d is None else say.signed(d.point), None if d is None else d.point),
                 Cell("" if d is None else say.bracket(d.low, d.high, True), None if d is None else d.low),
-                Cell("" if d is None or d.p is None else f"{d.p:.2g}", None if d is None else d.p),
+                Cell("" if p is None else f"{p:.2g}", p),
                 Cell("" if c.p_holm is None else f"{c.p_holm:.2g}", c.p_holm),
                 Cell("" if d is None else str(say.seeds_of(c)), None if d is None else say.seeds_of(c)),
                 Cell("; ".join(remarks), flag=bool(untrained or drawn)),
             ]
         )
     way = "above 0 favours the first" if one.task.higher_is_better else "below 0 favours the first"
-    columns = ("first", "second", "network", "labels", "kind", "difference", "95 % interval", "p", "p (Holm)", "seeds",
-               "remarks")  # fmt: skip
-    caption = f"Differences in {say.metric_words(one.task.main_metric)}, first minus second: {way}."
+    columns = ("first", "second", "network", "mode", "labels", "kind", "difference", "95 % interval", "p, uncorrected",
+               "p (Holm)", "seeds", "remarks")  # fmt: skip
+    caption = (
+        f"Differences in {say.metric_words(one.task.main_metric)}, first minus second: {way}. Exploratory comparisons "
+        "with a row that did not train have no p."
+    )
     if one.synthetic:
         caption += f" Synthetic: {say.SYNTHETIC_TITLE}."
-    return Table(f"{name}-differences", caption, columns, rows, frozenset({3, 5, 6, 7, 8, 9}))
+    return Table(f"{name}-differences", caption, columns, rows, frozenset({4, 6, 7, 8, 9, 10}))
+
+
+def search_table(name: str, one: TestSet) -> Table | None:
+    """What a search on validation patients tried for each row, and what it chose; None where nothing was searched."""
+    rows = []
+    for row in one.rows:
+        words = list(dict.fromkeys(filter(None, map(say.search_words, row.runs))))
+        if not words:
+            continue
+        edge = say.search_flags(row.runs)
+        rows.append(
+            [
+                Cell(row.label),
+                Cell(row.first.encoder or "none"),
+                Cell(row.first.mode),
+                Cell(f"{100 * row.fraction:g} %", row.fraction),
+                Cell("; ".join(words)),
+                Cell("; ".join(edge) or "within what was tried", flag=bool(edge)),
+            ]
+        )
+    columns = ("source", "network", "mode", "labels", "chosen, and every trial", "edge")
+    caption = (
+        "Trials on one seed, scored on validation patients alone. Rows that are not here had no search: probes on "
+        "frozen features choose their penalty in each run, on its own validation patients."
+    )
+    return Table(f"{name}-search", caption, columns, rows, frozenset({3})) if rows else None
 
 
 def _score_parts(name: str, one: TestSet, panels: Sequence[Sequence[Row]], look: Mapping[str, Style]) -> list[Part]:

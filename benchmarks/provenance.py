@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -72,51 +71,6 @@ def pretraining_cost(provenance: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {"hours": hours, "flops": _sum(flops), "volumes_seen": _sum(seen), "words": words}
 
 
-def synthetic_trainings(
-    provenance: Sequence[Mapping[str, Any]], weights: str | None = None, noted: Sequence[bool] = ()
-) -> tuple[bool, ...]:
-    """Whether each training of an encoder learned from synthetic data.
-
-    Three places tell: the training itself (``synthetic`` in its entry), the grid that ran it, and the data set of its
-    run folder, which is found from where the weights were loaded. What none of them tells counts as not synthetic.
-
-    Args:
-        provenance: its history, oldest first.
-        weights: where it was loaded from.
-        noted: what a grid knows of the last trainings, oldest first.
-    """
-    from voco.data.layouts.labeled import holds_phantoms
-
-    found = [bool(entry.get("synthetic")) for entry in provenance]
-    for place, known in enumerate(reversed(noted[-len(found) :] if found else ()), 1):
-        found[-place] |= bool(known)
-    for place in reversed(range(len(provenance))):
-        folder = _run_folder(weights) if "method" in provenance[place] else None
-        if folder is None:
-            break
-        root, weights = _data_and_weights(str(folder), (folder / "config.yaml").stat().st_mtime)
-        found[place] |= holds_phantoms(root)
-    return tuple(found)
-
-
-def _run_folder(weights: str | None) -> Path | None:
-    """The run that wrote an encoder: itself or above it (``encoder``, ``milestones/STEP/encoder``)."""
-    if not weights or not Path(weights).exists():
-        return None
-    path = Path(weights).absolute()
-    near = (path, *list(path.parents)[:3])
-    return next((one for one in near if (one / "config.yaml").is_file() and (one / "run.json").is_file()), None)
-
-
-@cache
-def _data_and_weights(folder: str, _changed: float) -> tuple[str | None, str | None]:
-    """Data set and initial weights of a run, read once for all runs that start from it."""
-    from benchmarks.run_files import read_settings
-
-    settings = read_settings(Path(folder))
-    return settings.get("data.root"), settings.get("encoder.weights")
-
-
 @dataclass(frozen=True)
 class Training:
     """One pretraining run or published file that rows of the report start from.
@@ -147,15 +101,12 @@ class Training:
         return all(s.startswith(("learned", "loss", "note")) for s in self.verdict) if self.verdict else None
 
 
-def trainings(
-    provenance: Sequence[Mapping[str, Any]], weights: str | None = None, synthetic: Sequence[bool] = ()
-) -> list[Training]:
+def trainings(provenance: Sequence[Mapping[str, Any]], weights: str | None = None) -> list[Training]:
     """The trainings of one encoder.
 
     Args:
         provenance: its history, oldest first.
         weights: where it was loaded from; the verdict of the last training is read beside it.
-        synthetic: of each, whether its data were (``synthetic_trainings``).
     """
     found = []
     for place, entry in enumerate(provenance):
@@ -174,7 +125,7 @@ def trainings(
                 published="method" not in entry and entry.get("source") != "file",
                 results={k: float(v) for k, v in (entry.get("results") or {}).items() if isinstance(v, int | float)},
                 verdict=_verdict(weights) if last and "method" in entry else (),
-                synthetic=place < len(synthetic) and synthetic[place],
+                synthetic=bool(entry.get("synthetic")),
             )
         )
     return found

@@ -116,7 +116,7 @@ def write_report(
     if paper:
         from benchmarks.paper import write_paper
 
-        write_paper(out / PAPER, document, sets, methods_text(material))
+        write_paper(out / PAPER, document, methods_text(material))
         pages.append(out / PAPER)
     say("wrote")
     for path in pages:

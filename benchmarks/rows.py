@@ -79,10 +79,18 @@ class Row:
     @cached_property
     def train_patients(self) -> int | None:
         """Labeled training patients, mean over folds and seeds; None where the runs do not say."""
-        counts = [
-            part["train"] for run in self.runs for part in (run.facts.get("patients") or {}).values() if "train" in part
-        ]
+        counts = self._patients("train")
         return round(sum(counts) / len(counts)) if counts else None
+
+    @cached_property
+    def validation_patients(self) -> int | None:
+        """Fewest patients that any of its runs was judged on; None where the runs do not say."""
+        return min(self._patients("validation"), default=None)
+
+    def _patients(self, part: str) -> list[int]:
+        """Patients of a part, of every run and fold."""
+        folds = [fold for run in self.runs for fold in (run.facts.get("patients") or {}).values()]
+        return [fold[part] for fold in folds if part in fold]
 
     def mean_cost(self, name: str) -> float | None:
         """Mean over seeds of a number of ``Run.cost``; None where any run does not know it."""
@@ -139,6 +147,12 @@ class TestSet:
     @property
     def folds(self) -> int:
         return int(self.run.units["fold"].nunique())
+
+    @cached_property
+    def common_marks(self) -> list[str]:
+        """What all runs say of themselves; it stands once for the test set and not at every row."""
+        marks = [run.marks for row in self.rows for run in row.runs]
+        return [mark for mark in marks[0] if all(mark in others for others in marks)]
 
     @property
     def looks(self) -> int | None:

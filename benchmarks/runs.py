@@ -16,7 +16,6 @@ from benchmarks.provenance import (
     entry_words,
     pretraining_cost,
     source_words,
-    synthetic_trainings,
     training_id,
     trainings,
 )
@@ -132,20 +131,14 @@ class Run:
         return any(mark.startswith(SYNTHETIC) for mark in self.marks)
 
     @cached_property
-    def synthetic_trainings(self) -> tuple[bool, ...]:
-        """Of each training in ``provenance``, whether its data were synthetic."""
-        noted = self.cell.get("synthetic_trainings") or ()
-        return synthetic_trainings(self.provenance, self.settings.get("encoder.weights"), noted)
-
-    @cached_property
     def trainings(self) -> list[Training]:
         """What the encoder went through, oldest first, with the verdict of the last one where its folder is there."""
-        return trainings(self.provenance, self.settings.get("encoder.weights"), self.synthetic_trainings)
+        return trainings(self.provenance, self.settings.get("encoder.weights"))
 
     @property
     def synthetic_pretraining(self) -> list[str]:
         """Trainings of the encoder whose data were synthetic, in words; the patients of this run may be real."""
-        return [entry_words(entry) for entry, is_so in zip(self.provenance, self.synthetic_trainings) if is_so]
+        return [entry_words(entry) for entry in self.provenance if entry.get("synthetic")]
 
     @property
     def trained(self) -> bool | None:
@@ -200,8 +193,8 @@ class Run:
             for name, value in self.settings.items()
             if name not in (*_PLACES, *SEARCHED) and not name.startswith(_PLACES_UNDER)
         }
-        resolved = {"encoder": self.encoder, "view (resolved)": self.view, "input (resolved)": self.input_spec}
-        return kept | resolved | {"task version": self.task.version}
+        resolved = {"encoder": self.encoder, "view (resolved)": self.view, "task version": self.task.version}
+        return kept | resolved | {f"input {name} (resolved)": value for name, value in self.input_spec.items()}
 
     @cached_property
     def leaks(self) -> str:

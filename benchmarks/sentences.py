@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 CEILING = 0.95
 FEW_SEEDS = 5
+FEW_PATIENTS = 10  # of validation: with fewer, a verdict on training hangs on one or two of them
 _NAMED = 3  # settings in a sentence at most
 SYNTHETIC_TITLE = "pipeline check, says nothing about sources"
 _BOUNDED = ("auroc", "ap", "auc", "kappa", "accuracy", "f1", "recall", "precision", "sensitivity", "specificity")
@@ -43,6 +44,14 @@ def metric_words(name: str) -> str:
     return {"auroc": "AUROC", "ap": "AP", "mae": "MAE"}.get(name, name.replace("_", " "))
 
 
+# What a reader must know of a metric beside its direction.
+_METRICS = {
+    "auroc": "AUROC: area under the ROC curve; 0.5 where scores rank no better than chance",
+    "kappa": "Kappa: Cohen's, unweighted; 0 where agreement is no better than chance",
+    "score": "Score: weighted log loss of the RSNA 2023 challenge",
+}
+
+
 def arrow(higher_is_better: bool) -> str:
     """Which way is better, for the head of a column."""
     return "↑ higher is better" if higher_is_better else "↓ lower is better"
@@ -51,6 +60,11 @@ def arrow(higher_is_better: bool) -> str:
 def share(fraction: float) -> str:
     """A share of the labels in words."""
     return "all labels" if fraction == 1 else f"{100 * fraction:g} % of the labels"
+
+
+def either(a: str, b: str) -> str:
+    """What two rows share, or both."""
+    return a if a == b else f"{a} / {b}"
 
 
 def names_of(pair: Pair) -> tuple[str, str]:
@@ -88,15 +102,27 @@ def facts_of(one: TestSet) -> str:
         f"{name}: " + ", ".join(f"{n} {word}" for word, n in found.items()) for name, found in counts["classes"].items()
     )
     folds = f" in {one.folds} folds, figures averaged over folds" if one.folds > 1 else ""
-    parts = [f"{counts['units']} {plural(task.unit)} of {counts['patients']} patients{folds}", classes]
+    # scans of one drawn anatomy are split and drawn together, as those of a patient are
+    people = "drawn anatomies, which count as patients" if one.synthetic else "patients"
+    parts = [f"{counts['units']} {plural(task.unit)} of {counts['patients']} {people}{folds}", classes]
+    parts.append(_METRICS.get(task.main_metric, ""))
     parts.append(f"Split rule: {one.run.split_rule or 'not said'}")
     if one.split == "test":
-        parts.append(f"Looks at this test set so far: {'not counted' if one.looks is None else one.looks}")
+        own = sum(len(row.runs) for row in one.rows)
+        counted = "not counted" if one.looks is None else str(one.looks)
+        parts.append(f"Looks at this test set so far: {counted}; this report holds {own} runs that looked")
     else:
         parts.append("Validation patients: settings may have been chosen on them, so these are no test figures")
     if task.evaluation:
         parts.append(f"{task.evaluation[0].upper()}{task.evaluation[1:]}")
+    if marks := own_marks(one.common_marks):
+        parts.append(f"All runs: {'; '.join(marks)}")
     return ". ".join(part for part in parts if part) + "."
+
+
+def own_marks(marks: Sequence[str]) -> list[str]:
+    """Marks of runs without those that the page says in its own words."""
+    return [mark for mark in marks if not mark.startswith(("synthetic", "pretraining of the encoder"))]
 
 
 def finding(c: Comparison, test_set: TestSet) -> str:
@@ -144,8 +170,15 @@ def finding(c: Comparison, test_set: TestSet) -> str:
 
 
 def _more_words(c: Comparison) -> str:
-    """Sentences that follow a number: its margin, what else differs, and pretraining on synthetic data."""
-    return _margin_words(c) + _system_words(c.pair) + _synthetic_words(c.pair)
+    """Sentences that follow a number: its margin, what else differs, what nobody judged, and synthetic pretraining."""
+    return _margin_words(c) + _system_words(c.pair) + _unjudged_words(c.pair) + _synthetic_words(c.pair)
+
+
+def _unjudged_words(pair: Pair) -> str:
+    """A sentence about rows of which nobody knows whether they trained."""
+    rows = [row for row in (pair.a, pair.b) if row.not_judged and not row.first.cheap]
+    names = dict.fromkeys(row.label for row in rows)
+    return f" Whether training worked was not judged: {', '.join(names)}." if names else ""
 
 
 def _system_words(pair: Pair) -> str:
@@ -215,8 +248,8 @@ def kind_words(c: Comparison) -> str:
     return f"{head}, {'primary' if c.primary else 'exploratory'}"
 
 
-def flags_of(row: Row, found: Interval) -> list[str]:
-    """What must be said beside the figure of a row."""
+def flags_of(row: Row, found: Interval, said: Sequence[str] = ()) -> list[str]:
+    """What must be said beside the figure of a row; ``said``: marks that stand at its test set already."""
     flags = []
     metric = row.first.task.main_metric.lower()
     bounded = any(word in metric.split("_") for word in _BOUNDED)
@@ -231,6 +264,9 @@ def flags_of(row: Row, found: Interval) -> list[str]:
         flags.append(f"did not train ({row.untrained} of {len(row.runs)})")
     elif row.not_judged and not row.first.cheap:
         flags.append("training not judged")
+    judged = row.validation_patients or 0
+    if 0 < judged < FEW_PATIENTS and row.not_judged < len(row.runs) and not row.first.cheap:
+        flags.append(f"training judged on {judged} validation patients")
     if any(training.learned is False for run in row.runs for training in run.trainings):
         flags.append("its pretraining did not learn (see below)")
     # a line without an encoder has no seeds to vary
@@ -242,8 +278,9 @@ def flags_of(row: Row, found: Interval) -> list[str]:
         flags.append("validation, not test")
     if any(run.stored_value_differs() for run in row.runs):
         flags.append("results.json differs from the predictions; the figure is of the predictions")
-    own = {mark for run in row.runs for mark in run.marks}
-    flags += sorted(mark for mark in own if not mark.startswith(("synthetic", "pretraining of the encoder")))
+    flags += sorted({mark for run in row.runs for mark in own_marks(run.marks)} - set(said))
+    if found.low is not None and not found.low <= found.point <= found.high:
+        flags.append("the figure is outside of its interval (draws of few patients lean to one side)")
     # seeds are said above, in words of the row
     flags += [note for note in found.notes if "seed" not in note]
     return flags + search_flags(row.runs)

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
+
+# Before anything loads torch: some tests fork, and a fork of a process whose OpenMP has threads waits for them for ever.
+# Two test processes of one thread are also faster than one of two.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(scope="module")

@@ -101,15 +101,6 @@ def write_run(
     return folder
 
 
-def write_pretraining(folder: Path, data: Path, weights: Path | str | None = None) -> Path:
-    """What a report reads of a pretraining run; returns the folder of its encoder."""
-    (folder / "encoder").mkdir(parents=True)
-    settings = {"data": {"root": str(data)}, "encoder": {"weights": weights and str(weights)}}
-    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
-    (folder / "run.json").write_text('{"state": "finished"}')
-    return folder / "encoder"
-
-
 def write_grid(root: Path, seeds: int = 5, fractions: Sequence[float] = (0.1, 1.0), patients: int = 200, **kw) -> Path:
     """Scratch, Kinetics, VoCo and the chain, with gains that rise in this order, at some shares of labels."""
     sources = {"scratch": (), "kinetics": (KINETICS,), "voco": (VOCO,), "chain": (KINETICS, VOCO)}

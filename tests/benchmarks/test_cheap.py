@@ -36,6 +36,14 @@ def test_the_prior_is_a_run_folder_that_knows_nothing(work, cohort):
     assert run.trained is False and run.leaks == "no encoder that could have seen them"
 
 
+def test_lines_score_everybody_once_where_there_are_folds(work, cohort):
+    assert line("metadata", work, cohort, "folded", "--eval", "test", "--folds", 3) == 0
+    run = read_run(work / "folded")
+    rows = run.predictions.query("split == 'test'")
+    assert sorted(rows["fold"].unique()) == [0, 1, 2] and not rows["case"].duplicated().any()
+    assert len(rows) == len(pd.read_csv(cohort / "labels.csv")) and run.results["main"]["value"] > 0.9
+
+
 def test_a_finished_line_is_left_alone_and_another_one_refused(work, cohort, capsys):
     before = (work / "prior" / "results.json").stat().st_mtime_ns
     assert line("prior", work, cohort, "prior", "--eval", "test") == 0

@@ -13,11 +13,12 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from benchmarks.charts import Chart
+from benchmarks.charts_flow import flow_chart
 from benchmarks.compare import Difference, Interval
 from benchmarks.delong import delong_of
 from benchmarks.flops import forward_flops
 from benchmarks.measure import Comparison, Plan, Statistics, measure
-from benchmarks.paper import escaped, flow_chart, latex
+from benchmarks.paper import escaped, latex
 from benchmarks.report import main, write_report
 from benchmarks.rows import Pair, group_runs, pairs_of
 from benchmarks.runs import read_run
@@ -117,7 +118,7 @@ def test_figures_are_those_of_scikit_learn(page, root):
         assert rows[name][2] == f"{expected:.3f}"
         low, high = map(float, re.findall(r"[\d.]+", rows[name][3]))
         assert low < expected < high
-    differences = {(row[0], row[1]): row[5] for row in reversed(page.rows("first"))}  # synthetic ones come last
+    differences = {(row[0], row[1]): row[6] for row in reversed(page.rows("first"))}  # synthetic ones come last
     expected = np.mean([auroc(root / f"voco-{i}") - auroc(root / f"scratch-{i}") for i in range(2)])
     assert differences["voco3d", "scratch"] == f"{expected:+.3f}"
 
@@ -172,8 +173,8 @@ def test_a_report_on_synthetic_patients_alone_says_so_in_its_title(root, tmp_pat
 def test_pretraining_on_synthetic_data_is_marked_wherever_its_row_stands(tmp_path):
     for seed in range(2):
         write_run(tmp_path / "runs" / f"scratch-{seed}", seed=seed, gain=0.6)
-        told = {"synthetic_trainings": [True]}
-        write_run(tmp_path / "runs" / f"voco-{seed}", seed=seed, gain=5, provenance=[VOCO], cell=told)
+        drawn = VOCO | {"synthetic": True}
+        write_run(tmp_path / "runs" / f"voco-{seed}", seed=seed, gain=5, provenance=[drawn])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Chart, "_pdf", lambda chart, path: path.write_text("%PDF"))
         found = write_report([tmp_path / "runs"], tmp_path, resamples=100)

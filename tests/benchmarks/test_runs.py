@@ -5,10 +5,10 @@ import json
 import pandas as pd
 import pytest
 
-from benchmarks.provenance import entry_words, pretraining_cost, source_words, synthetic_trainings
+from benchmarks.provenance import entry_words, pretraining_cost, source_words
 from benchmarks.rows import group_runs, make_pair, paired_runs, pairs_of
 from benchmarks.runs import find_runs, plural, read_run, why_not_comparable
-from tests.benchmarks.run_maker import KINETICS, SYNTHETIC, VOCO, write_pretraining, write_run
+from tests.benchmarks.run_maker import KINETICS, SYNTHETIC, VOCO, write_run
 from voco.errors import InputError
 
 
@@ -61,28 +61,10 @@ def test_test_sets_of_one_task_are_told_apart_by_its_options(tmp_path):
 
 
 def test_pretraining_on_synthetic_data_is_recognised(tmp_path):
-    real, drawn = tmp_path / "real", tmp_path / "drawn"
-    for folder in (real, drawn):
-        folder.mkdir()
-    (drawn / "phantoms.jsonl").write_text("{}\n")
-    (drawn / "labels.csv").write_text("path,label\n")
-    video = write_pretraining(tmp_path / "video", drawn / "labels.csv")
-    chain = write_pretraining(tmp_path / "chain", real, video)
-    history = [{"method": "video"}, VOCO]
-    assert synthetic_trainings(history, str(chain)) == (True, False)
-    late = chain.parent / "milestones" / "step-5" / "encoder"
-    late.mkdir(parents=True)
-    assert synthetic_trainings(history, str(late)) == (True, False)
-    assert synthetic_trainings([VOCO], str(chain)) == (False,)
-    assert synthetic_trainings([KINETICS, VOCO], str(video)) == (False, True)
-    assert synthetic_trainings(history, str(tmp_path / "gone")) == (False, False)
-    assert synthetic_trainings(history, None, noted=[True]) == (False, True)
-    assert synthetic_trainings([{"method": "video", "synthetic": True}, VOCO]) == (True, False)
-    assert synthetic_trainings([]) == ()
-    run = read_run(write_run(tmp_path / "run", patients=20, provenance=history, weights=str(chain)))
+    history = [{"method": "video", "synthetic": True}, VOCO]
+    run = read_run(write_run(tmp_path / "run", patients=20, provenance=history))
     assert run.synthetic_pretraining == ["video"] and not run.synthetic
-    told = write_run(tmp_path / "told", patients=20, provenance=[VOCO], cell={"synthetic_trainings": [True]})
-    assert read_run(told).synthetic_pretraining == ["voco3d"]
+    assert [training.synthetic for training in run.trainings] == [True, False]
 
 
 def test_figures_are_of_the_predictions_even_where_the_results_say_otherwise(tmp_path):

@@ -1,0 +1,88 @@
+"""What a grid on synthetic patients shows: whether the pipeline works. Nothing in it is about sources."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from benchmarks import sentences as say
+from benchmarks.document import Bullets, Cell, Paragraph, Part, Table
+from benchmarks.measure import Comparison
+from benchmarks.provenance import SCRATCH
+from benchmarks.rows import Row, TestSet
+
+
+def check_parts(number: int, one: TestSet, comparisons: Sequence[Comparison], intervals: Mapping[int, Any]):
+    """What stands in place of findings: did training find what was drawn, and the primaries in numbers.
+
+    Args:
+        number: of the test set on the page, for the name of the table.
+        one: the test set.
+        comparisons: of it.
+        intervals: of rows, by ``id(row)``.
+    """
+    words = (
+        f"These patients were drawn by a program in the layout of {one.task.name}, and so was what is to be found in "
+        "them. A pipeline that works finds it: trained from scratch with all labels a row is surely above what models "
+        "without an encoder reach. Which source does so sooner says nothing about real scans. So no sentence is made "
+        f"of the {len(comparisons)} comparisons; their numbers are in the tables."
+    )
+    parts: list[Part] = [Paragraph(words), Bullets(_bullets(one, intervals))]
+    if primary := [c for c in comparisons if c.primary]:
+        parts.append(primaries_table(f"{number:02d}-{one.task.name}-primary", one, primary))
+    return parts
+
+
+def _bullets(one: TestSet, intervals: Mapping[int, Any]) -> list[tuple[str, str]]:
+    """Scratch rows and cheap lines with most labels, and how many rows trained in every run."""
+    networks = [row for row in one.rows if not row.first.cheap]
+    most = max((row.fraction for row in networks), default=1.0)
+    found = []
+    for row in (row for row in networks if row.source == SCRATCH and row.fraction == most):
+        words = f"{row.label}, {row.first.encoder}, {row.first.mode}, {say.share(most)}: {_figure(one, row, intervals)}"
+        state = f"; did not train in {row.untrained} of {len(row.runs)} runs" if row.untrained else ""
+        found.append(("from scratch", f"{words}{state}."))
+    lines = [row for row in one.rows if row.first.cheap]
+    share = max((row.fraction for row in lines), default=1.0)
+    shown = [f"{row.label} {_figure(one, row, intervals)}" for row in lines if row.fraction == share]
+    if shown:
+        found.append(("without an encoder", f"{'; '.join(shown)} ({say.share(share)})."))
+    modes = dict.fromkeys(row.first.mode for row in networks)
+    for mode in modes:
+        rows = [row for row in networks if row.first.mode == mode and row.fraction == most]
+        if rows:
+            trained = sum(not row.untrained and not row.not_judged for row in rows)
+            text = f"{trained} of {len(rows)} rows trained in every run ({say.share(most)})."
+            found.append((f"mode {mode}", text))
+    return found
+
+
+def _figure(one: TestSet, row: Row, intervals: Mapping[int, Any]) -> str:
+    figure = intervals[id(row)]
+    return f"{say.metric_words(one.task.main_metric)} {say.number(figure.point)} {say.bracket(figure.low, figure.high)}"
+
+
+def primaries_table(name: str, one: TestSet, primary: Sequence[Comparison]) -> Table:
+    """What was named before the test set was opened, in numbers alone."""
+    rows = []
+    for c in primary:
+        d, a, b = c.difference, c.pair.a, c.pair.b
+        rows.append(
+            [
+                Cell(a.label),
+                Cell(b.label),
+                Cell(say.either(a.first.encoder or "none", b.first.encoder or "none")),
+                Cell(say.either(a.first.mode, b.first.mode)),
+                Cell(f"{100 * a.fraction:g} %", a.fraction),
+                Cell("" if d is None else say.signed(d.point), None if d is None else d.point),
+                Cell("" if d is None else say.bracket(d.low, d.high, True), None if d is None else d.low),
+                Cell("" if c.p_holm is None else f"{c.p_holm:.2g}", c.p_holm),
+                Cell("none named" if c.margin is None else f"{c.margin:g}", c.margin),
+            ]
+        )
+    columns = ("first", "second", "network", "mode", "labels", "difference", "95 % interval", "p (Holm)", "margin")
+    caption = (
+        f"Named before the test set was opened: differences in {say.metric_words(one.task.main_metric)}, first minus "
+        f"second. Synthetic: {say.SYNTHETIC_TITLE}."
+    )
+    return Table(name, caption, columns, rows, frozenset({4, 5, 6, 7, 8}))

@@ -1,0 +1,119 @@
+"""What the page says about synthetic patients, and what it says once instead of at every row."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.compare import Interval
+from benchmarks.content_check import check_parts
+from benchmarks.content_published import published_parts
+from benchmarks.content_sets import differences_table, results_table, search_table
+from benchmarks.document import Bullets, Fold, Table
+from benchmarks.measure import Plan, Statistics, measure
+from benchmarks.rows import group_runs, pairs_of
+from benchmarks.runs import read_run
+from benchmarks.sentences import facts_of, flags_of
+from tests.benchmarks.run_maker import SYNTHETIC, VOCO, write_run
+
+NO_IDENTITY = "split by study, not by patient: the data set has no patient identity"
+SEARCH = {"search": {"setting": "train.lr", "tried": {"1e-4": 0.6, "1e-3": 0.7, "1e-2": 0.5}, "chosen": 1e-3}}
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """A synthetic test set of scratch, VoCo and a line without an encoder, with its numbers."""
+    root = tmp_path_factory.mktemp("runs")
+    marks = [SYNTHETIC, NO_IDENTITY]
+    for seed in range(2):
+        write_run(root / f"scratch-{seed}", seed=seed, gain=2, patients=40, marks=marks, cell=SEARCH)
+        write_run(root / f"voco-{seed}", seed=seed, gain=3, patients=40, marks=marks, provenance=[VOCO],
+                  trained=seed == 0)  # fmt: skip
+    write_run(root / "line", gain=0, patients=40, marks=marks, encoder="metadata", cell={"cheap": True,
+              "source": "metadata"})  # fmt: skip
+    write_run(root / "wide", gain=2, patients=40, marks=[*marks, "a mark of its own"], encoder="r3d_18", trained=True)
+    ((one,), _) = group_runs([read_run(folder) for folder in sorted(root.iterdir())])
+    plan = Plan(({"a": "voco3d", "b": "scratch"},), {"": 0.05}, time="2026-05-01T00:00:00+00:00")
+    statistics = Statistics(root / "numbers.json", resamples=100)
+    intervals, comparisons, _ = measure([(one, pairs_of(one))], statistics, plan)
+    return one, intervals, comparisons
+
+
+def test_synthetic_patients_check_the_pipeline(measured):
+    one, intervals, comparisons = measured
+    parts = check_parts(1, one, comparisons, intervals)
+    (bullets,) = [part for part in parts if isinstance(part, Bullets)]
+    scratch = next(row for row in one.rows if row.source == "scratch" and row.first.encoder == "cnn3d_s")
+    words = dict(reversed([(word, text) for word, text in bullets.items]))  # the first of each word
+    assert f"all labels: AUROC {intervals[id(scratch)].point:.3f} [" in words["from scratch"]
+    assert words["without an encoder"].startswith("metadata AUROC 0.")
+    assert words["mode full"] == "2 of 3 rows trained in every run (all labels)."
+    (table,) = [part for part in parts if isinstance(part, Table)]
+    ((first, second, network, mode, labels, _, _, p, margin),) = [[cell.text for cell in row] for row in table.rows]
+    assert (first, second, network, mode, labels, margin) == ("voco3d", "scratch", "cnn3d_s", "full", "100 %", "0.05")
+    assert float(p) <= 1 and "says nothing about sources" in table.caption
+
+
+def test_marks_of_all_runs_stand_once(measured):
+    one, intervals, _ = measured
+    assert f"All runs: {NO_IDENTITY}." in facts_of(one)
+    flags = [row[4].text for row in results_table("x", one, intervals).rows]
+    assert not any(NO_IDENTITY in text for text in flags)
+    assert sum("a mark of its own" in text for text in flags) == 1
+    assert all("synthetic" in text for text in flags)
+
+
+def test_differences_name_what_both_rows_are_and_no_p_of_what_did_not_train(measured):
+    one, _, comparisons = measured
+    rows = [[cell.text for cell in row] for row in differences_table("x", one, comparisons).rows]
+    named = {(row[0], row[1], row[2]): row for row in rows}
+    system = named["scratch", "scratch", "r3d_18 / cnn3d_s"]
+    assert system[5].startswith("system comparison") and system[8] and system[9] == ""
+    assert named["voco3d", "scratch", "cnn3d_s"][8]  # a primary keeps its p
+    exploratory = [row for row in rows if "did not train" in row[-1] and "primary" not in row[5]]
+    assert all(row[8] == "" for row in exploratory)
+
+
+def test_settings_of_the_input_are_named_one_by_one(measured, tmp_path):
+    one, *_ = measured
+    other = write_run(tmp_path / "other", gain=2, patients=40, marks=[SYNTHETIC, NO_IDENTITY])
+    text = (other / "encoder" / "config.json").read_text()
+    (other / "encoder" / "config.json").write_text(text.replace("-200.0, 400.0", "-1000.0, 1000.0"))
+    scratch = next(row for row in one.rows if row.source == "scratch" and row.first.encoder == "cnn3d_s")
+    ((found,), _) = group_runs([scratch.first, read_run(other)])
+    (pair,) = pairs_of(found)
+    words = {"input windows (resolved): [[-200.0, 400.0]] / [[-1000.0, 1000.0]]",
+             "input windows (resolved): [[-1000.0, 1000.0]] / [[-200.0, 400.0]]"}  # fmt: skip
+    assert len(pair.differs) == 1 and set(pair.differs) <= words
+
+
+def test_what_was_searched_has_every_trial(measured):
+    one, *_ = measured
+    (row,) = search_table("x", one).rows
+    assert row[0].text == "scratch" and row[5].text == "within what was tried"
+    assert row[4].text == "train.lr 0.001, of 3 trials on validation (0.0001: 0.600, 0.001: 0.700, 0.01: 0.500)"
+
+
+@pytest.mark.parametrize(("patients", "flag"), [(9, True), (10, False)])
+def test_verdicts_from_few_patients_are_flagged(tmp_path, patients, flag):
+    ((one,), _) = group_runs([read_run(write_run(tmp_path / "run", patients=patients))])
+    found = Interval(0.6, 0.5, 0.7, units=9, patients=9, seeds=1, direction="higher")
+    assert (f"training judged on {patients} validation patients" in flags_of(one.rows[0], found)) is flag
+
+
+def test_a_figure_outside_of_its_interval_is_flagged(measured):
+    one, *_ = measured
+    flags = [flags_of(one.rows[0], Interval(0.51, low, 0.53, units=9, patients=9, seeds=2, direction="higher"))
+             for low in (0.50, 0.52)]  # fmt: skip
+    assert [any("outside of its interval" in flag for flag in own) for own in flags] == [False, True]
+
+
+def test_one_reason_for_all_published_numbers_stands_once(measured, monkeypatch):
+    one, intervals, _ = measured
+    monkeypatch.setattr(one.task, "name", "rsna_pe")
+    parts = published_parts([one], intervals)
+    folds = [part for part in parts if isinstance(part, Fold)]
+    assert parts == folds and folds
+    for fold in folds:
+        table = fold.parts[-1]
+        assert table.caption.endswith("not comparable with any row of this report: own patients are synthetic.")
+        assert table.columns[-1] == "remark" and "why not" not in table.columns
