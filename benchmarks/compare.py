@@ -30,12 +30,14 @@ if TYPE_CHECKING:
 __all__ = [
     "DeLong",
     "Difference",
+    "Drawn",
     "Interval",
     "delong",
     "delong_of",
     "detectable",
     "detectable_kappa",
     "difference",
+    "draw",
     "holm",
     "interval",
     "why_not_paired",
@@ -91,30 +93,93 @@ class Difference(Interval):
     p: float | None = None
 
 
-def interval(task: Task, runs: Sequence[pd.DataFrame], *, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
+@dataclass(frozen=True)
+class Drawn:
+    """The main metric of one run under the draws of patients that all runs of its test set share.
+
+    Attributes:
+        units: one row per unit and fold, sorted.
+        key: of folds, units, patients and labels: equal keys are equal test sets.
+        patients: that were drawn from.
+        values, draws: (F,) numbers and (F, R) numbers under the draws, of each fold.
+        slow: whether the metric was computed draw by draw, with fewer draws.
+    """
+
+    units: pd.DataFrame
+    key: str
+    patients: int
+    values: np.ndarray
+    draws: np.ndarray
+    slow: bool
+
+
+def draw(task: Task, units: pd.DataFrame, *, resamples: int = RESAMPLES, seed: int = 0) -> Drawn:
+    """Compute the main metric of one run under every draw; whoever compares a run often does it once.
+
+    Args:
+        task: whose metric.
+        units: what ``task.to_units`` gave: one row per unit (and fold), with ``patient``, label and score columns.
+        resamples: draws.
+        seed: of the draws.
+
+    Raises:
+        InputError: an empty table, or one without units or patients.
+    """
+    if resamples < 1:
+        raise InputError(f"resamples must be at least 1, found {resamples}")
+    units = by_unit(units)
+    if units.empty:
+        raise InputError("the tables of units are empty")
+    names, member = np.unique(units["patient"].to_numpy(str), return_inverse=True)
+    fold = np.unique(units["fold"].to_numpy(), return_inverse=True)[1]
+    counts = resample_counts(len(names), resamples, seed)
+    parts = [np.flatnonzero(fold == f) for f in range(fold.max() + 1)]
+    each = [_under_draws(task, units.iloc[rows], member[rows], counts) for rows in parts]
+    shortest = min(len(drawn) for _, drawn, _ in each)
+    values, draws = np.array([value for value, _, _ in each]), np.array([drawn[:shortest] for _, drawn, _ in each])
+    labels = units[["fold", "unit", "patient", *task.label_columns]].to_csv(index=False)
+    key = hashlib.blake2b(labels.encode(errors="surrogateescape"), digest_size=16).hexdigest()
+    return Drawn(units, key, len(names), values, draws, any(slow for *_, slow in each))
+
+
+def _under_draws(task: Task, units: pd.DataFrame, member: np.ndarray, counts: np.ndarray):
+    """Main metric of one fold, its value under each draw, and whether those were computed one by one."""
+    fast = weighted_main_metric(task, units)
+    counts = counts if fast is not None else counts[:SLOW_RESAMPLES]
+    everyone = len(units) == counts.shape[1] and (member == np.arange(counts.shape[1])).all()
+    counts = counts if everyone else counts[:, member]
+    if fast is not None:
+        return float(fast(np.ones((1, len(units)), np.int32))[0]), fast(counts), False
+    order = np.arange(len(units))
+    drawn = [task.main_value(units.iloc[np.repeat(order, row)]) if row.any() else float("nan") for row in counts]
+    return float(task.main_value(units)), np.array(drawn, float), True
+
+
+def interval(
+    task: Task, runs: Sequence[pd.DataFrame | Drawn], *, resamples: int = RESAMPLES, seed: int = 0
+) -> Interval:
     """The main metric of one row of a table, mean over seeds.
 
     Args:
         task: whose metric.
-        runs: what ``task.to_units`` gave for each seed: one row per unit (and fold), on the same test set.
+        runs: what ``task.to_units`` gave for each seed, on the same test set; or ``draw`` of it, of these draws.
         resamples: draws.
         seed: of the draws.
 
     Raises:
         InputError: no run, or runs on different test sets.
     """
-    runs = [by_unit(table) for table in runs]
     sample = _Sample(task, [runs], resamples, seed)
-    values, draws = sample.values(runs)
+    values, draws = sample.each_fold(0)
     low, high = metric_range(task.main_metric)
-    found = _two_level([_Side(values, draws, 1)], sample, seed)
+    found = _two_level([_Side(mean_finite(values.T), _over_folds(draws), 1)], sample.patients, seed)
     return Interval(**sample.facts(found, len(runs), (low, high)))
 
 
 def difference(
     task: Task,
-    a: Sequence[pd.DataFrame],
-    b: Sequence[pd.DataFrame],
+    a: Sequence[pd.DataFrame | Drawn],
+    b: Sequence[pd.DataFrame | Drawn],
     *,
     resamples: int = RESAMPLES,
     seed: int = 0,
@@ -127,7 +192,7 @@ def difference(
     Args:
         task: whose metric.
         a, b: what ``task.to_units`` gave for each run: one row per unit (and fold), with ``patient``, label and score
-            columns; ``a[i]`` and ``b[i]`` share seed i.
+            columns; or ``draw`` of it, of these draws. ``a[i]`` and ``b[i]`` share seed i.
         resamples: draws.
         seed: of the draws.
         paired_seeds: False where the runs of a and b share no seeds, or are not as many: the seeds of each side are
@@ -140,15 +205,14 @@ def difference(
         raise InputError(
             f"{len(a)} runs cannot be paired with {len(b)}: give runs of the same seeds, or paired_seeds=False"
         )
-    a, b = ([by_unit(table) for table in side] for side in (a, b))
     sample = _Sample(task, [a, b], resamples, seed)
-    (x, dx), (y, dy) = sample.each_fold(a), sample.each_fold(b)
+    (x, dx), (y, dy) = sample.each_fold(0), sample.each_fold(1)
     if paired_seeds:
-        sides = [_Side(mean_finite((x - y)[:, :, 0].T), _over_folds(dx - dy), 1)]
+        sides = [_Side(mean_finite((x - y).T), _over_folds(dx - dy), 1)]
     else:
-        sides = [_Side(mean_finite(v[:, :, 0].T), _over_folds(d), s) for v, d, s in ((x, dx, 1), (y, dy, -1))]
+        sides = [_Side(mean_finite(v.T), _over_folds(d), s) for v, d, s in ((x, dx, 1), (y, dy, -1))]
     low, high = metric_range(task.main_metric)
-    found = _two_level(sides, sample, seed)
+    found = _two_level(sides, sample.patients, seed)
     facts = sample.facts(found, min(len(a), len(b)), (low - high, high - low))
     if not paired_seeds:
         facts["notes"] += [f"seeds are not paired: {len(a)} and {len(b)} runs"]
@@ -156,56 +220,29 @@ def difference(
 
 
 class _Sample:
-    """The test set that all tables share, and the patients drawn from it."""
+    """Sides of runs on one test set."""
 
-    def __init__(self, task: Task, groups: Sequence[Sequence[pd.DataFrame]], resamples: int, seed: int):
-        if not all(len(tables) for tables in groups):
+    def __init__(self, task: Task, sides: Sequence[Sequence[pd.DataFrame | Drawn]], resamples: int, seed: int):
+        if not all(len(runs) for runs in sides):
             raise InputError("nothing to compare: each side needs at least one table of units")
-        if resamples < 1:
-            raise InputError(f"resamples must be at least 1, found {resamples}")
-        first = groups[0][0]
-        for number, table in enumerate(table for tables in groups for table in tables):
-            if reason := mismatch(first, table, task):
-                raise InputError(f"table {number + 1} cannot be paired with table 1: {reason}")
-        base = first
-        self.task, self.resamples = task, resamples
-        names, self.member = np.unique(base["patient"].to_numpy(str), return_inverse=True)
-        self.patients, self.units = len(names), int(base["unit"].nunique())
-        fold = np.unique(base["fold"].to_numpy(), return_inverse=True)[1]
-        self.rows = [np.flatnonzero(fold == f) for f in range(fold.max() + 1)] if len(base) else []
-        if not self.rows:
-            raise InputError("the tables of units are empty")
-        self.slow = False
-        self.counts = resample_counts(self.patients, resamples, seed)
-
-    def values(self, tables: Sequence[pd.DataFrame]) -> tuple[np.ndarray, np.ndarray]:
-        """(S,) numbers and (S, R) draws of tables, folds averaged."""
-        values, draws = self.each_fold(tables)
-        return mean_finite(values[:, :, 0].T), _over_folds(draws)
-
-    def each_fold(self, tables: Sequence[pd.DataFrame]) -> tuple[np.ndarray, np.ndarray]:
-        """(S, F, 1) numbers and (S, F, R) draws of tables."""
-        values, draws = [], []
-        for table in tables:
-            each = [self._fold(table.iloc[rows], self.member[rows]) for rows in self.rows]
-            values.append([value for value, _ in each])
-            draws.append([draw for _, draw in each])
-        shortest = min(len(draw) for one in draws for draw in one)
-        return np.array(values)[:, :, None], np.array([[draw[:shortest] for draw in one] for one in draws])
-
-    def _fold(self, units: pd.DataFrame, member: np.ndarray) -> tuple[float, np.ndarray]:
-        fast = weighted_main_metric(self.task, units)
-        counts = self.counts if fast is not None else self.counts[:SLOW_RESAMPLES]
-        everyone = len(units) == self.patients and (member == np.arange(self.patients)).all()
-        counts = counts if everyone else counts[:, member]
-        if fast is not None:
-            return float(fast(np.ones((1, len(units)), np.int32))[0]), fast(counts)
-        self.slow = True
-        order = np.arange(len(units))
-        drawn = [
-            self.task.main_value(units.iloc[np.repeat(order, row)]) if row.any() else float("nan") for row in counts
+        self.task = task
+        self.sides = [
+            [run if isinstance(run, Drawn) else draw(task, run, resamples=resamples, seed=seed) for run in runs]
+            for runs in sides
         ]
-        return float(self.task.main_value(units)), np.array(drawn, float)
+        everyone = [run for runs in self.sides for run in runs]
+        self.first = everyone[0]
+        for number, run in enumerate(everyone[1:], 2):
+            if run.key != self.first.key and (reason := mismatch(self.first.units, run.units, task)):
+                raise InputError(f"table {number} cannot be paired with table 1: {reason}")
+        self.patients = self.first.patients
+        self.slow = any(run.slow for run in everyone)
+        self._shortest = min(run.draws.shape[1] for run in everyone)
+
+    def each_fold(self, side: int) -> tuple[np.ndarray, np.ndarray]:
+        """(S, F) numbers and (S, F, R) draws of the runs of a side."""
+        runs = self.sides[side]
+        return np.array([run.values for run in runs]), np.array([run.draws[:, : self._shortest] for run in runs])
 
     def facts(self, found: _TwoLevel, seeds: int, limits: tuple[float, float]) -> dict:
         """What goes into the result, except p."""
@@ -220,7 +257,8 @@ class _Sample:
             )
         low, high = (None if v is None else float(np.clip(v, *limits)) for v in (found.low, found.high))
         return {
-            "point": found.point, "low": low, "high": high, "units": self.units, "patients": self.patients,
+            "point": found.point, "low": low, "high": high, "units": int(self.first.units["unit"].nunique()),
+            "patients": self.patients,
             "seeds": seeds, "direction": "higher" if self.task.higher_is_better else "lower", "notes": notes,
             "plain_low": found.plain_low, "plain_high": found.plain_high, "stretch": found.stretch,
             "resamples": found.resamples,
@@ -258,7 +296,7 @@ class _TwoLevel:
     notes: tuple[str, ...] = ()
 
 
-def _two_level(sides: Sequence[_Side], sample: _Sample, seed: int) -> _TwoLevel:
+def _two_level(sides: Sequence[_Side], patients_drawn: int, seed: int) -> _TwoLevel:
     """Point, interval and p of a signed sum of means over seeds.
 
     Seeds drawn with replacement from S of them vary too little by (S - 1) / S, and normal quantiles are too short for
@@ -270,7 +308,7 @@ def _two_level(sides: Sequence[_Side], sample: _Sample, seed: int) -> _TwoLevel:
     resamples = sides[0].draws.shape[1]
     if not np.isfinite(point):
         return _TwoLevel(point, notes=("the number is not defined for every run",))
-    if sample.patients < 2:
+    if patients_drawn < 2:
         return _TwoLevel(point, notes=("one patient cannot be resampled: no interval",))
     fine = np.all([np.isfinite(side.draws).all(0) for side in sides], axis=0)
     if fine.sum() < _LEAST_DEFINED * resamples:
@@ -292,7 +330,7 @@ def _two_level(sides: Sequence[_Side], sample: _Sample, seed: int) -> _TwoLevel:
             spread.append((side.values.var(ddof=1) / runs, runs - 1))
     notes = ("",) if fine.all() else (f"{int((~fine).sum())} of {resamples} resamples are not defined",)
     patients, between, plain = patients[fine], between[fine], plain[fine]
-    spread.append((patients.var(ddof=1), sample.patients - 1))
+    spread.append((patients.var(ddof=1), patients_drawn - 1))
     centred = np.sort(patients + between - point)
     low, high = (point + _stretched(centred, level, spread) for level in ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
     plain_low, plain_high = np.percentile(patients + plain, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])

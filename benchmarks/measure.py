@@ -16,9 +16,11 @@ from benchmarks.rows import Pair, Row, TestSet, paired_runs
 from voco.errors import InputError
 
 if TYPE_CHECKING:
-    from benchmarks.compare import Difference, Interval
+    from benchmarks.compare import Difference, Drawn, Interval
+    from benchmarks.runs import Run
 
 _SAVE_EVERY_SECONDS = 20.0
+_KEPT_BYTES = 2**29  # of draws, in memory
 
 
 class Statistics:
@@ -35,6 +37,7 @@ class Statistics:
         self.path, self.resamples, self.seed, self.say = path, resamples, seed, say
         self.computed = 0
         self._known: dict[str, dict[str, Any]] = {}
+        self._draws: dict[str, Drawn] = {}  # the oldest first
         self._saved = time.monotonic()
         if path.is_file():
             try:
@@ -47,8 +50,7 @@ class Statistics:
         from benchmarks.compare import Interval, interval
 
         def compute() -> Interval:
-            tables = [run.units for run in row.runs]
-            return interval(row.first.task, tables, resamples=self.resamples, seed=self.seed)
+            return interval(row.first.task, self._drawn(row.runs), resamples=self.resamples, seed=self.seed)
 
         return Interval(**self._keep(["interval", [run.digest for run in row.runs]], compute))
 
@@ -59,11 +61,26 @@ class Statistics:
         a, b, paired = paired_runs(pair)
 
         def compute() -> Difference:
-            tables = [[run.units for run in side] for side in (a, b)]
-            return difference(pair.a.first.task, *tables, resamples=self.resamples, seed=self.seed, paired_seeds=paired)
+            sides, options = map(self._drawn, (a, b)), {"resamples": self.resamples, "seed": self.seed}
+            return difference(pair.a.first.task, *sides, **options, paired_seeds=paired)
 
         key = ["difference", [run.digest for run in a], [run.digest for run in b], paired]
         return Difference(**self._keep(key, compute))
+
+    def _drawn(self, runs: Sequence[Run]) -> list[Drawn]:
+        """Runs under the shared draws; those used last are kept, because a run stands in many comparisons."""
+        from benchmarks.compare import draw
+
+        found = []
+        for run in runs:
+            own = self._draws.pop(run.digest, None) or draw(
+                run.task, run.units, resamples=self.resamples, seed=self.seed
+            )
+            self._draws[run.digest] = own
+            found.append(own)
+        while sum(own.draws.nbytes for own in self._draws.values()) > _KEPT_BYTES and len(self._draws) > len(found):
+            del self._draws[next(iter(self._draws))]
+        return found
 
     def save(self) -> None:
         """Write what is known, whole or not at all."""

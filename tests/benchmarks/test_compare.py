@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import norm, t
 from sklearn.metrics import roc_auc_score
 
-from benchmarks.compare import difference, interval, why_not_paired
+from benchmarks.compare import difference, draw, interval, why_not_paired
 from tests.benchmarks.tables import PE, sources, table
 from voco.errors import InputError
 from voco.tasks import create_task
@@ -40,6 +40,17 @@ def test_difference_is_that_of_a_literal_two_level_bootstrap():
     assert [found.plain_low, found.plain_high] == pytest.approx(np.percentile(drawn, [2.5, 97.5]), abs=error)
     assert (found.units, found.patients, found.seeds, found.direction) == (50, 50, 3, "higher")
     assert found.notes == ["fewer than 5 seeds (3)"]
+
+
+def test_runs_that_were_drawn_before_give_the_same_numbers():
+    a, b = sources(np.random.default_rng(4), (1.4, 0.9), seeds=2, n=40)
+    kept = [[draw(PE, one, resamples=300, seed=7) for one in side] for side in (a, b)]
+    for paired in (True, False):
+        options = {"resamples": 300, "seed": 7, "paired_seeds": paired}
+        assert difference(PE, *kept, **options) == difference(PE, a, b, **options)
+    assert interval(PE, kept[0], resamples=300, seed=7) == interval(PE, a, resamples=300, seed=7)
+    with pytest.raises(InputError, match="other test units"):
+        difference(PE, kept[0], [draw(PE, one.iloc[1:], resamples=300, seed=7) for one in b])
 
 
 def test_few_seeds_widen_the_interval_as_the_formula_says():

@@ -338,6 +338,17 @@ def test_numbers_are_computed_once_for_the_same_predictions(root, tmp_path):
     assert any("results.json differs" in flag for flag in flags_of(row, found))
 
 
+def test_memory_for_draws_is_bounded(root, tmp_path, monkeypatch):
+    one = group_runs([read_run(root / name) for name in ("scratch-0", "voco-0", "kinetics")])[0][0]
+    found = {}
+    for kept in (2**29, 1):
+        monkeypatch.setattr("benchmarks.measure._KEPT_BYTES", kept)
+        statistics = Statistics(tmp_path / f"{kept}.json", resamples=100)
+        found[kept] = [statistics.interval(row) for row in one.rows] + [statistics.difference(p) for p in pairs_of(one)]
+        assert len(statistics._draws) == (3 if kept > 1 else 1)
+    assert found[1] == found[2**29]
+
+
 def test_bad_input_is_one_message(tmp_path, capsys):
     assert main([str(tmp_path), "--out", str(tmp_path / "out")]) == 2
     assert "nothing to report on" in capsys.readouterr().err

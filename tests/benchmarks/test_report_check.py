@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.compare import Interval
-from benchmarks.content_check import check_parts
+from benchmarks.content_check import check_parts, check_verdict
 from benchmarks.content_published import published_parts
 from benchmarks.content_sets import differences_table, results_table, search_table
 from benchmarks.document import Bullets, Fold, Table
@@ -46,11 +46,29 @@ def test_synthetic_patients_check_the_pipeline(measured):
     words = dict(reversed([(word, text) for word, text in bullets.items]))  # the first of each word
     assert f"all labels: AUROC {intervals[id(scratch)].point:.3f} [" in words["from scratch"]
     assert words["without an encoder"].startswith("metadata AUROC 0.")
+    # two seeds leave a wide interval
+    assert words["check"] == "not passed: scratch (cnn3d_s) is not surely better than metadata."
     assert words["mode full"] == "2 of 3 rows trained in every run (all labels)."
     (table,) = [part for part in parts if isinstance(part, Table)]
     ((first, second, network, mode, labels, _, _, p, margin),) = [[cell.text for cell in row] for row in table.rows]
     assert (first, second, network, mode, labels, margin) == ("voco3d", "scratch", "cnn3d_s", "full", "100 %", "0.05")
     assert float(p) <= 1 and "says nothing about sources" in table.caption
+
+
+@pytest.mark.parametrize(
+    ("rows", "low", "verdict"),
+    [("whole", 0.7, "passed:"), ("whole", 0.4, "not passed: scratch (cnn3d_s) is not surely better than metadata."),
+     ("untrained", 0.7, "not passed: scratch (cnn3d_s) did not train in every run."), ("none", 0.7, "not possible")],
+)  # fmt: skip
+def test_the_check_is_passed_where_scratch_is_surely_above_cheap_lines(measured, rows, low, verdict, monkeypatch):
+    one, *_ = measured
+    scratch = next(row for row in one.rows if row.source == "scratch" and row.first.encoder == "cnn3d_s")
+    line = next(row for row in one.rows if row.first.cheap)
+    if rows == "untrained":
+        monkeypatch.setitem(scratch.first.results["verdict"], "trained", False)
+    values = {"units": 40, "patients": 40, "seeds": 2, "direction": "higher"}
+    intervals = {id(scratch): Interval(0.8, low, 0.9, **values), id(line): Interval(0.5, 0.5, 0.5, **values)}
+    assert check_verdict(one, [scratch] if rows != "none" else [], [line], intervals).startswith(verdict)
 
 
 def test_marks_of_all_runs_stand_once(measured):
