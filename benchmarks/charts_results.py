@@ -7,10 +7,22 @@ from collections.abc import Mapping, Sequence
 from benchmarks.charts import Chart, Scale, Style, legend, log_ticks, ticks
 from benchmarks.measure import Comparison
 from benchmarks.rows import Row, TestSet
-from benchmarks.sentences import CEILING, arrow, bracket, cost_words, metric_words, names_of, number, share, signed
+from benchmarks.sentences import (
+    CEILING,
+    arrow,
+    bracket,
+    cost_words,
+    either,
+    metric_words,
+    names_of,
+    number,
+    share,
+    signed,
+)
 
 _LEFT, _RIGHT = 48, 16
 _COST_NOTE = "Hours of all pretraining and of one training run, as measured on its device. Hollow: a run did not train."
+_APART = 13  # of two names below each other
 _DRAWN = 24  # comparisons in one forest plot; more become further plots
 
 
@@ -47,10 +59,7 @@ def label_curves(
         chart.text(x(value), bottom + 16, f"{value:g}", color="muted", size=11, anchor="middle")
     words = "labeled training patients" if counted else "share of the labels, %"
     chart.text(chart.width / 2, bottom + 34, words, color="muted", size=11, anchor="middle")
-    for line in lines:
-        at = y(intervals[id(line)].point)
-        chart.line([(_LEFT, at), (chart.width - _RIGHT, at)], "muted", 1, "2 3")
-        chart.text(chart.width - _RIGHT, at - 4, line.label, color="muted", size=10.5, anchor="end", room=200)
+    _lines_across(chart, y, lines, intervals)
     for place, source in enumerate(names):
         own = sorted((row for row in rows if row.label == source), key=lambda row: xs[id(row)])
         # beside each other where they share a place
@@ -74,6 +83,21 @@ def label_curves(
     return chart
 
 
+def _lines_across(chart: Chart, y: Scale, lines: Sequence[Row], intervals) -> None:
+    """Dotted lines with their names; names that would lie over each other stand in one row."""
+    places = sorted((y(intervals[id(line)].point), line.label) for line in lines)
+    groups: list[list[tuple[float, str]]] = []
+    for at, label in places:
+        chart.line([(_LEFT, at), (chart.width - _RIGHT, at)], "muted", 1, "2 3")
+        if groups and at - groups[-1][-1][0] < _APART:
+            groups[-1].append((at, label))
+        else:
+            groups.append([(at, label)])
+    for group in groups:
+        words = ", ".join(label for _, label in group)
+        chart.text(chart.width - _RIGHT, group[0][0] - 4, words, color="muted", size=10.5, anchor="end", room=300)
+
+
 def forests(name: str, title: str, test_set: TestSet, comparisons: Sequence[Comparison]) -> list[Chart]:
     """Paired differences with intervals, as many plots as it takes."""
     shown = [c for c in comparisons if c.difference is not None and c.difference.low is not None]
@@ -88,10 +112,24 @@ def _forest(name: str, title: str, test_set: TestSet, shown: Sequence[Comparison
     row_height, top = 40, 44
     chart = Chart(name, title, top + row_height * len(shown) + 42)
     chart.note = (
-        "First named minus second, same patients; 95 % intervals. Filled: the interval lies on one side of 0. "
-        "A star marks comparisons named beforehand."
+        "First named minus second, same patients, with the share of labels; 95 % intervals. Filled: the interval lies "
+        "on one side of 0. A star marks comparisons named beforehand."
     )
-    chart.columns = ("a", "b", "label_share", "kind", "primary", "difference", "low", "high", "p", "p_holm", "seeds")
+    chart.columns = (
+        "a",
+        "b",
+        "network",
+        "mode",
+        "label_share",
+        "kind",
+        "primary",
+        "difference",
+        "low",
+        "high",
+        "p",
+        "p_holm",
+        "seeds",
+    )
     most = max(max(abs(c.difference.low), abs(c.difference.high), abs(c.difference.point)) for c in shown) or 0.01
     x = Scale(-most * 1.05, most * 1.05, _LEFT, chart.width - _LEFT)
     bottom = chart.height - 36
@@ -114,7 +152,7 @@ def _forest(name: str, title: str, test_set: TestSet, shown: Sequence[Comparison
         d, at = c.difference, top + row_height * place + 26
         a, b = names_of(c.pair)
         star = "★ " if c.primary else ""
-        label = f"{star}{a} minus {b}, {share(c.pair.a.fraction)}"
+        label = f"{star}{a} minus {b}, {100 * c.pair.a.fraction:g} %"
         # the lines of the axis stop at words
         chart.rect(8, at - 24, chart.width - 16, 16, "paper")
         chart.text(12, at - 12, label, size=11.5, room=chart.width - 24)
@@ -122,8 +160,11 @@ def _forest(name: str, title: str, test_set: TestSet, shown: Sequence[Comparison
         tip = f"{label}: {signed(d.point)} {bracket(d.low, d.high, True)}"
         chart.marker(x(d.point), at, color="c0", shape="square", size=4.5, hollow=not c.shown, tip=tip)
         holm = "" if c.p_holm is None else c.p_holm
-        names = (c.pair.a.label, c.pair.b.label, c.pair.a.fraction, c.pair.kind, int(c.primary))
-        chart.rows.append((*names, d.point, d.low, d.high, d.p, holm, d.seeds))
+        networks, modes = (
+            [getattr(row.first, k) or "none" for row in (c.pair.a, c.pair.b)] for k in ("encoder", "mode")
+        )
+        names = (c.pair.a.label, c.pair.b.label, either(*networks), either(*modes), c.pair.a.fraction, c.pair.kind)
+        chart.rows.append((*names, int(c.primary), d.point, d.low, d.high, d.p, holm, d.seeds))
     return chart
 
 

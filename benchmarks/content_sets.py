@@ -45,8 +45,14 @@ def set_parts(
             _stamp(curves[-1:], one, rows)
     effects = [c for c in comparisons if c.pair.kind == "source"]
     systems = [c for c in comparisons if c.pair.kind != "source" and not c.pair.why_not]
+    matched: dict[tuple, list[Comparison]] = {}
+    for c in effects:
+        matched.setdefault(c.pair.a.panel, []).append(c)
+    groups = [("effects", f"Source effects: {_panel_words(own[0].pair.a)}", own) for own in matched.values()]
+    if len(groups) > 1:
+        groups = [(f"effects-{i}", title, own) for i, (_, title, own) in enumerate(groups, 1)]
     trees = []
-    for word, title, compared in (("effects", "Source effects", effects), ("systems", "System comparisons", systems)):
+    for word, title, compared in (*groups, ("systems", "System comparisons", systems)):
         made = forests(f"{name}-{word}", title, one, compared)
         trees += _stamp(made, one, [row for c in compared for row in (c.pair.a, c.pair.b)])
     costs = []

@@ -11,6 +11,7 @@ from benchmarks.page_style import CSS, SCRIPT
 
 # Forbids every request, so that a browser itself proves that the page needs none.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+_WORD = 8  # letters of a cell that paper does not break either
 _SHORT, _LONG = 26, 40  # letters of a cell that stays on one line, and of one that needs room
 _SMALL = 340  # charts narrower than this stand closer together
 
@@ -85,7 +86,8 @@ def _table(table: Table) -> str:
 
 
 def _head(name: str, numeric: bool) -> str:
-    return f'<th scope="col"{_class("num" if numeric else "")}><button type="button">{escape(name)}</button></th>'
+    words = " ".join(word for word, is_so in (("num", numeric), ("brief", len(name) <= _WORD)) if is_so)
+    return f'<th scope="col"{_class(words)}><button type="button">{escape(name)}</button></th>'
 
 
 def _cell(cell: Cell, numeric: bool) -> str:
@@ -93,6 +95,7 @@ def _cell(cell: Cell, numeric: bool) -> str:
     marks = (
         ("num", numeric),
         ("flag", cell.flag),
+        ("brief", len(cell.text) <= _WORD),
         ("short", len(cell.text) <= _SHORT),
         ("long", len(cell.text) > _LONG),
     )

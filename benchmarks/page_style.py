@@ -70,9 +70,10 @@ h1{font-size:1.4rem}figure{padding:8px 4px}}
     + """--warn:#8a3b00;--warn-back:#fff}
 body{font-size:10pt}nav{display:none}.scroll{overflow:visible;border:0}td:first-child,th:first-child{position:static}table{font-size:6.6pt}
 th,td{padding:2px 3px;white-space:normal!important;overflow-wrap:anywhere;min-width:0}
+td.brief,th.brief{overflow-wrap:normal}th.brief button{white-space:nowrap}
 th button{padding:2px 0;white-space:normal}th button::after{content:""!important}
 figure,tr,ul.findings li{break-inside:avoid}h2,h3{break-after:avoid}details{border:0;padding:0}
-.charts{grid-template-columns:1fr 1fr}.charts.pack{display:block;columns:380px;column-gap:18px}
+.charts{grid-template-columns:1fr 1fr}.charts.pack{display:block;columns:2;column-gap:12px}
 .charts.pack figure{break-inside:avoid;margin-bottom:18px}
 .charts.small{grid-template-columns:1fr 1fr 1fr}a{color:inherit}}
 """
