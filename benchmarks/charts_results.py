@@ -22,6 +22,7 @@ from benchmarks.sentences import (
 
 _LEFT, _RIGHT = 48, 16
 _COST_NOTE = "Hours of all pretraining and of one training run, as measured on its device. Hollow: a run did not train."
+_LETTERS = 56  # of a label that has room in large letters
 _APART = 13  # of two names below each other
 _DRAWN = 24  # comparisons in one forest plot; more become further plots
 
@@ -155,7 +156,8 @@ def _forest(name: str, title: str, test_set: TestSet, shown: Sequence[Comparison
         label = f"{star}{a} minus {b}, {100 * c.pair.a.fraction:g} %"
         # the lines of the axis stop at words
         chart.rect(8, at - 24, chart.width - 16, 16, "paper")
-        chart.text(12, at - 12, label, size=11.5, room=chart.width - 24)
+        size = 11.5 if len(label) <= _LETTERS else 10
+        chart.text(12, at - 12, label, size=size, room=chart.width - 24)
         chart.line([(x(d.low), at), (x(d.high), at)], "c0", 2)
         tip = f"{label}: {signed(d.point)} {bracket(d.low, d.high, True)}"
         chart.marker(x(d.point), at, color="c0", shape="square", size=4.5, hollow=not c.shown, tip=tip)
@@ -191,15 +193,17 @@ def quality_cost(
     _y_axis(chart, y, low, high, f"{metric_words(task.main_metric)} {arrow(task.higher_is_better)}", top)
     if known:
         x = Scale(min(known) / 1.6, max(known) * 1.6, _LEFT, right, log=True)
-        wide = max(known) / min(known)
-        marks = [v for v in log_ticks(min(known) / 1.6, max(known) * 1.6) if wide < 30 or f"{v:e}".startswith("1")]
+        wide, (unit, of_hour) = max(known) / min(known), _unit(max(known))
+        limits = (min(known) / 1.6 * of_hour, max(known) * 1.6 * of_hour)
+        marks = [v for v in log_ticks(*limits) if wide < 30 or f"{v:e}".startswith("1")]
         for value in marks[:: max(1, len(marks) // 4)]:
-            chart.line([(x(value), bottom), (x(value), bottom + 4)], "muted", 1)
-            chart.text(x(value), bottom + 16, cost_words(value), color="muted", size=11, anchor="middle")
+            at = x(value / of_hour)
+            chart.line([(at, bottom), (at, bottom + 4)], "muted", 1)
+            chart.text(at, bottom + 16, f"{value:g} {unit}", color="muted", size=11, anchor="middle")
     if apart:
         chart.rect(right + 8, top, 76, bottom - top, "pale")
         chart.text(right + 46, bottom + 16, "not known", color="muted", size=11, anchor="middle")
-    chart.text((_LEFT + right) / 2, bottom + 34, "hours, logarithmic", color="muted", size=11, anchor="middle")
+    chart.text((_LEFT + right) / 2, bottom + 34, "time, logarithmic", color="muted", size=11, anchor="middle")
     unknown = [row for row in rows if not hours[id(row)]]
     for row in rows:
         found, spent = intervals[id(row)], hours[id(row)]
@@ -213,6 +217,13 @@ def quality_cost(
         tip = f"{row.label}, {row.first.encoder}, {share(row.fraction)}: {number(found.point)}, {cost_words(spent)}"
         chart.marker(at, y(found.point), look[row.label], hollow=bool(row.untrained), tip=tip)
     return chart
+
+
+def _unit(hours: float) -> tuple[str, int]:
+    """Unit of time for an axis that ends at some hours, and how many of it are an hour."""
+    if hours < 0.1:
+        return "s", 3600
+    return ("min", 60) if hours < 3 else ("h", 1)
 
 
 def _range(found) -> tuple[float, float]:

@@ -68,14 +68,19 @@ def either(a: str, b: str) -> str:
 
 
 def names_of(pair: Pair) -> tuple[str, str]:
-    """Both rows of a pair, with network, mode and share of labels where they differ in them."""
+    """Both rows of a pair, with network, mode and share of labels where they differ in them.
+
+    The label of a line without an encoder says what it is: it has no network and no mode.
+    """
     rows = (pair.a, pair.b)
     parts = [[row.label] for row in rows]
-    for values in ([row.first.encoder or "no network" for row in rows], [row.first.mode for row in rows],
-                   [share(row.fraction) for row in rows]):  # fmt: skip
-        if values[0] != values[1]:
-            for part, value in zip(parts, values):
-                part.append(value)
+    for words in (lambda row: row.first.encoder, lambda row: row.first.mode):
+        if words(rows[0]) != words(rows[1]):
+            for part, row in zip(parts, rows):
+                part += [] if row.first.cheap else [words(row) or "no network"]
+    if pair.a.fraction != pair.b.fraction:
+        for part, row in zip(parts, rows):
+            part.append(share(row.fraction))
     first, second = (f"{part[0]} ({', '.join(part[1:])})" if part[1:] else part[0] for part in parts)
     return first, second
 
