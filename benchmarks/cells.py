@@ -124,7 +124,7 @@ class Store:
                 facts["split_rule"] = read_json(self.folder(self.work.cells[need]) / CELL)["rule"]
         if self._searched(cell):
             choice = self.choice(cell.group)
-            facts["search"] = {key: choice[key] for key in ("setting", "chosen", "tried", "seed", "note")}
+            facts["search"] = {key: choice.get(key) for key in ("setting", "chosen", "tried", "seed", "steps", "note")}
         write_json(folder / CELL, {**facts, **more})
         if cell.settings:
             text = yaml.safe_dump(dict(self.settings(cell)), sort_keys=False, allow_unicode=True)

@@ -53,6 +53,7 @@ def decide(store: Store, group: str, failed: dict[str, str], *, validation: bool
         # values only: what could not be scored says so in the note
         "tried": {lr: value for lr, value in tried.items() if value is not None},
         "seed": trials[0].facts["seed"],
+        "steps": trials[0].facts["steps"],
         "edge": edge,
         "note": "; ".join(notes),
         "trials": {trial.id: failed.get(trial.id, "scored") for trial in trials if validation},

@@ -24,7 +24,7 @@ DARK = {
     "c6": "#a9a8f0", "c7": "#b5b5b5",
 }  # fmt: skip
 SERIES = 8
-MARKERS = ("circle", "square", "triangle", "diamond", "down", "cross", "plus", "bar")
+MARKERS = ("circle", "square", "triangle", "diamond", "down", "left", "right", "bar")
 DASHES = ("", "6 3", "2 3", "8 3 2 3", "4 2", "1 3", "10 4", "6 2 1 2 1 2")
 WIDTH = 420  # every chart: readable on a phone as it is, two or three side by side on a desk
 _GLYPH = 0.56  # mean width of a letter, in font sizes
@@ -235,8 +235,8 @@ def _outline(v: Mapping[str, Any]) -> list[tuple[float, float]]:
         "triangle": [(x, y - 1.2 * s), (x + 1.1 * s, y + s), (x - 1.1 * s, y + s)],
         "down": [(x, y + 1.2 * s), (x + 1.1 * s, y - s), (x - 1.1 * s, y - s)],
         "diamond": [(x, y - 1.3 * s), (x + 1.3 * s, y), (x, y + 1.3 * s), (x - 1.3 * s, y)],
-        "cross": [(x - s, y - s), (x + s, y + s), (x, y), (x + s, y - s), (x - s, y + s), (x, y)],
-        "plus": [(x - s, y), (x + s, y), (x, y), (x, y - s), (x, y + s), (x, y)],
+        "left": [(x - 1.2 * s, y), (x + s, y - 1.1 * s), (x + s, y + 1.1 * s)],
+        "right": [(x + 1.2 * s, y), (x - s, y - 1.1 * s), (x - s, y + 1.1 * s)],
         "bar": [(x + i * 1.3 * s, y + j * 0.5 * s) for i, j in ((-1, -1), (1, -1), (1, 1), (-1, 1))],
     }[v["shape"]]  # fmt: skip
 

@@ -21,7 +21,10 @@ from benchmarks.sentences import (
 )
 
 _LEFT, _RIGHT = 48, 16
-_COST_NOTE = "Hours of all pretraining and of one training run, as measured on its device. Hollow: a run did not train."
+_COST_NOTE = "Time of all pretraining and of one training run, as measured on its device. Hollow: a run did not train."
+_LABELS_NOTE = (
+    "Vertical lines: 95 % intervals. Hollow: a run did not train. Dotted: lines without an encoder, with most labels."
+)
 _LETTERS = 56  # of a label that has room in large letters
 _APART = 13  # of two names below each other
 _DRAWN = 24  # comparisons in one forest plot; more become further plots
@@ -42,7 +45,7 @@ def label_curves(
     counted = all(row.train_patients for row in rows)
     xs = {id(row): float(row.train_patients if counted else 100 * row.fraction) for row in rows}
     names = list(dict.fromkeys(row.label for row in rows))
-    chart = Chart(name, title, 0, note="Vertical lines: 95 % intervals. Hollow: a run did not train.")
+    chart = Chart(name, title, 0, note=_LABELS_NOTE)
     chart.columns = ("source", "label_share", "training_patients", "seeds", task.main_metric, "low", "high")
     top = legend(chart, names, look, 12, 18)
     top += 16
@@ -113,8 +116,8 @@ def _forest(name: str, title: str, test_set: TestSet, shown: Sequence[Comparison
     row_height, top = 40, 44
     chart = Chart(name, title, top + row_height * len(shown) + 42)
     chart.note = (
-        "First named minus second, same patients, with the share of labels; 95 % intervals. Filled: the interval lies "
-        "on one side of 0. A star marks comparisons named beforehand."
+        "First named minus second, same patients, with the share of labels; 95 % intervals. Filled: a difference is "
+        "shown, and both rows trained. A star marks comparisons named beforehand."
     )
     chart.columns = (
         "a",
@@ -166,7 +169,7 @@ def _forest(name: str, title: str, test_set: TestSet, shown: Sequence[Comparison
             [getattr(row.first, k) or "none" for row in (c.pair.a, c.pair.b)] for k in ("encoder", "mode")
         )
         names = (c.pair.a.label, c.pair.b.label, either(*networks), either(*modes), c.pair.a.fraction, c.pair.kind)
-        chart.rows.append((*names, int(c.primary), d.point, d.low, d.high, d.p, holm, d.seeds))
+        chart.rows.append((*names, int(c.primary), d.point, d.low, d.high, c.p, holm, d.seeds))
     return chart
 
 

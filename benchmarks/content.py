@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks import sentences as say
 from benchmarks.charts import Style, styles
-from benchmarks.content_check import check_parts
+from benchmarks.content_check import check_parts, overall
 from benchmarks.content_runs import cost_tables, health_parts, left_out_parts, provenance_table, total_hours
 from benchmarks.content_sets import set_parts
 from benchmarks.document import Bullets, Document, Fold, Heading, Paragraph, Part
@@ -22,7 +22,8 @@ READING = (
     (
         "Source",
         "What the weights of a network went through before this task: scratch (random weights), published weights "
-        "(kinetics400), pretraining of one's own (voco3d), or one after the other (a → b).",
+        "(kinetics400), pretraining of one's own, or one after the other (a → b). Own pretraining: voco3d learns where "
+        "a crop lies in its volume, voco2d the same on slices, video the classes of action clips.",
     ),
     (
         "Row",
@@ -94,6 +95,7 @@ READING = (
         "A model without pretraining, such as one that sees only slice counts and spacings. A source that does not "
         "beat it has not been shown to see the finding.",
     ),
+    ("Margin", "A difference that was named beforehand as too small to matter, in units of the metric."),
     ("Ceiling", f"A figure above {say.CEILING:g}: there is hardly room left to tell sources apart."),
     ("Arrows", "↑: higher is better. ↓: lower is better."),
 )
@@ -155,6 +157,7 @@ def compose(material: Material) -> Document:
     parts += [Paragraph(text, "banner") for text in material.warnings]
     parts.append(Fold("How to read this page", [Bullets(READING)]))
     parts.append(Heading(2, "What was found", "found"))
+    parts += [Paragraph(overall(synthetic, material.intervals))] if synthetic else []
     parts += _findings(material)
     look, hours = material.look, {id(row): total_hours(row) for row in rows}
     for number, (one, comparisons) in enumerate(material.sets, 1):

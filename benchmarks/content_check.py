@@ -36,13 +36,30 @@ def check_parts(number: int, one: TestSet, comparisons: Sequence[Comparison], in
     return parts
 
 
+def overall(sets: Sequence[TestSet], intervals: Mapping[int, Any]) -> str:
+    """One line on all synthetic test sets: where the check of the pipeline was passed."""
+    found: dict[str, list[str]] = {}
+    for one in sets:
+        whole, lines = _checked(one)
+        found.setdefault(check_verdict(one, whole, lines, intervals).partition(":")[0], []).append(one.task.name)
+    words = [f"{word} ({', '.join(names)})" for word, names in found.items()]
+    return f"Check of the pipeline: {'; '.join(words)}."
+
+
+def _checked(one: TestSet) -> tuple[list[Row], list[Row]]:
+    """With most labels: rows from scratch whose whole network is trained, and lines without an encoder."""
+    most = max((row.fraction for row in one.rows if not row.first.cheap), default=1.0)
+    rows = [row for row in one.rows if row.fraction == most]
+    whole = [row for row in rows if row.source == SCRATCH and row.first.mode == WHOLE and not row.first.cheap]
+    return whole, [row for row in rows if row.first.cheap]
+
+
 def _bullets(one: TestSet, intervals: Mapping[int, Any]) -> list[tuple[str, str]]:
     """The verdict, what it hangs on (scratch and cheap lines with most labels), and how many rows trained."""
     networks = [row for row in one.rows if not row.first.cheap]
     most = max((row.fraction for row in networks), default=1.0)
     scratch = [row for row in networks if row.source == SCRATCH and row.fraction == most]
-    lines = [row for row in one.rows if row.first.cheap and row.fraction == most]
-    whole = [row for row in scratch if row.first.mode == WHOLE]
+    whole, lines = _checked(one)
     found = [("check", check_verdict(one, whole, lines, intervals))]
     for row in scratch:
         words = f"{row.label}, {row.first.encoder}, {row.first.mode}, {say.share(most)}: {_figure(one, row, intervals)}"
@@ -75,12 +92,15 @@ def check_verdict(one: TestSet, whole: Sequence[Row], lines: Sequence[Row], inte
             other = intervals[id(line)].point
             if edge is None or not (edge > other if better else edge < other):
                 return f"not passed: {row.label} ({row.first.encoder}) is not surely better than {line.label}."
-    return "passed: from scratch, whole networks found what was drawn."
+    return "passed: trained from scratch, the whole network found what was drawn."
 
 
 def _figure(one: TestSet, row: Row, intervals: Mapping[int, Any]) -> str:
     figure = intervals[id(row)]
-    return f"{say.metric_words(one.task.main_metric)} {say.number(figure.point)} {say.bracket(figure.low, figure.high)}"
+    words = (
+        f"{say.metric_words(one.task.main_metric)} {say.number(figure.point)} {say.bracket(figure.low, figure.high)}"
+    )
+    return words + (" (outside of its interval)" if say.outside(figure) else "")
 
 
 def primaries_table(name: str, one: TestSet, primary: Sequence[Comparison]) -> Table:
@@ -92,18 +112,18 @@ def primaries_table(name: str, one: TestSet, primary: Sequence[Comparison]) -> T
             [
                 Cell(a.label),
                 Cell(b.label),
-                Cell(say.either(a.first.encoder or "none", b.first.encoder or "none")),
-                Cell(say.either(a.first.mode, b.first.mode)),
-                Cell(f"{100 * a.fraction:g} %", a.fraction),
                 Cell("" if d is None else say.signed(d.point), None if d is None else d.point),
                 Cell("" if d is None else say.bracket(d.low, d.high, True), None if d is None else d.low),
                 Cell("" if c.p_holm is None else f"{c.p_holm:.2g}", c.p_holm),
                 Cell("none named" if c.margin is None else f"{c.margin:g}", c.margin),
+                Cell(say.either(a.first.encoder or "none", b.first.encoder or "none")),
+                Cell(say.either(a.first.mode, b.first.mode)),
+                Cell(f"{100 * a.fraction:g} %", a.fraction),
             ]
         )
-    columns = ("first", "second", "network", "mode", "labels", "difference", "95 % interval", "p (Holm)", "margin")
+    columns = ("first", "second", "difference", "95 % interval", "p (Holm)", "margin", "network", "mode", "labels")
     caption = (
         f"Named before the test set was opened: differences in {say.metric_words(one.task.main_metric)}, first minus "
         f"second. Synthetic: {say.SYNTHETIC_TITLE}."
     )
-    return Table(name, caption, columns, rows, frozenset({4, 5, 6, 7, 8}))
+    return Table(name, caption, columns, rows, frozenset({2, 3, 4, 5, 8}))

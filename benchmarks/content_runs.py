@@ -90,7 +90,7 @@ def health_parts(rows: Sequence[Row]) -> list[Part]:
                 _count(one.volumes_seen, 1, "", "not said"),
                 Cell(hours, one.hours),
                 *(Cell(say.number(one.results.get(name)), one.results.get(name)) for name in scores),
-                Cell(_verdict(one), flag=one.learned is False),
+                Cell(_verdict(one), flag=bool(one.doubt)),
             ]
         )
     columns = (

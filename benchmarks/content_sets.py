@@ -117,7 +117,7 @@ def differences_table(name: str, one: TestSet, comparisons: Sequence[Comparison]
     rows = []
     for c in comparisons:
         d, a, b = c.difference, c.pair.a, c.pair.b
-        untrained = [row.label for row in (a, b) if row.untrained and not row.first.cheap]
+        untrained = [row.label for row in c.untrained]
         remarks = [c.pair.why_not] if c.pair.why_not else []
         remarks += [f"did not train: {', '.join(dict.fromkeys(untrained))}"] if untrained else []
         remarks += [f"differs in {', '.join(c.pair.differs[:3])}" + (" …" if len(c.pair.differs) > 3 else "")] * bool(
@@ -125,8 +125,6 @@ def differences_table(name: str, one: TestSet, comparisons: Sequence[Comparison]
         )
         drawn = list(dict.fromkeys(row.label for row in (a, b) if row.synthetic_pretraining))
         remarks += say.synthetic_flags(drawn)
-        # an uncorrected p would speak for a gain over a run that did not train
-        p = None if d is None or (untrained and not c.primary) else d.p
         cheap = a.first.cheap or b.first.cheap
         remarks += [note for note in d.notes if not (cheap and "seed" in note)] if d is not None else []
         remarks += [f"DeLong's test: p {c.p_delong:.2g}"] if c.p_delong is not None else []
@@ -140,7 +138,7 @@ def differences_table(name: str, one: TestSet, comparisons: Sequence[Comparison]
                 Cell(say.kind_words(c)),
                 Cell("" if d is None else say.signed(d.point), None if d is None else d.point),
                 Cell("" if d is None else say.bracket(d.low, d.high, True), None if d is None else d.low),
-                Cell("" if p is None else f"{p:.2g}", p),
+                Cell("" if c.p is None else f"{c.p:.2g}", c.p),
                 Cell("" if c.p_holm is None else f"{c.p_holm:.2g}", c.p_holm),
                 Cell("" if d is None else str(say.seeds_of(c)), None if d is None else say.seeds_of(c)),
                 Cell("; ".join(remarks), flag=bool(untrained or drawn)),

@@ -190,10 +190,20 @@ class Comparison:
     p_delong: float | None = None
 
     @property
+    def untrained(self) -> list[Row]:
+        """Rows with a network of which some run did not train: nothing is said to be better than they are."""
+        return [row for row in (self.pair.a, self.pair.b) if row.untrained and not row.first.cheap]
+
+    @property
+    def p(self) -> float | None:
+        """p to be printed: none of an exploratory comparison with a row that did not train."""
+        return None if self.difference is None or (self.untrained and not self.primary) else self.difference.p
+
+    @property
     def shown(self) -> bool:
-        """Whether a difference is shown: the interval lies on one side of 0, for primaries also after Holm."""
+        """Whether a difference is shown: both rows trained, the interval is on one side of 0, primaries after Holm."""
         d = self.difference
-        if d is None or d.low is None or d.low <= 0 <= d.high:
+        if d is None or d.low is None or d.low <= 0 <= d.high or self.untrained:
             return False
         return not self.primary or (self.p_holm is not None and self.p_holm < 0.05)
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ class Training:
     Attributes:
         words: what it is; ``chain`` what stood before it.
         results: learning scores by name, as the run noted them.
-        verdict: sentences of its last evaluation, where its folder is still there.
+        verdict: sentences of its last evaluation, where its run folder is still there.
         synthetic: whether its data were.
     """
 
@@ -96,9 +97,12 @@ class Training:
     synthetic: bool = False
 
     @property
-    def learned(self) -> bool | None:
-        """Whether its own report on held-out data has nothing to say against it; None where there is no report."""
-        return all(s.startswith(("learned", "loss", "note")) for s in self.verdict) if self.verdict else None
+    def doubt(self) -> str:
+        """What its own report on held-out data has against it; empty where nothing, or where there is no report."""
+        if all(sentence.startswith(("learned", "loss", "note")) for sentence in self.verdict):
+            return ""
+        in_part = any(sentence.startswith("learned") for sentence in self.verdict)
+        return "learned not all that was measured" if in_part else "did not learn"
 
 
 def trainings(provenance: Sequence[Mapping[str, Any]], weights: str | None = None) -> list[Training]:
@@ -106,11 +110,11 @@ def trainings(provenance: Sequence[Mapping[str, Any]], weights: str | None = Non
 
     Args:
         provenance: its history, oldest first.
-        weights: where it was loaded from; the verdict of the last training is read beside it.
+        weights: where it was loaded from; verdicts are read from the run folders there and before it.
     """
-    found = []
+    found, verdicts = [], _verdicts(provenance, weights)
     for place, entry in enumerate(provenance):
-        cost, last = entry.get("cost") or {}, place == len(provenance) - 1
+        cost = entry.get("cost") or {}
         data = entry.get("data") or entry.get("dataset") or ""
         found.append(
             Training(
@@ -124,11 +128,33 @@ def trainings(provenance: Sequence[Mapping[str, Any]], weights: str | None = Non
                 hours=_product(cost.get("seconds_training"), 1 / 3600),
                 published="method" not in entry and entry.get("source") != "file",
                 results={k: float(v) for k, v in (entry.get("results") or {}).items() if isinstance(v, int | float)},
-                verdict=_verdict(weights) if last and "method" in entry else (),
+                verdict=verdicts[place],
                 synthetic=bool(entry.get("synthetic")),
             )
         )
     return found
+
+
+def _verdicts(provenance: Sequence[Mapping[str, Any]], weights: str | None) -> list[tuple[str, ...]]:
+    """Of each training the sentences of its last evaluation; a run's settings say where the run before it lies."""
+    found: list[tuple[str, ...]] = [()] * len(provenance)
+    for place in reversed(range(len(provenance))):
+        if "method" not in provenance[place] or not weights:
+            break
+        found[place] = _verdict(weights)
+        weights = _started_from(weights)
+    return found
+
+
+@cache
+def _started_from(weights: str) -> str | None:
+    """Where the run that wrote an encoder (``encoder``, ``milestones/STEP/encoder``) had its own weights from."""
+    from benchmarks.run_files import read_settings
+
+    path = Path(weights).absolute()
+    folders = (path, *list(path.parents)[:3])
+    run = next((one for one in folders if (one / "config.yaml").is_file() and (one / "run.json").is_file()), None)
+    return read_settings(run).get("encoder.weights") if run else None
 
 
 def _verdict(weights: str | None) -> tuple[str, ...]:

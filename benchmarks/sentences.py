@@ -118,7 +118,7 @@ def facts_of(one: TestSet) -> str:
         parts.append(f"Looks at this test set so far: {counted}; this report holds {own} runs that looked")
     else:
         parts.append("Validation patients: settings may have been chosen on them, so these are no test figures")
-    if task.evaluation:
+    if task.evaluation and not one.synthetic:
         parts.append(f"{task.evaluation[0].upper()}{task.evaluation[1:]}")
     if marks := own_marks(one.common_marks):
         parts.append(f"All runs: {'; '.join(marks)}")
@@ -142,7 +142,7 @@ def finding(c: Comparison, test_set: TestSet) -> str:
         return f"{names}: not comparable: {pair.why_not}."
     if test_set.synthetic:
         return f"{names}: {SYNTHETIC_TITLE}."
-    if untrained := [row for row in (pair.a, pair.b) if row.untrained and not row.first.cheap]:
+    if untrained := c.untrained:
         said = " and ".join(
             f"{row.label} did not train in {row.untrained} of {len(row.runs)} runs" for row in untrained
         )
@@ -272,8 +272,8 @@ def flags_of(row: Row, found: Interval, said: Sequence[str] = ()) -> list[str]:
     judged = row.validation_patients or 0
     if 0 < judged < FEW_PATIENTS and row.not_judged < len(row.runs) and not row.first.cheap:
         flags.append(f"training judged on {judged} validation patients")
-    if any(training.learned is False for run in row.runs for training in run.trainings):
-        flags.append("its pretraining did not learn (see below)")
+    doubts = dict.fromkeys((t.words, t.doubt) for run in row.runs for t in run.trainings if t.doubt)
+    flags += [f"pretraining {words} {doubt} (see below)" for words, doubt in doubts]
     # a line without an encoder has no seeds to vary
     if len(row.runs) < FEW_SEEDS and not row.first.cheap:
         flags.append(f"{len(row.runs)} seed{'s' if len(row.runs) != 1 else ''} (fewer than {FEW_SEEDS})")
@@ -284,11 +284,16 @@ def flags_of(row: Row, found: Interval, said: Sequence[str] = ()) -> list[str]:
     if any(run.stored_value_differs() for run in row.runs):
         flags.append("results.json differs from the predictions; the figure is of the predictions")
     flags += sorted({mark for run in row.runs for mark in own_marks(run.marks)} - set(said))
-    if found.low is not None and not found.low <= found.point <= found.high:
+    if outside(found):
         flags.append("the figure is outside of its interval (draws of few patients lean to one side)")
     # seeds are said above, in words of the row
     flags += [note for note in found.notes if "seed" not in note]
     return flags + search_flags(row.runs)
+
+
+def outside(found: Interval) -> bool:
+    """Whether an interval misses its own figure: with few patients, draws can lean to one side."""
+    return found.low is not None and not found.low <= found.point <= found.high
 
 
 def synthetic_flags(names: Sequence[str]) -> list[str]:
@@ -316,8 +321,9 @@ def search_words(run: Run) -> str:
     tried = ", ".join(
         f"{float(k):g}: {number(v)}" for k, v in sorted(search["tried"].items(), key=lambda i: float(i[0]))
     )
+    steps = f" of {search['steps']} steps" if search.get("steps") else ""
     return (
-        f"{search.get('setting', 'setting')} {float(search['chosen']):g}, of {len(search['tried'])} trials on "
+        f"{search.get('setting', 'setting')} {float(search['chosen']):g}, of {len(search['tried'])} trials{steps} on "
         f"validation ({tried})"
     )
 

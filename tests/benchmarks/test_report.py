@@ -377,7 +377,7 @@ def test_rows_say_when_their_pretraining_did_not_learn_and_when_seeds_change_not
     (row,) = group_runs([read_run(tmp_path / f"voco-{seed}") for seed in range(2)])[0][0].rows
     found = Interval(0.6, 0.5, 0.7, units=20, patients=20, seeds=2, direction="higher")
     flags = flags_of(row, found)
-    assert "its pretraining did not learn (see below)" in flags and not any("every seed" in flag for flag in flags)
+    assert "pretraining voco3d did not learn (see below)" in flags and not any("every seed" in flag for flag in flags)
     for run in row.runs:
         run.results["main"]["value"] = 0.6
     assert "the same figure with every seed: nothing random is left" in flags_of(row, found)

@@ -50,7 +50,7 @@ def test_synthetic_patients_check_the_pipeline(measured):
     assert words["check"] == "not passed: scratch (cnn3d_s) is not surely better than metadata."
     assert words["mode full"] == "2 of 3 rows trained in every run (all labels)."
     (table,) = [part for part in parts if isinstance(part, Table)]
-    ((first, second, network, mode, labels, _, _, p, margin),) = [[cell.text for cell in row] for row in table.rows]
+    ((first, second, _, _, p, margin, network, mode, labels),) = [[cell.text for cell in row] for row in table.rows]
     assert (first, second, network, mode, labels, margin) == ("voco3d", "scratch", "cnn3d_s", "full", "100 %", "0.05")
     assert float(p) <= 1 and "says nothing about sources" in table.caption
 

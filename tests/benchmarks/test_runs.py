@@ -161,3 +161,19 @@ def test_other_patients_or_labels_cannot_be_compared(root, tmp_path):
 @pytest.mark.parametrize("one, several", [("study", "studies"), ("scan", "scans"), ("patient", "patients")])
 def test_plural(one, several):
     assert plural(one) == several
+
+
+def test_verdicts_of_a_chain_are_read_from_its_run_folders(tmp_path):
+    """``video`` learned nothing, and what started from it learned in part."""
+    sentences = {"video": ["nothing learned: as the constant"], "voco": ["learned: position", "not learned: disjoint"]}
+    for name, file in (("video", "video.json"), ("voco", "health.json")):
+        (tmp_path / name / "encoder").mkdir(parents=True)
+        (tmp_path / name / file).write_text(json.dumps({"verdict": sentences[name]}))
+        (tmp_path / name / "run.json").write_text('{"state": "finished"}')
+    (tmp_path / "video" / "config.yaml").write_text("encoder: {weights: null}\n")
+    (tmp_path / "voco" / "config.yaml").write_text(f"encoder: {{weights: {tmp_path / 'video' / 'encoder'}}}\n")
+    history = [{"method": "video"}, VOCO]
+    run = read_run(write_run(tmp_path / "run", patients=20, provenance=history, weights=f"{tmp_path}/voco/encoder"))
+    assert [one.doubt for one in run.trainings] == ["did not learn", "learned not all that was measured"]
+    gone = read_run(write_run(tmp_path / "gone-run", patients=20, provenance=history, weights=f"{tmp_path}/gone"))
+    assert [one.doubt for one in gone.trainings] == ["", ""]
