@@ -6,8 +6,8 @@ import os
 
 import pytest
 
-# Before anything loads torch: some tests fork, and a fork of a process whose OpenMP has threads waits for them for ever.
-# Two test processes of one thread are also faster than one of two.
+# Before anything loads torch: some tests fork, and a fork of a process whose OpenMP has threads waits for them for ever
+# (on top of which two test processes of one thread are faster than one of two).
 os.environ["OMP_NUM_THREADS"] = "1"
 
 
