@@ -27,6 +27,8 @@ def flow_chart(name: str, one: TestSet) -> Chart:
     lost = counts.get("rejected_scans", sum(reasons.values()))
     chart = Chart(name, f"Participant flow, {one.task.name} v{one.task.version}", 40 + 52 * len(boxes))
     chart.columns = ("step", "count", "detail")
+    if one.folds > 1:
+        chart.note = f"Over {one.folds} folds: a patient who trains in one may validate or be tested in another."
     for place, (words, detail) in enumerate(boxes):
         top = 12 + 52 * place
         chart.rect(12, top, 230, 36, "pale")

@@ -22,9 +22,7 @@ from benchmarks.sentences import (
 
 _LEFT, _RIGHT = 48, 16
 _COST_NOTE = "Time of all pretraining and of one training run, as measured on its device. Hollow: a run did not train."
-_LABELS_NOTE = (
-    "Vertical lines: 95 % intervals. Hollow: a run did not train. Dotted: lines without an encoder, with most labels."
-)
+_LABELS_NOTE = "Vertical lines: 95 % intervals. Hollow: a run did not train. Dotted: cheap lines, with most labels."
 _LETTERS = 56  # of a label that has room in large letters
 _APART = 13  # of two names below each other
 _DRAWN = 24  # comparisons in one forest plot; more become further plots
@@ -89,7 +87,8 @@ def label_curves(
 
 def _lines_across(chart: Chart, y: Scale, lines: Sequence[Row], intervals) -> None:
     """Dotted lines with their names; names that would lie over each other stand in one row."""
-    places = sorted((y(intervals[id(line)].point), line.label) for line in lines)
+    fine = [line for line in lines if intervals[id(line)].point == intervals[id(line)].point]
+    places = sorted((y(intervals[id(line)].point), line.label) for line in fine)
     groups: list[list[tuple[float, str]]] = []
     for at, label in places:
         chart.line([(_LEFT, at), (chart.width - _RIGHT, at)], "muted", 1, "2 3")
@@ -116,8 +115,8 @@ def _forest(name: str, title: str, test_set: TestSet, shown: Sequence[Comparison
     row_height, top = 40, 44
     chart = Chart(name, title, top + row_height * len(shown) + 42)
     chart.note = (
-        "First named minus second, same patients, with the share of labels; 95 % intervals. Filled: a difference is "
-        "shown, and both rows trained. A star marks comparisons named beforehand."
+        "First named minus second, same patients, with the share of labels; 95 % intervals. Filled: the interval lies "
+        "on one side of 0, and no run failed to train. A star marks comparisons named beforehand."
     )
     chart.columns = (
         "a",

@@ -37,9 +37,9 @@ READING = (
     ),
     (
         "Share of labels",
-        "Of the patients that train and validate, together; beside it stands how many of them trained. Where a share "
-        "is too small to leave patients for validation, all of it trains, which can be more than that share of those "
-        "who train with all labels.",
+        'Of the patients that train and validate, together (where a run says "full validation set": of those that '
+        "train); beside it stands how many of them trained. Where a share is too small to leave patients for "
+        "validation, all of it trains, which can be more than that share of those who train with all labels.",
     ),
     (
         "Seed",
@@ -75,9 +75,9 @@ READING = (
     ),
     (
         "Did not train",
-        "A run that is not surely better on validation than the same answer for everybody (the 95 % interval of the "
-        "difference holds 0). No gain is stated over it. Training not judged: the labels left no patients for "
-        f"validation, or too few to tell. With fewer than {say.FEW_PATIENTS} of them, their number stands at the row.",
+        "A run that is not surely better on validation than the same answer for everybody: the 95 % interval of the "
+        "difference is not above 0. No gain is stated over it. Training not judged: the labels left no patients for "
+        f"validation. With fewer than {say.FEW_PATIENTS} of them, their number stands at the row.",
     ),
     ("Looks", "How often a test set was opened so far. The more looks, the less its figures are worth."),
     (

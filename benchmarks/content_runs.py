@@ -102,8 +102,8 @@ def health_parts(rows: Sequence[Row]) -> list[Part]:
         "Position accuracy: how often a crop is most like the base crop that it was taken from, mean over the cells of "
         "the grid; disjoint: the same for crops that share no voxel with any base crop; clip accuracy: how often the "
         "class of a clip is named. Mean cosine: likeness of different base crops, near 1 where an encoder sees no "
-        "difference any more. Learned: surely above a constant answer, an untrained encoder and a histogram of HU; the "
-        "verdict is the run's own."
+        "difference any more. Learned: surely above a constant answer and the other lines that the verdict names; it "
+        "is the run's own."
     )
     return [Table("health", caption, columns, table, frozenset(range(3, 7 + len(scores))))]
 

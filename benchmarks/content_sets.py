@@ -109,6 +109,8 @@ def results_table(name: str, one: TestSet, intervals: Mapping[int, Any]) -> Tabl
     metric = f"{say.metric_words(task.main_metric)} {'↑' if task.higher_is_better else '↓'}"
     columns = ("source", "labels", metric, "95 % interval", "flags", "seeds", "network", "mode", "leak guard", "looks")
     text = f"{say.title_of(one)}. {'Synthetic: ' + say.SYNTHETIC_TITLE + '.' if one.synthetic else ''}".strip()
+    if marks := say.own_marks(one.common_marks):  # a table that is taken to a paper takes them along
+        text += f" All runs: {'; '.join(marks)}."
     return Table(f"{name}-results", text, columns, rows, frozenset({1, 2, 3, 5, 9}))
 
 
@@ -127,7 +129,7 @@ def differences_table(name: str, one: TestSet, comparisons: Sequence[Comparison]
         remarks += say.synthetic_flags(drawn)
         cheap = a.first.cheap or b.first.cheap
         remarks += [note for note in d.notes if not (cheap and "seed" in note)] if d is not None else []
-        remarks += [f"DeLong's test: p {c.p_delong:.2g}"] if c.p_delong is not None else []
+        remarks += [f"DeLong's test: p {c.p_delong:.2g}"] if c.p_delong is not None and c.p is not None else []
         rows.append(
             [
                 Cell(a.label),
@@ -156,6 +158,10 @@ def differences_table(name: str, one: TestSet, comparisons: Sequence[Comparison]
     return Table(f"{name}-differences", caption, columns, rows, frozenset({4, 6, 7, 8, 9, 10}))
 
 
+def _tried(row: Row) -> bool:
+    return any((run.cell.get("search") or {}).get("tried") for run in row.runs)
+
+
 def search_table(name: str, one: TestSet) -> Table | None:
     """What a search on validation patients tried for each row, and what it chose; None where nothing was searched."""
     rows = []
@@ -171,7 +177,7 @@ def search_table(name: str, one: TestSet) -> Table | None:
                 Cell(row.first.mode),
                 Cell(f"{100 * row.fraction:g} %", row.fraction),
                 Cell("; ".join(words)),
-                Cell("; ".join(edge) or "within what was tried", flag=bool(edge)),
+                Cell("; ".join(edge) or ("within what was tried" if _tried(row) else "nothing tried"), flag=bool(edge)),
             ]
         )
     columns = ("source", "network", "mode", "labels", "chosen, and every trial", "edge")

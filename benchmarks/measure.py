@@ -201,7 +201,10 @@ class Comparison:
 
     @property
     def shown(self) -> bool:
-        """Whether a difference is shown: both rows trained, the interval is on one side of 0, primaries after Holm."""
+        """Whether a difference is shown: the interval lies on one side of 0, for primaries also after Holm.
+
+        Never beside a row of which a run did not train.
+        """
         d = self.difference
         if d is None or d.low is None or d.low <= 0 <= d.high or self.untrained:
             return False

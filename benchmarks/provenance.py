@@ -13,6 +13,8 @@ from typing import Any
 SCRATCH = "scratch"
 ARROW = " -> "
 _SUPERVISED = "finetune "
+# How sentences of a verdict begin that speak against a training.
+_AGAINST = ("not learned", "nothing learned", "collapsed", "broken")
 # Learning scores of a pretraining run, in the order of the table, and what they are called.
 HEALTH_SCORES = {
     "position_accuracy_balanced": "position accuracy (balanced)",
@@ -99,7 +101,7 @@ class Training:
     @property
     def doubt(self) -> str:
         """What its own report on held-out data has against it; empty where nothing, or where there is no report."""
-        if all(sentence.startswith(("learned", "loss", "note")) for sentence in self.verdict):
+        if not any(sentence.startswith(_AGAINST) for sentence in self.verdict):
             return ""
         in_part = any(sentence.startswith("learned") for sentence in self.verdict)
         return "learned not all that was measured" if in_part else "did not learn"

@@ -79,18 +79,15 @@ class Row:
     @cached_property
     def train_patients(self) -> int | None:
         """Labeled training patients, mean over folds and seeds; None where the runs do not say."""
-        counts = self._patients("train")
+        folds = [fold for run in self.runs for fold in (run.facts.get("patients") or {}).values()]
+        counts = [fold["train"] for fold in folds if "train" in fold]
         return round(sum(counts) / len(counts)) if counts else None
 
     @cached_property
     def validation_patients(self) -> int | None:
-        """Fewest patients that any of its runs was judged on; None where the runs do not say."""
-        return min(self._patients("validation"), default=None)
-
-    def _patients(self, part: str) -> list[int]:
-        """Patients of a part, of every run and fold."""
-        folds = [fold for run in self.runs for fold in (run.facts.get("patients") or {}).values()]
-        return [fold[part] for fold in folds if part in fold]
+        """Fewest patients, over all folds, that any of its runs was judged on; None where none was."""
+        parts = [run.results["parts"].get("validation") or {} for run in self.runs if run.trained is not None]
+        return min((part["counts"]["patients"] for part in parts if "counts" in part), default=None)
 
     def mean_cost(self, name: str) -> float | None:
         """Mean over seeds of a number of ``Run.cost``; None where any run does not know it."""

@@ -103,6 +103,11 @@ class Run:
         return str(self.facts.get("encoder", ""))
 
     @property
+    def parameters(self) -> int | None:
+        """Of the encoder; None where there is none."""
+        return self.facts.get("parameters_encoder")
+
+    @property
     def split_rule(self) -> str:
         """How patients were split; a grid gives its runs files, and says by what rule those were drawn."""
         return str(self.cell.get("split_rule") or self.results.get("rule") or "")
@@ -132,7 +137,7 @@ class Run:
 
     @cached_property
     def trainings(self) -> list[Training]:
-        """What the encoder went through, oldest first, with the verdict of the last one where its folder is there."""
+        """What the encoder went through, oldest first, with the verdicts of those whose run folders are there."""
         return trainings(self.provenance, self.settings.get("encoder.weights"))
 
     @property
@@ -251,7 +256,7 @@ class Run:
         peaks = [one["peak_memory_bytes"] for one in training if one.get("peak_memory_bytes")]
         seen = [one["samples_seen"] for one in training if one.get("samples_seen") is not None]
         return {
-            "parameters": self.facts.get("parameters_encoder"),
+            "parameters": self.parameters,
             "samples_seen": sum(seen) if seen else None,
             "hours": None if seconds is None else seconds / 3600,
             "hours_of": "training" if measured else "whole run",

@@ -270,7 +270,7 @@ def flags_of(row: Row, found: Interval, said: Sequence[str] = ()) -> list[str]:
     elif row.not_judged and not row.first.cheap:
         flags.append("training not judged")
     judged = row.validation_patients or 0
-    if 0 < judged < FEW_PATIENTS and row.not_judged < len(row.runs) and not row.first.cheap:
+    if 0 < judged < FEW_PATIENTS and not row.first.cheap:
         flags.append(f"training judged on {judged} validation patients")
     doubts = dict.fromkeys((t.words, t.doubt) for run in row.runs for t in run.trainings if t.doubt)
     flags += [f"pretraining {words} {doubt} (see below)" for words, doubt in doubts]
@@ -317,14 +317,15 @@ def search_words(run: Run) -> str:
     """Budget of the search and what it chose; empty where there was none."""
     search = run.cell.get("search") or {}
     if not search.get("tried"):
-        return ""
+        words = f"{search.get('setting', 'setting')} {float(search['chosen']):g}" if "chosen" in search else ""
+        return words and f"{words}, not searched: {search.get('note') or 'no trial could be scored'}"
     tried = ", ".join(
         f"{float(k):g}: {number(v)}" for k, v in sorted(search["tried"].items(), key=lambda i: float(i[0]))
     )
     steps = f" of {search['steps']} steps" if search.get("steps") else ""
     return (
         f"{search.get('setting', 'setting')} {float(search['chosen']):g}, of {len(search['tried'])} trials{steps} on "
-        f"validation ({tried})"
+        f"validation ({tried}){'; ' + search['note'] if search.get('note') else ''}"
     )
 
 

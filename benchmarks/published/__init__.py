@@ -15,6 +15,7 @@ from voco.errors import InputError
 
 FOLDER = Path(__file__).parent
 UNKNOWN = "unknown"
+SYNTHETIC = "own patients are synthetic"
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ def why_not_comparable(
         synthetic: whether the own patients are.
     """
     if synthetic:
-        return "own patients are synthetic"
+        return SYNTHETIC
     pairs = [
         ("task", published.task, task),
         ("metric", published.metric, metric),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from benchmarks.compare import Interval
@@ -13,7 +15,7 @@ from benchmarks.measure import Plan, Statistics, measure
 from benchmarks.rows import group_runs, pairs_of
 from benchmarks.runs import read_run
 from benchmarks.sentences import facts_of, flags_of
-from tests.benchmarks.run_maker import SYNTHETIC, VOCO, write_run
+from tests.benchmarks.run_maker import KINETICS, SYNTHETIC, VOCO, write_run
 
 NO_IDENTITY = "split by study, not by patient: the data set has no patient identity"
 SEARCH = {"search": {"setting": "train.lr", "tried": {"1e-4": 0.6, "1e-3": 0.7, "1e-2": 0.5}, "chosen": 1e-3}}
@@ -28,8 +30,15 @@ def measured(tmp_path_factory):
         write_run(root / f"scratch-{seed}", seed=seed, gain=2, patients=40, marks=marks, cell=SEARCH)
         write_run(root / f"voco-{seed}", seed=seed, gain=3, patients=40, marks=marks, provenance=[VOCO],
                   trained=seed == 0)  # fmt: skip
-    write_run(root / "line", gain=0, patients=40, marks=marks, encoder="metadata", cell={"cheap": True,
-              "source": "metadata"})  # fmt: skip
+    for seed in range(2):
+        write_run(root / f"kinetics-{seed}", seed=seed, gain=1, patients=40, marks=marks, provenance=[KINETICS],
+                  trained=False)  # fmt: skip
+    for name, parameters in (("metadata", None), ("slices", 11_000_000)):
+        line = write_run(root / name, gain=0, patients=40, marks=marks, encoder=name, cell={"cheap": True,
+                         "source": name})  # fmt: skip
+        results = json.loads((line / "results.json").read_text())
+        results["facts"]["parameters_encoder"] = parameters
+        (line / "results.json").write_text(json.dumps(results))
     write_run(root / "wide", gain=2, patients=40, marks=[*marks, "a mark of its own"], encoder="r3d_18", trained=True)
     ((one,), _) = group_runs([read_run(folder) for folder in sorted(root.iterdir())])
     plan = Plan(({"a": "voco3d", "b": "scratch"},), {"": 0.05}, time="2026-05-01T00:00:00+00:00")
@@ -48,7 +57,8 @@ def test_synthetic_patients_check_the_pipeline(measured):
     assert words["without an encoder"].startswith("metadata AUROC 0.")
     # two seeds leave a wide interval
     assert words["check"] == "not passed: scratch (cnn3d_s) is not surely better than metadata."
-    assert words["mode full"] == "2 of 3 rows trained in every run (all labels)."
+    assert "slices" not in words["without an encoder"]
+    assert words["mode full"] == "2 of 4 rows trained in every run (all labels)."
     (table,) = [part for part in parts if isinstance(part, Table)]
     ((first, second, _, _, p, margin, network, mode, labels),) = [[cell.text for cell in row] for row in table.rows]
     assert (first, second, network, mode, labels, margin) == ("voco3d", "scratch", "cnn3d_s", "full", "100 %", "0.05")
@@ -58,17 +68,22 @@ def test_synthetic_patients_check_the_pipeline(measured):
 @pytest.mark.parametrize(
     ("rows", "low", "verdict"),
     [("whole", 0.7, "passed:"), ("whole", 0.4, "not passed: scratch (cnn3d_s) is not surely better than metadata."),
-     ("untrained", 0.7, "not passed: scratch (cnn3d_s) did not train in every run."), ("none", 0.7, "not possible")],
+     ("untrained", 0.7, "not passed: scratch (cnn3d_s) did not train in every run."), ("none", 0.7, "not possible"),
+     ("unjudged", 0.7, "not possible here: whether"), ("alone", 0.7, "not possible here: no line"),
+     ("lower", 0.7, "not passed: scratch (cnn3d_s) is not surely better"), ("lower", 0.4, "passed:")],
 )  # fmt: skip
 def test_the_check_is_passed_where_scratch_is_surely_above_cheap_lines(measured, rows, low, verdict, monkeypatch):
     one, *_ = measured
     scratch = next(row for row in one.rows if row.source == "scratch" and row.first.encoder == "cnn3d_s")
     line = next(row for row in one.rows if row.first.cheap)
-    if rows == "untrained":
-        monkeypatch.setitem(scratch.first.results["verdict"], "trained", False)
+    if rows in ("untrained", "unjudged"):
+        monkeypatch.setitem(scratch.first.results["verdict"], "trained", False if rows == "untrained" else None)
+    monkeypatch.setattr(one.task, "higher_is_better", rows != "lower")
     values = {"units": 40, "patients": 40, "seeds": 2, "direction": "higher"}
-    intervals = {id(scratch): Interval(0.8, low, 0.9, **values), id(line): Interval(0.5, 0.5, 0.5, **values)}
-    assert check_verdict(one, [scratch] if rows != "none" else [], [line], intervals).startswith(verdict)
+    high = 0.9 if rows != "lower" else low + 0.05  # with a metric of which less is better the upper end decides
+    intervals = {id(scratch): Interval(0.8, low, high, **values), id(line): Interval(0.5, 0.5, 0.5, **values)}
+    lines = [line] if rows != "alone" else []
+    assert check_verdict(one, [scratch] if rows != "none" else [], lines, intervals).startswith(verdict)
 
 
 def test_marks_of_all_runs_stand_once(measured):
@@ -88,7 +103,8 @@ def test_differences_name_what_both_rows_are_and_no_p_of_what_did_not_train(meas
     assert system[5].startswith("system comparison") and system[8] and system[9] == ""
     assert named["voco3d", "scratch", "cnn3d_s"][8]  # a primary keeps its p
     exploratory = [row for row in rows if "did not train" in row[-1] and "primary" not in row[5]]
-    assert all(row[8] == "" for row in exploratory)
+    assert exploratory and all(row[8] == "" and row[6] and "DeLong" not in row[-1] for row in exploratory)
+    assert all(not c.shown for c in comparisons if c.untrained)
 
 
 def test_settings_of_the_input_are_named_one_by_one(measured, tmp_path):
@@ -106,14 +122,19 @@ def test_settings_of_the_input_are_named_one_by_one(measured, tmp_path):
 
 def test_what_was_searched_has_every_trial(measured):
     one, *_ = measured
-    (row,) = search_table("x", one).rows
+    (row,) = [row for row in search_table("x", one).rows if row[0].text == "scratch"]
     assert row[0].text == "scratch" and row[5].text == "within what was tried"
     assert row[4].text == "train.lr 0.001, of 3 trials on validation (0.0001: 0.600, 0.001: 0.700, 0.01: 0.500)"
 
 
 @pytest.mark.parametrize(("patients", "flag"), [(9, True), (10, False)])
 def test_verdicts_from_few_patients_are_flagged(tmp_path, patients, flag):
-    ((one,), _) = group_runs([read_run(write_run(tmp_path / "run", patients=patients))])
+    unjudged = write_run(tmp_path / "unjudged", seed=1, patients=patients)
+    results = json.loads((unjudged / "results.json").read_text())
+    results["parts"].pop("validation")
+    results["verdict"]["trained"] = None
+    (unjudged / "results.json").write_text(json.dumps(results))
+    ((one,), _) = group_runs([read_run(write_run(tmp_path / "run", patients=patients)), read_run(unjudged)])
     found = Interval(0.6, 0.5, 0.7, units=9, patients=9, seeds=1, direction="higher")
     assert (f"training judged on {patients} validation patients" in flags_of(one.rows[0], found)) is flag
 
