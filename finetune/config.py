@@ -216,6 +216,8 @@ class ScoreConfig:
     """Resamplings of the patients behind every interval."""
     examples: int = 3
     """Studies whose evidence is drawn."""
+    figures: bool = True
+    """Pictures of the results; the report of a grid draws its own from the predictions."""
 
 
 @dataclass
@@ -280,6 +282,7 @@ FREE_ON_RESUME = (
     "train.keep",
     "score.bootstrap",
     "score.examples",
+    "score.figures",
     "log.with",
 )
 

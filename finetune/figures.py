@@ -19,7 +19,9 @@ _WINDOWS = 3  # best windows of a study whose voxels are looked at
 
 
 def draw_figures(session: Session, cases, results: dict[str, Any]) -> list[Path]:
-    """Draw everything that these predictions have; returns the files."""
+    """Draw everything that these predictions have; returns the files, none where ``score.figures`` is off."""
+    if not session.config["score"].figures:
+        return []
     folder = session.out / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     part = session.config["eval"]
