@@ -193,8 +193,7 @@ def test_a_line_is_appended_after_a_torn_one(tmp_path):
     assert list(read_lines(path)) == [{"a": 1}, {"b": 2}]
 
 
-def _shard(folder, number, count, results):
-    store = make_store(folder)
+def _shard(store, number, count, results):
     runner = FakeRunner(polls=3)
     outcome = Worker(store, runner=runner, seconds=0.002, shard=(number, count), jobs=2).run()
     results.put((number, runner.started, outcome.done, outcome.failed))
@@ -204,10 +203,12 @@ def _shard(folder, number, count, results):
 
 
 def test_two_shards_share_the_work_and_never_a_cell(tmp_path):
-    make_store(tmp_path)  # the table of labels
+    store = make_store(
+        tmp_path
+    )  # made once: making it writes the files of the grid, which the other shard may be reading
     context = multiprocessing.get_context("fork")
     results = context.Queue()
-    processes = [context.Process(target=_shard, args=(tmp_path, i, 2, results)) for i in (1, 2)]
+    processes = [context.Process(target=_shard, args=(store, i, 2, results)) for i in (1, 2)]
     for process in processes:
         process.start()
     found = [results.get(timeout=120) for _ in processes]
