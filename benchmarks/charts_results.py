@@ -12,12 +12,12 @@ from benchmarks.sentences import (
     arrow,
     bracket,
     cost_words,
-    either,
     metric_words,
     names_of,
     number,
     share,
     signed,
+    system_of,
 )
 
 _LEFT, _RIGHT = 48, 16
@@ -118,21 +118,8 @@ def _forest(name: str, title: str, test_set: TestSet, shown: Sequence[Comparison
         "First named minus second, same patients, with the share of labels; 95 % intervals. Filled: the interval lies "
         "on one side of 0, and no run failed to train. A star marks comparisons named beforehand."
     )
-    chart.columns = (
-        "a",
-        "b",
-        "network",
-        "mode",
-        "label_share",
-        "kind",
-        "primary",
-        "difference",
-        "low",
-        "high",
-        "p",
-        "p_holm",
-        "seeds",
-    )
+    numbers = ("difference", "low", "high", "p", "p_holm", "seeds")
+    chart.columns = ("a", "b", "network", "mode", "label_share", "kind", "primary", *numbers)
     most = max(max(abs(c.difference.low), abs(c.difference.high), abs(c.difference.point)) for c in shown) or 0.01
     x = Scale(-most * 1.05, most * 1.05, _LEFT, chart.width - _LEFT)
     bottom = chart.height - 36
@@ -164,10 +151,7 @@ def _forest(name: str, title: str, test_set: TestSet, shown: Sequence[Comparison
         tip = f"{label}: {signed(d.point)} {bracket(d.low, d.high, True)}"
         chart.marker(x(d.point), at, color="c0", shape="square", size=4.5, hollow=not c.shown, tip=tip)
         holm = "" if c.p_holm is None else c.p_holm
-        networks, modes = (
-            [getattr(row.first, k) or "none" for row in (c.pair.a, c.pair.b)] for k in ("encoder", "mode")
-        )
-        names = (c.pair.a.label, c.pair.b.label, either(*networks), either(*modes), c.pair.a.fraction, c.pair.kind)
+        names = (c.pair.a.label, c.pair.b.label, *system_of(c.pair), c.pair.a.fraction, c.pair.kind)
         chart.rows.append((*names, int(c.primary), d.point, d.low, d.high, c.p, holm, d.seeds))
     return chart
 

@@ -134,8 +134,7 @@ def primaries_table(name: str, one: TestSet, primary: Sequence[Comparison]) -> T
                 Cell("" if d is None else say.bracket(d.low, d.high, True), None if d is None else d.low),
                 Cell("" if c.p_holm is None else f"{c.p_holm:.2g}", c.p_holm),
                 Cell("none named" if c.margin is None else f"{c.margin:g}", c.margin),
-                Cell(say.either(a.first.encoder or "none", b.first.encoder or "none")),
-                Cell(say.either(a.first.mode, b.first.mode)),
+                *map(Cell, say.system_of(c.pair)),
                 Cell(f"{100 * a.fraction:g} %", a.fraction),
             ]
         )

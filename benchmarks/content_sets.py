@@ -134,8 +134,7 @@ def differences_table(name: str, one: TestSet, comparisons: Sequence[Comparison]
             [
                 Cell(a.label),
                 Cell(b.label),
-                Cell(say.either(a.first.encoder or "none", b.first.encoder or "none")),
-                Cell(say.either(a.first.mode, b.first.mode)),
+                *map(Cell, say.system_of(c.pair)),
                 Cell(say.either(f"{100 * a.fraction:g} %", f"{100 * b.fraction:g} %"), a.fraction),
                 Cell(say.kind_words(c)),
                 Cell("" if d is None else say.signed(d.point), None if d is None else d.point),

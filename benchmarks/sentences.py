@@ -67,6 +67,12 @@ def either(a: str, b: str) -> str:
     return a if a == b else f"{a} / {b}"
 
 
+def system_of(pair: Pair) -> tuple[str, str]:
+    """Network and mode of a pair, each of both rows where they differ."""
+    a, b = pair.a.first, pair.b.first
+    return either(a.encoder or "none", b.encoder or "none"), either(a.mode, b.mode)
+
+
 def names_of(pair: Pair) -> tuple[str, str]:
     """Both rows of a pair, with network, mode and share of labels where they differ in them.
 
