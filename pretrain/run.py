@@ -62,7 +62,7 @@ def _job(config: dict):
 def _run(config: dict, job, rank: int, world: int) -> int:
     """Reads top to bottom: prepare data, build, train, export."""
     from voco.engine.launch import build_accelerator, start_trackers
-    from voco.engine.log import MetricLog
+    from voco.engine.log import MetricLog, read_rows
     from voco.engine.loop import LoopState, explain_out_of_memory, resolve_resume
     from voco.engine.record import RunRecord, describe_device
     from voco.engine.resume import check_same_settings
@@ -97,8 +97,11 @@ def _run(config: dict, job, rank: int, world: int) -> int:
     probe = job.start_probe(data, say) if main_process and not config["plan"] else None
     if main_process and not config["plan"]:
         _write_fingerprints(job.fingerprints(data), out)
-    for note in job.notes(world, data.counts):
+    goes_on = resume is not None and _is_own(resume, out)
+    for note in job.notes(world, data):
         say(f"note: {note}")
+    for note in job.fallen(read_rows(out / "metrics.jsonl")) if goes_on or config["plan"] else ():
+        say(note)
 
     flops = _count_flops(job, data, method) if main_process and not config["plan"] else None
     trackers = [] if config["plan"] else config["log"].with_
@@ -119,11 +122,10 @@ def _run(config: dict, job, rank: int, world: int) -> int:
     state = LoopState()
     try:
         with StopRequest() as stop, explain_out_of_memory(_MEMORY_SETTINGS):
-            goes_on = resume is not None and _is_own(resume, out)
-            untrained = lambda: job.build_method(_build_encoder(config, like=encoder), data)  # noqa: E731
+            untrained = lambda i: job.build_method(_build_encoder(config, like=encoder, number=i), data)  # noqa: E731
             monitor = None
             if main_process:
-                monitor = job.start_monitor(data, encoder, untrained, accelerator, goes_on)
+                monitor = job.start_monitor(data, method, untrained, accelerator, goes_on)
             model, optimizer, checkpoints = ready_to_train(config, accelerator, method, out)
             if resume is not None:
                 state = LoopState.from_dict(checkpoints.load(resume, method, optimizer))
@@ -190,17 +192,18 @@ def _is_finished(out: Path, resume: Path, steps: int) -> bool:
     return ended and (out / "encoder" / "config.json").is_file()
 
 
-def _build_encoder(config: dict, *, like=None):
-    """The encoder with the weights asked for, or, given ``like``, a fresh one of the same kind and input."""
+def _build_encoder(config: dict, *, like=None, number: int = 0):
+    """The encoder with the weights asked for, or, given ``like``, an untrained one of the same kind and input."""
     import torch
 
     from voco.encoders import create_encoder
     from voco.rng import derive_seed
 
     settings = config["encoder"]
-    torch.manual_seed(derive_seed(config["seed"], "init"))
-    if like is not None:
+    if like is not None:  # not the weights that the run itself starts from
+        torch.manual_seed(derive_seed(config["seed"], "untrained", number))
         return create_encoder(like.name, input_spec=like.input_spec, **like.arguments)
+    torch.manual_seed(derive_seed(config["seed"], "init"))
     arguments = settings.arguments | ({"depth_stride": settings.depth_stride} if settings.depth_stride else {})
     pairs = list(zip(settings.window[::2], settings.window[1::2])) or None
     encoder = create_encoder(settings.name, checkpoint=settings.weights, window=pairs, **arguments)

@@ -104,7 +104,7 @@ class Training:
         if self.monitor is None:
             return {}
         device, dtype = self.accelerator.device, autocast_dtype(self.accelerator)
-        row = self.monitor.report(self.method, step, device, dtype)
+        row = self.monitor.report(self.method, step, device, dtype, self.log.rows())
         self.accelerator.log(self.monitor.constants(), step=step)
         for sentence in self.monitor.warnings():
             self.log.say(f"step {step}: {sentence}")

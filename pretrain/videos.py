@@ -101,13 +101,13 @@ class VideoJob:
             keep_bytes=int(self.config["data"].keep_mb * 1e6),
         )
 
-    def start_monitor(self, cohort, encoder, build_untrained, accelerator, goes_on: bool):
+    def start_monitor(self, cohort, method, build_untrained, accelerator, goes_on: bool):
         """The report on held-out clips, its lines measured (once a run); None without held-out clips."""
         from voco.health.video_monitor import VideoMonitor
 
         if not cohort.heldout:
             return None
-        method, data = build_untrained(), self.config["data"]
+        data = self.config["data"]
         monitor = VideoMonitor(
             Path(self.config["out"]),
             heldout=self._clips(cohort, cohort.heldout, method, train=False),
@@ -149,8 +149,12 @@ class VideoJob:
         """What prepared data take, for ``--plan``."""
         return "0 GB of prepared data: clips are decoded as they come"
 
-    def notes(self, world: int, counts: dict[str, int]) -> list[str]:
+    def fallen(self, rows) -> list[str]:
+        """Scores that were higher earlier in this run."""
+        return []
+
+    def notes(self, world: int, cohort) -> list[str]:
         """What a user may not expect of settings that are not wrong."""
-        if counts["heldout_clips"] == 0:
+        if cohort.counts["heldout_clips"] == 0:
             return ["no held-out clips (--data.heldout, or official lists): nothing will tell whether the run learns"]
         return []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,12 +13,18 @@ from voco.errors import InputError
 if TYPE_CHECKING:
     from voco.data.fingerprint import Fingerprints
 
-_CARD_SCORES = ("intra", "position_accuracy", "position_accuracy_balanced", "disjoint_accuracy_balanced", "mean_cosine")
+_CARD_SCORES = ("intra", "position_accuracy_balanced", "disjoint_accuracy_balanced", "mean_cosine")
 _CITATIONS = {
     "voco3d": "Wu, Zhuang, Chen: VoCo (CVPR 2024, arXiv 2402.17300); Large-Scale 3D Medical Image Pre-training "
     "(arXiv 2410.09890)",
     "voco2d": "Chiu, Chen: 2D-VoCo (arXiv 2601.14593); Wu, Zhuang, Chen: VoCo (CVPR 2024, arXiv 2402.17300)",
 }
+
+
+def outside_share(shape, window) -> float:
+    """Share of a window that lies outside of a scan, wherever along the longer axes it is read."""
+    inside = math.prod(min(length, wanted) / wanted for length, wanted in zip(shape, window))
+    return 1.0 - inside
 
 
 class VolumeJob:
@@ -103,11 +110,12 @@ class VolumeJob:
             seed=self.config["seed"],
         )
 
-    def start_monitor(self, cohort, encoder, build_untrained, accelerator, goes_on: bool):
+    def start_monitor(self, cohort, method, build_untrained, accelerator, goes_on: bool):
         """The health report on held-out scans, its lines measured (once a run); None without held-out scans.
 
         Args:
-            build_untrained: makes the method with fresh weights.
+            method: as it is before the first step.
+            build_untrained: makes the method with fresh weights of a given number.
             goes_on: the lines may be taken from an earlier session of this run.
         """
         from voco.health.monitor import HealthMonitor
@@ -121,9 +129,10 @@ class VolumeJob:
             Path(self.config["out"]),
             volumes=[e.path for e in entries],
             names=[e.case.id for e in entries],
+            patients=[e.case.patient for e in entries],
             geometry=settings.geometry,
             region=settings.region,
-            hu_windows=encoder.input_spec.windows,
+            hu_windows=method.encoder.input_spec.windows,
             references=reference_lines(
                 settings.geometry,
                 negative=settings.options.negative,
@@ -135,7 +144,7 @@ class VolumeJob:
             seed=self.config["seed"],
             warmup=self.config["train"].warmup,
         )
-        monitor.measure_lines(build_untrained, accelerator.device, reuse=goes_on)
+        monitor.measure_lines(method, build_untrained, accelerator.device, reuse=goes_on)
         return monitor
 
     def start_probe(self, cohort, say):
@@ -168,17 +177,19 @@ class VolumeJob:
 
     def provenance(self, cohort, monitor=None) -> dict:
         """What the model card and later trainings should know, without what every method has."""
-        settings, results = self.config["method"], {}
+        from voco.health.report import HEADLINES
+
+        settings, learned = self.config["method"], {}
         if monitor is not None and monitor.latest is not None:
-            scores = {name: monitor.latest.score(name) for name in _CARD_SCORES}
-            results = {name: value for name, value in scores.items() if value is not None}
+            scores = {name: monitor.latest.score(name) for name in (*HEADLINES, *_CARD_SCORES)}
+            learned = monitor.provenance({name: value for name, value in scores.items() if value is not None})
         return {
             "preset": settings.preset,
             "data": "unlabeled CT of the user",
             "cases": cohort.counts["train_scans"],
             "patients": cohort.counts["train_patients"],
             "settings": flatten(asdict(settings)),
-            "results": results,
+            **learned,
             "citation": _CITATIONS[settings.name],
         }
 
@@ -193,14 +204,43 @@ class VolumeJob:
             if getattr(self.config["eval"], name) < 1:
                 raise InputError(f"--eval.{name} must be at least 1, found {getattr(self.config['eval'], name)}")
 
-    def notes(self, world: int, counts: dict[str, int]) -> list[str]:
+    def notes(self, world: int, cohort) -> list[str]:
         """What a user may not expect of settings that are not wrong."""
+        from voco.health.inference import LEAST_CLUSTERS
+
         train, options, found = self.config["train"], self.config["method"].options, []
         processes = world if options.inter_scope == "local" else 1
         together = train.batch_size // (train.accumulate * processes)
-        if options.inter_weight > 0 and (together == 1 or counts["train_patients"] == 1):
+        if options.inter_weight > 0 and (together == 1 or cohort.counts["train_patients"] == 1):
             why = "one volume at a time" if together == 1 else "one patient"
             found.append(f"with {why} there are no pairs of volumes: the inter-volume loss is 0")
-        if counts["heldout_scans"] == 0:
+        heldout = cohort.counts["heldout_patients"]
+        if heldout == 0:
             found.append("no held-out scans (--data.heldout): nothing will tell whether the run learns")
+        elif heldout < LEAST_CLUSTERS:
+            found.append(
+                f"{heldout} held-out patients are too few to say whether the run learns, at least {LEAST_CLUSTERS} are "
+                "needed: raise --data.heldout, or judge the recipe on every scan with --eval.cross 5"
+            )
+        return [*found, *self._padding(cohort)]
+
+    def _padding(self, cohort) -> list[str]:
+        """Whether windows are larger than the scans, from the shapes of the prepared scans alone."""
+        from voco.health.verdict import padding_note
+        from voco.health.windows import PADDED_SHARE
+
+        settings, found = self.config["method"], []
+        if settings.region != "window":
+            return []
+        for part, patients in (("training scans", cohort.train), ("held-out scans", cohort.heldout)):
+            entries = [entry for patient in patients for entry in patient]
+            shares = {e.case.id: outside_share(e.shape, settings.geometry.window) for e in entries}
+            if shares and (mean := sum(shares.values()) / len(shares)) > PADDED_SHARE:
+                found.append(padding_note(mean, {k: v for k, v in shares.items() if v > PADDED_SHARE}, part))
         return found
+
+    def fallen(self, rows) -> list[str]:
+        """Scores that were higher earlier in this run."""
+        from voco.health.verdict import fallen
+
+        return fallen(rows)

@@ -53,15 +53,11 @@ class MetricLog:
 
     def rows(self) -> list[dict]:
         """All rows of ``metrics.jsonl`` so far."""
-        return self._rows("metrics.jsonl")
+        return read_rows(self.out / "metrics.jsonl")
 
     def timing_rows(self) -> list[dict]:
         """All rows of ``timings.jsonl`` so far."""
-        return self._rows("timings.jsonl")
-
-    def _rows(self, name: str) -> list[dict]:
-        path = self.out / name
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+        return read_rows(self.out / "timings.jsonl")
 
     def progress(self, step: int, steps: int, text: str, every: float = 5.0) -> None:
         """A line on standard error at most every few seconds: step, numbers, time left."""
@@ -83,6 +79,12 @@ class MetricLog:
         if self.accelerator.is_main_process:
             with open(self.out / name, "a") as file:
                 file.write(json.dumps(row) + "\n")
+
+
+def read_rows(path: Path) -> list[dict]:
+    """Rows of a file of a run; none where there is no file, and without a last line that was torn by a kill."""
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return [json.loads(line) for line in lines if math.isfinite(_row_step(line))]
 
 
 def _row_step(line: str) -> float:

@@ -18,9 +18,9 @@ from voco.health.scores import (
     position_tallies,
     rank_correlation,
     standardised_cosine,
-    tally_scans,
+    tally_rows,
 )
-from voco.health.windows import EvalWindow, draw_queries, scenes
+from voco.health.windows import PADDED_SHARE, EvalWindow, draw_queries, scenes
 from voco.losses import cosine
 
 
@@ -35,6 +35,7 @@ def evaluate(
     name: str = "trained",
     shift_range: float = 0.1,
     autocast_dtype: torch.dtype | None = None,
+    positions_only: bool = False,
 ) -> HealthReport:
     """Score a method on held-out windows. Weights, modes and random state are left as they were.
 
@@ -53,20 +54,25 @@ def evaluate(
         name: of the report.
         shift_range: largest intensity shift as a share of the HU window.
         autocast_dtype: e.g. ``torch.bfloat16`` to evaluate as trained; None is float32.
+        positions_only: leave out crops as they are and all that comes from them, for lines: half the work.
     """
     settings = {"batch_volumes": batch_volumes, "device": torch.device(device), "autocast_dtype": autocast_dtype}
 
     def compare(hu, bases, starts, shift):
         return inspect_windows(method, hu, bases, starts, shift, **settings)
 
-    scan = np.array([w.scan for w in windows])
     with evaluating(method):
-        scores, clean, labels = _position_scores(windows, method.geometry, compare, queries, seed, shift_range)
-        tallies = _loss_tallies(method, scan, clean["cosine"], labels) | _inter_tally(method, scan, clean)
-        tallies |= _base_tallies(scan, clean["base_cosine"], getattr(getattr(method, "options", None), "reg_power", 2))
-        tallies |= _order_tallies(scan, clean, labels) | scores
+        tallies, clean, labels = _position_scores(
+            windows, method.geometry, compare, queries, seed, shift_range, clean=not positions_only
+        )
+        if positions_only:
+            return _report(name, windows, queries, seed, tallies, {})
+        patient = np.array([w.patient for w in windows])
+        other = _loss_tallies(method, patient, clean["cosine"], labels) | _inter_tally(method, windows, clean)
+        other |= _base_tallies(patient, clean["base_cosine"], getattr(getattr(method, "options", None), "reg_power", 2))
+        other |= _order_tallies(patient, clean, labels)
     values = {"effective_rank": effective_rank(clean["base_features"].reshape(-1, clean["base_features"].shape[-1]))}
-    return _report(name, windows, queries, seed, tallies, values)
+    return _report(name, windows, queries, seed, other | tallies, values)
 
 
 def evaluate_histogram(
@@ -96,7 +102,7 @@ def evaluate_histogram(
         return {"cosine": np.stack(found)}
 
     scores, clean, labels = _position_scores(windows, geometry, compare, queries, seed, shift_range)
-    tallies = _order_tallies(np.array([w.scan for w in windows]), clean, labels) | scores
+    tallies = _order_tallies(np.array([w.patient for w in windows]), clean, labels) | scores
     return _report(name, windows, queries, seed, tallies, {})
 
 
@@ -208,7 +214,7 @@ def inspect_windows(
     return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
 
-def _loss_tallies(method, scan, similarity, labels) -> dict[str, Tally]:
+def _loss_tallies(method, patient, similarity, labels) -> dict[str, Tally]:
     # the negative term is a mean over empty cells of one volume: queries go in groups of the size seen in training
     group = min(method.geometry.random_crops, similarity.shape[1])
     used = similarity.shape[1] // group * group
@@ -216,42 +222,46 @@ def _loss_tallies(method, scan, similarity, labels) -> dict[str, Tally]:
     for one, label in zip(similarity[:, :used], labels[:, :used]):
         one, label = (torch.from_numpy(x).float().reshape(-1, group, x.shape[-1]) for x in (one, label))
         terms.append({k: float(torch.as_tensor(v).mean()) for k, v in method.loss_terms(one, label).items()})
-    return {k: tally_scans(scan, np.array([t[k] for t in terms])) for k in terms[0]}
+    return {k: tally_rows(patient, np.array([t[k] for t in terms])) for k in terms[0]}
 
 
-def _inter_tally(method, scan, found) -> dict[str, Tally]:
+def _inter_tally(method, windows, found) -> dict[str, Tally]:
     """Queries of a window against the bases of its neighbour in the batch, where that is another scan."""
     if "inter_cosine" not in found or getattr(getattr(method, "options", None), "inter_weight", 1.0) == 0:
         return {}
+    scan, patient = (np.array([getattr(w, name) for w in windows]) for name in ("scan", "patient"))
     pairs = scan[found["neighbour"]] != scan
     if not pairs.any():
         return {}
     target = np.maximum(found["inter_target"][pairs], 0.0)
-    return {"inter": _loss_tallies(method, scan[pairs], found["inter_cosine"][pairs], target)["intra"]}
+    return {"inter": _loss_tallies(method, patient[pairs], found["inter_cosine"][pairs], target)["intra"]}
 
 
-def _order_tallies(scan, found, labels) -> dict[str, Tally]:
-    tallies = {"rank_correlation": tally_scans(scan, rank_correlation(found["cosine"], labels).mean(axis=-1))}
+def _order_tallies(patient, found, labels) -> dict[str, Tally]:
+    tallies = {"rank_correlation": tally_rows(patient, rank_correlation(found["cosine"], labels).mean(axis=-1))}
     if "encoder_cosine" in found:
         correlation = rank_correlation(found["encoder_cosine"], labels).mean(axis=-1)
-        tallies["encoder_rank_correlation"] = tally_scans(scan, correlation)
+        tallies["encoder_rank_correlation"] = tally_rows(patient, correlation)
     return tallies
 
 
-def _base_tallies(scan, base_cosine, reg_power) -> dict[str, Tally]:
+def _base_tallies(patient, base_cosine, reg_power) -> dict[str, Tally]:
     first, second = np.triu_indices(base_cosine.shape[-1], k=1)
     pairs = base_cosine[:, first, second]
     return {
-        "mean_cosine": tally_scans(scan, pairs.mean(axis=-1)),
-        "reg": tally_scans(scan, (np.maximum(pairs, 0.0) ** reg_power).mean(axis=-1)),
+        "mean_cosine": tally_rows(patient, pairs.mean(axis=-1)),
+        "reg": tally_rows(patient, (np.maximum(pairs, 0.0) ** reg_power).mean(axis=-1)),
     }
 
 
-def _position_scores(windows, geometry: Geometry, compare, queries: int, seed: int, shift_range: float):
+def _position_scores(
+    windows, geometry: Geometry, compare, queries: int, seed: int, shift_range: float, clean: bool = True
+):
     """Tallies of position and disjoint accuracy; then what ``compare`` found on crops as they are, and their labels.
 
     Args:
         compare: ``(arrays, base corners, query corners, shift or None) -> {"cosine": (W, Q, N), ...}``.
+        clean: whether crops as they are, without intensity shift, are looked at as well; else None is found on them.
     """
     tallies, whole = {}, None
     for kind, slabs in (("position", False), ("disjoint", True)):
@@ -259,14 +269,15 @@ def _position_scores(windows, geometry: Geometry, compare, queries: int, seed: i
         if not seen:
             continue
         asked = draw_queries(seen, geometry, queries, seed, shift_range, slabs=slabs)
-        clean, shifted = compare(hu, bases, asked.starts, None), compare(hu, bases, asked.starts, asked.shift)
-        tallies |= _position_tallies(kind, np.array([w.scan for w in seen]), clean, shifted, asked.labels)
-        whole = whole or (clean, asked.labels)
+        as_is = compare(hu, bases, asked.starts, None) if clean else None
+        shifted = compare(hu, bases, asked.starts, asked.shift)
+        tallies |= _position_tallies(kind, np.array([w.patient for w in seen]), as_is, shifted, asked.labels)
+        whole = whole or (as_is, asked.labels)
     return tallies, *whole
 
 
-def _position_tallies(kind: str, scan, clean, shifted, labels) -> dict[str, Tally]:
-    rows, cells = np.repeat(scan, labels.shape[1]), labels.shape[-1]
+def _position_tallies(kind: str, patient, clean, shifted, labels) -> dict[str, Tally]:
+    rows, cells = np.repeat(patient, labels.shape[1]), labels.shape[-1]
     tallies = {}
     for prefix, found, key in (
         ("", shifted, "cosine"),
@@ -274,7 +285,7 @@ def _position_tallies(kind: str, scan, clean, shifted, labels) -> dict[str, Tall
         ("encoder_", shifted, "encoder_cosine"),
         ("encoder_clean_", clean, "encoder_cosine"),
     ):
-        if key in found:
+        if found is not None and key in found:
             both = position_tallies(rows, found[key].reshape(-1, cells), labels.reshape(-1, cells))
             tallies |= {f"{prefix}{kind}_{score}": tally for score, tally in both.items()}
     return tallies
@@ -284,6 +295,7 @@ def _report(name, windows, queries, seed, tallies, values) -> HealthReport:
     scans = {w.scan for w in windows}
     deep = {w.scan for w in windows if w.slabs is not None}
     shallow = sorted({w.no_slabs for w in windows if w.no_slabs})
+    shares = {str(w.key[0]): np.mean([v.padded_share for v in windows if v.scan == w.scan]) for w in windows}
     return HealthReport(
         name=name,
         tallies=tallies,
@@ -293,5 +305,6 @@ def _report(name, windows, queries, seed, tallies, values) -> HealthReport:
         windows=len(windows),
         queries=queries,
         seed=seed,
+        padded={scan: float(share) for scan, share in shares.items() if share > PADDED_SHARE},
         disjoint_missing=None if deep else f"none of {len(scans)} scans has one: {'; '.join(shallow)}",
     )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 
@@ -11,13 +12,17 @@ import torch
 
 from voco.health.evaluate import calibrate_batchnorm, evaluate, evaluate_histogram, outer_window
 from voco.health.examples import similarity_examples
-from voco.health.report import POSITION_SCORES, HealthReport, verdict
+from voco.health.report import HEADLINES, POSITION_SCORES, HealthReport, better_of, mean_of
+from voco.health.verdict import LINES, RULE, judgements, verdict
 from voco.health.windows import EvalWindow, build_eval_windows
 
-_LINES = "health_lines.json"
+_LINES_FILE = "health_lines.json"
 # A projector without running statistics normalises over the crops that pass together: with one number for all runs,
 # scores of runs with other batch sizes or numbers of processes can be compared.
 _BATCH_VOLUMES = 4
+# Random networks that the untrained line is made of: with five or six, one network must lie 2.8 to 3.0 standard
+# deviations above their mean to be more than a lucky draw; ten would ask for 2.4.
+NETWORKS = 6
 
 
 class HealthMonitor:
@@ -25,7 +30,7 @@ class HealthMonitor:
 
     Args:
         out: run folder; lines go to ``health_lines.json``, the latest report and verdict to ``health.json``.
-        volumes, names: held-out prepared files and their case ids.
+        volumes, names, patients: held-out prepared files, their case ids and whose they are.
         geometry, region: of the method.
         hu_windows: of the encoder, for the histogram line.
         references: from ``voco.reference.reference_lines``.
@@ -40,6 +45,7 @@ class HealthMonitor:
         *,
         volumes: Sequence[Path],
         names: Sequence[str],
+        patients: Sequence[str],
         geometry,
         region: str,
         hu_windows,
@@ -54,53 +60,110 @@ class HealthMonitor:
         self.references = asdict(references) if is_dataclass(references) else dict(references)
         self.queries, self.seed, self.warmup = queries, seed, warmup
         self.windows: list[EvalWindow] = build_eval_windows(
-            volumes, geometry, per_scan=per_scan, seed=seed, region=region, names=names, max_scans=max_scans
+            volumes,
+            geometry,
+            per_scan=per_scan,
+            seed=seed,
+            region=region,
+            names=names,
+            patients=patients,
+            max_scans=max_scans,
         )
         self.lines: dict[str, HealthReport] = {}
         self.latest: HealthReport | None = None
         self.verdict: list[str] = []
 
-    def measure_lines(self, build_untrained: Callable[[], torch.nn.Module], device, *, reuse: bool) -> None:
-        """Score what has learned nothing: the HU histogram, and the same encoder untrained.
+    def measure_lines(
+        self, method: torch.nn.Module, build_untrained: Callable[[int], torch.nn.Module], device, *, reuse: bool
+    ) -> None:
+        """Score what this run has not learned: where it starts, networks with random weights, the HU histogram.
+
+        A network counts with the better of two states of its BatchNorm statistics, as they are and estimated from the
+        held-out windows: untrained ones have none worth the name, and one state or the other alone makes a low line.
 
         Args:
-            build_untrained: makes the method with fresh weights.
+            method: as it is before the first step.
+            build_untrained: makes the method with fresh weights of a given number.
             reuse: take what an earlier session of this very run measured, with the same settings and scans.
         """
-        path = self.out / _LINES
+        path = self.out / _LINES_FILE
         if reuse and path.is_file():
-            self.lines = {k: HealthReport.from_dict(v) for k, v in json.loads(path.read_text()).items()}
-            return
-        untrained = build_untrained().to(device)
-        calibrate_batchnorm(untrained, self.windows, batch_volumes=_BATCH_VOLUMES, device=device)
-        self.lines = {
-            "untrained": self._evaluate(untrained, device, "untrained"),
-            "histogram": evaluate_histogram(
-                self.windows, self.geometry, outer_window(self.hu_windows), queries=self.queries, seed=self.seed
-            ),
-        }
+            saved = {k: HealthReport.from_dict(v) for k, v in json.loads(path.read_text()).items()}
+            if set(LINES) <= set(saved):  # version 0.1 knew no step 0
+                self.lines = saved
+                return
+        from voco.data.progress import Progress
+
+        bar = Progress("lines that need no learning", NETWORKS + 2, unit="lines")
+        self.lines = {"step0": self._in_both_states(method, device, "step0", positions_only=False)}
+        bar.step()
+        networks = []
+        for number in range(NETWORKS):
+            networks.append(self._in_both_states(build_untrained(number).to(device), device, f"untrained {number}"))
+            bar.step()
+        self.lines["untrained"] = mean_of(networks, "untrained")
+        self.lines["histogram"] = evaluate_histogram(
+            self.windows, self.geometry, outer_window(self.hu_windows), queries=self.queries, seed=self.seed
+        )
+        bar.step()
+        bar.close()
         _write_json(path, {k: v.to_dict() for k, v in self.lines.items()})
 
-    def report(self, method: torch.nn.Module, step: int, device, autocast_dtype=None) -> dict[str, float]:
-        """Score ``method`` now; returns flat metrics and writes ``health.json``."""
+    def _in_both_states(self, method, device, name: str, *, positions_only: bool = True) -> HealthReport:
+        states = [self._evaluate(method, device, name, positions_only=positions_only)]
+        calibrated = copy.deepcopy(method)
+        if calibrate_batchnorm(calibrated, self.windows, batch_volumes=_BATCH_VOLUMES, device=device):
+            states.append(self._evaluate(calibrated, device, name, positions_only=positions_only))
+        return better_of(states, name)
+
+    def report(
+        self, method: torch.nn.Module, step: int, device, autocast_dtype=None, earlier: Sequence[Mapping] = ()
+    ) -> dict[str, float]:
+        """Score ``method`` now; returns flat metrics and writes ``health.json``.
+
+        Args:
+            earlier: rows of metrics.jsonl so far, for what was better before.
+        """
         self.latest = self._evaluate(method, device, "trained", autocast_dtype)
-        self.verdict = verdict(self.latest, self.references, step=step, warmup_steps=self.warmup, lines=self.lines)
-        record = {"step": step, "verdict": self.verdict, "references": self.references, "report": self.latest.to_dict()}
+        self.verdict = verdict(
+            self.latest, self.references, step=step, warmup_steps=self.warmup, lines=self.lines, earlier=earlier
+        )
+        record = {
+            "step": step,
+            "verdict": self.verdict,
+            "rule": RULE,
+            "judged": self.judged(),
+            "references": self.references,
+            "report": self.latest.to_dict(),
+        }
         _write_json(self.out / "health.json", record)
         return self.latest.metrics("heldout")
+
+    def judged(self) -> list[dict]:
+        """What the verdict rests on, in numbers: value, lines, differences and limit of each score that decides."""
+        return [asdict(one) | {"learned": one.above} for one in judgements(self.latest, self.lines, self.references)]
+
+    def provenance(self, results: dict[str, float]) -> dict:
+        """What travels with the weights: scores, the lines that they stand beside, and the verdict in words."""
+        lines = {
+            f"{name} of {one.score}": value
+            for one in judgements(self.latest, self.lines, self.references)
+            for name, value in one.lines.items()
+        }
+        return {"results": results, "lines": lines, "verdict": list(self.verdict)}
 
     def constants(self) -> dict[str, float]:
         """Reference losses and the lines, for trackers that draw them beside the curves."""
         found = {f"lines/{name}": float(value) for name, value in self.references.items()}
         for name, line in self.lines.items():
-            for score in (f"{s}{suffix}" for s in POSITION_SCORES for suffix in ("", "_balanced")):
+            for score in (*HEADLINES, *(f"{s}{suffix}" for s in POSITION_SCORES for suffix in ("", "_balanced"))):
                 if line.score(score) is not None:
                     found[f"lines/{name}_{score}"] = line.score(score)
         return found
 
     def warnings(self) -> list[str]:
         """Sentences of the verdict that a person should not learn of only at the end."""
-        return [s for s in self.verdict if s.startswith(("nothing learned", "collapsed", "broken"))]
+        return [s for s in self.verdict if s.startswith(("nothing learned", "collapsed", "broken", "note: fell"))]
 
     def draw(
         self, method: torch.nn.Module, rows: Sequence[dict], draws: dict, device, autocast_dtype=None
@@ -139,7 +202,7 @@ class HealthMonitor:
         made.append(figures.crops_of_case(self.windows[0].hu, self.geometry, draws, outer, folder / "crops.png"))
         return made
 
-    def _evaluate(self, method, device, name: str, autocast_dtype=None) -> HealthReport:
+    def _evaluate(self, method, device, name: str, autocast_dtype=None, positions_only: bool = False) -> HealthReport:
         return evaluate(
             method,
             self.windows,
@@ -149,6 +212,7 @@ class HealthMonitor:
             device=device,
             name=name,
             autocast_dtype=autocast_dtype,
+            positions_only=positions_only,
         )
 
 

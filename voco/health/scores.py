@@ -1,15 +1,11 @@
-"""Scores of a self-supervised encoder as pure functions on arrays: positions, ranks, histograms, intervals."""
+"""Scores of a self-supervised encoder as pure functions on arrays: positions, ranks, histograms."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import torch
-
-from voco.errors import InputError
-from voco.rng import derive_seed
 
 HISTOGRAM_BINS = 24
 # cosines are computed in float32: closer than this is equal, so that a constant network scores chance and not luck
@@ -18,100 +14,65 @@ TIE = 1e-6
 
 @dataclass(frozen=True)
 class Tally:
-    """Per-scan sums from which a score and every resample of it over scans follow.
+    """Sums per cluster (a patient, a group of clips) from which a score and everything said about it follow.
 
-    The score is the mean over columns of (sum of hits over scans) / (sum of weight over scans); columns without weight
-    do not count. One column is a plain mean; one column per true cell is a balanced accuracy.
+    The score is the mean over columns of (sum of hits over clusters) / (sum of weight over clusters); columns without
+    weight do not count. One column is a plain mean; one column per true cell is a balanced accuracy.
 
     Attributes:
-        hits: (S, C) sums of the scored quantity, S scans, C columns.
+        hits: (S, C) sums of the scored quantity, S clusters, C columns.
         weight: (S, C) what the sums are to be divided by.
+        share: the score lies in [0, 1], and so do the ends of its interval.
     """
 
     hits: np.ndarray
     weight: np.ndarray
+    share: bool = False
 
     @property
-    def scans(self) -> int:
+    def clusters(self) -> int:
         return len(self.hits)
-
-    def score(self, counts: np.ndarray | None = None) -> np.ndarray:
-        """Score of R resamples.
-
-        Args:
-            counts: (R, S) how often each scan is in a resample; None is the sample itself, R = 1.
-
-        Returns:
-            (R,) scores, NaN where nothing was counted.
-        """
-        counts = np.ones((1, self.scans)) if counts is None else counts
-        hits, weight = counts @ self.hits, counts @ self.weight
-        occurs = weight > 0
-        ratio = np.divide(hits, weight, out=np.zeros_like(hits), where=occurs)
-        columns = occurs.sum(axis=1)
-        return np.divide(ratio.sum(axis=1), columns, out=np.full(len(ratio), np.nan), where=columns > 0)
 
     @property
     def value(self) -> float:
-        return float(self.score()[0])
+        """The score, NaN where nothing was counted."""
+        total, occurs = self._total
+        return float((self.hits.sum(0)[occurs] / total[occurs]).mean()) if occurs.any() else float("nan")
+
+    @property
+    def contributions(self) -> np.ndarray:
+        """(S,) what each cluster adds to the score; the sum is ``value``."""
+        total, occurs = self._total
+        return (self.hits[:, occurs] / total[occurs]).mean(1) if occurs.any() else np.full(self.clusters, np.nan)
+
+    @property
+    def influence(self) -> np.ndarray:
+        """(S,) first-order change of the score with the weight of each cluster; the sum is 0."""
+        total, occurs = self._total
+        if not occurs.any():
+            return np.full(self.clusters, np.nan)
+        ratio = self.hits.sum(0)[occurs] / total[occurs]
+        return ((self.hits[:, occurs] - ratio * self.weight[:, occurs]) / total[occurs]).mean(1)
+
+    @property
+    def _total(self) -> tuple[np.ndarray, np.ndarray]:
+        total = self.weight.sum(0)
+        return total, total > 0
 
 
-def tally_scans(scan: np.ndarray, hits: np.ndarray, weight: np.ndarray | None = None) -> Tally:
-    """Sum rows that belong to the same scan.
+def tally_rows(cluster: np.ndarray, hits: np.ndarray, weight: np.ndarray | None = None, share: bool = False) -> Tally:
+    """Sum rows that belong to the same cluster.
 
     Args:
-        scan: (M,) scan of each row.
+        cluster: (M,) of each row.
         hits: (M,) or (M, C) scored quantity.
         weight: as ``hits``; None is 1 per row.
+        share: see ``Tally``.
     """
-    hits = np.asarray(hits, np.float64).reshape(len(scan), -1)
-    weight = np.ones_like(hits) if weight is None else np.asarray(weight, np.float64).reshape(len(scan), -1)
-    member = (np.unique(scan)[:, None] == np.asarray(scan)[None, :]).astype(np.float64)
-    return Tally(member @ hits, member @ weight)
-
-
-@lru_cache(maxsize=32)
-def resample_counts(scans: int, resamples: int, seed: int) -> np.ndarray:
-    """(R, S) draws with replacement of S scans; the same for every score, so that differences are paired."""
-    rng = np.random.default_rng(derive_seed(seed, "bootstrap", scans))
-    counts = rng.multinomial(scans, np.full(scans, 1.0 / scans), size=resamples).astype(np.float64)
-    counts.setflags(write=False)
-    return counts
-
-
-def bootstrap_interval(tally: Tally, *, resamples: int = 2000, seed: int = 0) -> tuple[float, float] | None:
-    """95 % percentile interval over scans; None for fewer than two scans, where there is nothing to resample."""
-    if tally.scans < 2:
-        return None
-    return _percentiles(tally.score(resample_counts(tally.scans, resamples, seed)))
-
-
-def bootstrap_difference(
-    one: Tally, other: Tally, *, resamples: int = 2000, seed: int = 0
-) -> tuple[float, tuple[float, float] | None]:
-    """Score of ``one`` minus score of ``other``, with its 95 % interval over the scans that both were measured on.
-
-    Raises:
-        InputError: the two were not measured on the same queries of the same scans.
-    """
-    if one.weight.shape != other.weight.shape or not np.allclose(one.weight, other.weight):
-        raise InputError(
-            f"scores of different queries cannot be paired ({one.scans} and {other.scans} scans): "
-            "evaluate both on the same windows with the same seed"
-        )
-    value = one.value - other.value
-    if one.scans < 2:
-        return value, None
-    counts = resample_counts(one.scans, resamples, seed)
-    return value, _percentiles(one.score(counts) - other.score(counts))
-
-
-def _percentiles(values: np.ndarray) -> tuple[float, float] | None:
-    values = values[np.isfinite(values)]
-    if not len(values):
-        return None
-    low, high = np.percentile(values, [2.5, 97.5])
-    return float(low), float(high)
+    hits = np.asarray(hits, np.float64).reshape(len(cluster), -1)
+    weight = np.ones_like(hits) if weight is None else np.asarray(weight, np.float64).reshape(len(cluster), -1)
+    member = (np.unique(cluster)[:, None] == np.asarray(cluster)[None, :]).astype(np.float64)
+    return Tally(member @ hits, member @ weight, share)
 
 
 def position_credit(similarity: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -133,11 +94,11 @@ def position_credit(similarity: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return np.where(true.sum(axis=-1) == 1, credit, np.nan)
 
 
-def position_tallies(scan: np.ndarray, similarity: np.ndarray, labels: np.ndarray) -> dict[str, Tally]:
+def position_tallies(cluster: np.ndarray, similarity: np.ndarray, labels: np.ndarray) -> dict[str, Tally]:
     """Position accuracy, plain and balanced over the true cells that occur.
 
     Args:
-        scan: (M,) scan of each query.
+        cluster: (M,) patient of each query.
         similarity: (M, N).
         labels: (M, N).
 
@@ -150,8 +111,8 @@ def position_tallies(scan: np.ndarray, similarity: np.ndarray, labels: np.ndarra
     credit = np.where(counts, credit, 0.0)
     cell = np.eye(labels.shape[-1])[labels.argmax(axis=-1)] * counts[:, None]
     return {
-        "accuracy": tally_scans(scan, credit, counts),
-        "accuracy_balanced": tally_scans(scan, credit[:, None] * cell, cell),
+        "accuracy": tally_rows(cluster, credit, counts, share=True),
+        "accuracy_balanced": tally_rows(cluster, credit[:, None] * cell, cell, share=True),
     }
 
 

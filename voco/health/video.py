@@ -12,8 +12,8 @@ import torch
 
 from voco.errors import InputError
 from voco.health.evaluate import evaluating
-from voco.health.report import RESAMPLES, Difference
-from voco.health.scores import Tally, bootstrap_difference, bootstrap_interval, tally_scans
+from voco.health.inference import Difference, compare, interval
+from voco.health.scores import Tally, tally_rows
 
 FEW_GROUPS = 10
 _ONE_ANSWER = 0.95
@@ -65,9 +65,9 @@ class VideoReport:
         groups = np.unique(np.array(self.group, dtype=str), return_inverse=True)[1]
         if score == "top1_balanced":
             cell = np.eye(len(self.classes))[self.label]
-            return tally_scans(groups, (self.place == 0)[:, None] * cell, cell)
+            return tally_rows(groups, (self.place == 0)[:, None] * cell, cell, share=True)
         rows = self.loss if score == "loss" else self.place < int(score.removeprefix("top"))
-        return tally_scans(groups, rows)
+        return tally_rows(groups, rows, share=score != "loss")
 
     def score(self, name: str) -> float | None:
         """One number by name, None where there is none of that name."""
@@ -75,7 +75,7 @@ class VideoReport:
 
     def interval(self, name: str) -> tuple[float, float] | None:
         """95 % bootstrap interval over groups, None with fewer than two."""
-        return bootstrap_interval(self.tally(name), resamples=RESAMPLES, seed=self.seed) if len(self.label) else None
+        return interval(self.tally(name)) if len(self.label) else None
 
     def confusion(self) -> np.ndarray:
         """(C, C) number of clips: true class in rows, answer in columns. Answers that are not finite are left out."""
@@ -243,16 +243,12 @@ def differences(report: VideoReport, lines: Mapping[str, VideoReport], score: st
     Raises:
         InputError: a line was measured on other clips.
     """
-    constant, interval = constant_lines(report)[score], report.interval(score)
-    low, high = (None, None) if interval is None else (interval[0] - constant, interval[1] - constant)
-    found = {"constant": Difference(report.score(score) - constant, low, high)}
+    own, constant = report.tally(score), constant_lines(report)[score]
+    found = {"constant": compare(own, Tally(constant * own.weight, own.weight))}
     for name, line in lines.items():
         if not np.array_equal(line.case, report.case):
             raise InputError(f"the line {name!r} was measured on other clips; evaluate both on the same held-out clips")
-        value, interval = bootstrap_difference(
-            report.tally(score), line.tally(score), resamples=RESAMPLES, seed=report.seed
-        )
-        found[name] = Difference(value, *(interval or (None, None)))
+        found[name] = compare(own, line.tally(score))
     return found
 
 
@@ -327,8 +323,8 @@ def _about_loss(loss: float, chance: float, step: int, early: bool) -> str:
 
 def _about_score(report: VideoReport, lines: Mapping[str, VideoReport]) -> str:
     score = "top1_balanced"
-    found, interval = differences(report, lines, score), report.interval(score)
-    between = "" if interval is None else f" [{interval[0]:.2f}, {interval[1]:.2f}]"
+    found, limits = differences(report, lines, score), report.interval(score)
+    between = "" if limits is None else f" [{limits[0]:.2f}, {limits[1]:.2f}]"
     values = {"constant": constant_lines(report)[score]} | {name: line.score(score) for name, line in lines.items()}
     listed = ", ".join(f"{_line_name(name)} {value:.2f}" for name, value in values.items())
     text = f"top-1 {report.score(score):.2f}{between} (balanced over classes; {listed})"

@@ -98,7 +98,9 @@ class VideoMonitor:
         }
         _write_json(path, {k: v.to_dict() for k, v in self.lines.items()})
 
-    def report(self, method: torch.nn.Module, step: int, device, autocast_dtype=None) -> dict[str, float]:
+    def report(
+        self, method: torch.nn.Module, step: int, device, autocast_dtype=None, earlier: Sequence[Mapping] = ()
+    ) -> dict[str, float]:
         """Score ``method`` now; returns flat metrics and writes ``video.json``.
 
         Raises:

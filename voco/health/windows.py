@@ -16,6 +16,8 @@ from voco.geometry import Geometry
 from voco.rng import generator
 
 DISJOINT_DEPTH = 1.5
+# above this share of voxels outside the scan, place can be read from the padding
+PADDED_SHARE = 0.2
 # keeps the windows of a large cohort in memory: 40 scans x 2 windows of the published size are about 1.2 GB
 MAX_SCANS = 40
 
@@ -26,6 +28,7 @@ class EvalWindow:
 
     Attributes:
         scan: index of the scan.
+        patient: index of the patient, over whom everything that is said about a score is resampled.
         key: what its random draws depend on, (scan name or index, number of the window within the scan).
         hu: (D, H, W) int16.
         slabs: (2d, H, W) int16, the slab for the bases in the first half and its neighbour along z for the queries in
@@ -36,6 +39,7 @@ class EvalWindow:
     """
 
     scan: int
+    patient: int
     key: tuple[str | int, int]
     hu: np.ndarray
     slabs: np.ndarray | None
@@ -52,6 +56,7 @@ def build_eval_windows(
     seed: int,
     region: str = "window",
     names: Sequence[str] | None = None,
+    patients: Sequence[str] | None = None,
     max_scans: int | None = MAX_SCANS,
 ) -> list[EvalWindow]:
     """Read the windows that every evaluation of a run looks at.
@@ -63,6 +68,7 @@ def build_eval_windows(
         seed: places depend on (seed, scan, window) alone.
         region: as the method's: ``window`` or ``whole``; ``whole`` has no neighbouring slab, hence no disjoint score.
         names: one per scan; with names, places do not depend on the order of the list.
+        patients: one per scan; None takes every scan for a patient.
         max_scans: at most so many scans, drawn by the seed; None is all of them.
 
     Returns:
@@ -78,11 +84,12 @@ def build_eval_windows(
     if max_scans is not None and len(volumes) > max_scans:
         order = torch.randperm(len(volumes), generator=generator(seed, "eval", "scans"))
         chosen = sorted(order[:max_scans].tolist())
+    of_scan = np.arange(len(volumes)) if patients is None else np.unique(np.asarray(patients), return_inverse=True)[1]
     windows = []
     for scan in chosen:
         volume = _open(volumes[scan])
-        key = scan if names is None else names[scan]
-        windows.append([_read(volume, geometry, scan, (key, number), seed, region) for number in range(per_scan)])
+        key, who = scan if names is None else names[scan], (scan, int(of_scan[scan]))
+        windows.append([_read(volume, geometry, who, (key, number), seed, region) for number in range(per_scan)])
     return [row[number] for number in range(per_scan) for row in windows]
 
 
@@ -94,7 +101,8 @@ def _open(volume) -> ReadableVolume:
     return volume() if callable(volume) else volume
 
 
-def _read(volume, geometry: Geometry, scan: int, key: tuple, seed: int, region: str) -> EvalWindow:
+def _read(volume, geometry: Geometry, who: tuple[int, int], key: tuple, seed: int, region: str) -> EvalWindow:
+    scan, patient = who
     window = read_window(volume, geometry.window, generator(seed, "eval", *key), region)
     depth = geometry.size[0]
     slabs = side = reason = None
@@ -106,7 +114,7 @@ def _read(volume, geometry: Geometry, scan: int, key: tuple, seed: int, region: 
         pair = read_window(volume, (2 * depth, *geometry.window[1:]), generator(seed, "eval", "slabs", *key)).hu
         side = "above" if (scan + key[1]) % 2 == 0 else "below"
         slabs = pair if side == "above" else np.concatenate([pair[depth:], pair[:depth]])
-    return EvalWindow(scan, key, window.hu, slabs, side, window.padded_share, reason)
+    return EvalWindow(scan, patient, key, window.hu, slabs, side, window.padded_share, reason)
 
 
 @dataclass(frozen=True)
