@@ -285,8 +285,8 @@ def padding_note(share: float, scans: Mapping[str, float], where: str) -> str:
     more = f" and {len(worst) - _LISTED} more" if len(worst) > _LISTED else ""
     return (
         f"{share:.0%} of the voxels in windows of {where} lie outside the scan (more than {PADDED_SHARE:.0%}), so that "
-        f"place can be read from the padding: {named}{more}. Take a smaller --method.geometry.crop, a finer --data.spacing, or "
-        "leave small scans out."
+        f"place can be read from the padding: {named}{more}. Take a smaller --method.geometry.crop, a finer "
+        "--data.spacing, or leave small scans out."
     )
 
 
