@@ -179,8 +179,8 @@ _RUN_METRICS = (
     "step",
     "loss",
     "heldout/intra",
-    "heldout/position_accuracy_balanced",
-    "heldout/disjoint_accuracy_balanced",
+    "heldout/encoder_position_accuracy_balanced",
+    "heldout/encoder_disjoint_accuracy_balanced",
     "heldout/mean_cosine",
     "heldout/top1",
     "heldout/top1_balanced",
@@ -200,13 +200,14 @@ def _run(path: Path) -> Iterator[str]:
     saved = sorted(item.name for item in (path / "checkpoints").glob("step-*"))
     rows["checkpoints"] = f"{len(saved)}, newest {saved[-1]}" if saved else "none"
     yield from table({"kind": "run", **rows})
-    for report in ("health.json", "video.json"):
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            verdict = json.loads((path / report).read_text())["verdict"]
-            yield from ("", "did it learn?", *(f"  {line}" for line in verdict))
     if (path / "encoder" / "config.json").is_file():
         yield ""
         yield from describe_encoder(path / "encoder")
+        return
+    for report in ("health.json", "video.json"):  # of a run under way; the encoder of a finished one carries it
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            verdict = json.loads((path / report).read_text())["verdict"]
+            yield from ("", "did it learn?", *(f"  {line}" for line in verdict))
 
 
 def _short(value: object) -> str:

@@ -42,7 +42,11 @@ def describe_encoder(path: Path) -> Iterator[str]:
     for number, entry in enumerate(config["provenance"], 1):
         yield f"training {number}"
         plain = {key: value for key, value in entry.items() if isinstance(value, (str, int, float)) and value != ""}
+        for name in ("results", "lines"):  # a score without what it stands beside says nothing
+            plain |= {f"{name[:-1]}: {key}": f"{value:.3f}" for key, value in (entry.get(name) or {}).items()}
         yield from (f"  {line}" for line in (table(plain) if plain else ()))
+        if entry.get("verdict"):
+            yield from ("  did it learn?", *(f"    {sentence}" for sentence in entry["verdict"]))
 
 
 def _parameters(file: Path) -> str:

@@ -1,4 +1,4 @@
-"""Curves and bars of a run: loss terms, position scores over steps, and the final comparison with the three lines."""
+"""Curves and bars of a run: loss terms, position scores over steps, and the final comparison with the lines."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ _TERMS = (
     ("inter", "inter: between scans"),
     ("reg", "reg: base crops kept apart"),
 )
+_HEADS = (("encoder_", "encoder features: what the verdict is about"), ("", "through the projector"))
 _KINDS = (
     ("position_accuracy", "position accuracy", "overlaps the base crops"),
     ("disjoint_accuracy", "disjoint accuracy", "shares no voxel with them"),
@@ -121,28 +122,30 @@ def _band(rows, name, steps):
 def position_scores(
     metrics_rows: Sequence[Mapping], lines: Mapping, references: Mapping[str, float], path: str | Path
 ) -> Path:
-    """Position accuracy and disjoint accuracy over steps, balanced and plain, beside the three lines.
+    """Position accuracy and disjoint accuracy over steps, of features and through the projector, beside the lines.
 
     Args:
         metrics_rows: rows of metrics.jsonl with ``heldout/...`` scores.
-        lines: ``untrained`` and ``histogram`` -> ``HealthReport``.
+        lines: ``step0``, ``untrained`` and ``histogram`` -> ``HealthReport``.
         references: fields of ``voco.reference.reference_lines``.
         path: PNG to write.
     """
     figure, highest = style.new_figure(862), _highest(metrics_rows, lines, references)
     for column, (score, words, note) in enumerate(_KINDS):
-        for row, (suffix, kind) in enumerate((("_balanced", "balanced over cells"), ("", "plain"))):
+        for row, (prefix, kind) in enumerate(_HEADS):
             axes = style.pixels(figure, 64 + column * 592, 150 + row * 370, 335, 280)
-            _draw_score(axes, metrics_rows, lines, references, score + suffix, highest)
-            style.panel_title(axes, words, f"{note}; {kind}")
+            _draw_score(axes, metrics_rows, lines, references, f"{prefix}{score}_balanced", highest)
+            style.panel_title(axes, f"{words}, {kind}" if prefix == "" else words, note if prefix == "" else kind)
             if row == 1:
                 axes.set_xlabel("step", fontsize=9, color=MUTED)
     scans = style.series(metrics_rows, "heldout/scans")[1]
     style.headline(
         figure,
         _score_finding(metrics_rows, lines, references),
-        "Which base crop does a random crop of a held-out scan belong to? Each crop has its own intensity shift. "
-        + (f"Band: 95 % interval over {scans[-1]:.0f} scans." if len(scans) else ""),
+        "Which base crop does a random crop of a held-out scan belong to? Balanced over cells; each crop has its own "
+        "intensity shift. "
+        + (f"Blue band: 95 % interval over {scans[-1]:.0f} scans. " if len(scans) else "")
+        + "Green band: how high untrained networks come by their draw.",
     )
     return style.save(figure, path)
 
@@ -154,10 +157,10 @@ def _constant(score: str, references) -> float:
 def _score_finding(rows, lines, references) -> str:
     parts, last = [], 0
     for score, words, _ in _KINDS:
-        steps, values = style.series(rows, f"heldout/{score}_balanced")
+        steps, values = style.series(rows, f"heldout/encoder_{score}_balanced")
         if len(steps):
             last = int(steps[-1])
-            levels = [line.score(f"{score}_balanced") for line in lines.values()]
+            levels = [line.score(f"encoder_{score}_balanced") for line in lines.values()]
             levels = [level for level in levels if level is not None] + [_constant(f"{score}_balanced", references)]
             parts.append(f"{words} {values[-1]:.2f} (best line {max(levels):.2f})")
     return f"At step {last}: {', '.join(parts)}" if parts else "No position score has been measured yet"
@@ -165,8 +168,8 @@ def _score_finding(rows, lines, references) -> str:
 
 def _highest(rows, lines, references) -> float:
     """Upper end of all four panels, so that they can be compared."""
-    found = [0.3, references["position_chance"]]
-    for score in [f"{score}{suffix}" for score, _, _ in _KINDS for suffix in ("", "_balanced")]:
+    found = [0.3, references["balanced_chance"]]
+    for score in [f"{prefix}{score}_balanced" for score, _, _ in _KINDS for prefix, _ in _HEADS]:
         for name in (score, f"{score}_high"):
             found += style.series(rows, f"heldout/{name}")[1].tolist()
         found += [line.score(score) or 0.0 for line in lines.values()]
@@ -185,6 +188,9 @@ def _draw_score(axes, rows, lines, references, score, highest) -> None:
     else:
         axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color=MUTED)
     levels = {"constant": _constant(score, references)} | {name: line.score(score) for name, line in lines.items()}
+    limit = _limit(lines, score)
+    if limit is not None:
+        axes.axhspan(levels["untrained"], limit, color=LINES["untrained"][1], alpha=0.13, linewidth=0)
     for name, level in levels.items():
         if level is not None:
             words, colour, dashes = LINES[name]
@@ -196,46 +202,55 @@ def _draw_score(axes, rows, lines, references, score, highest) -> None:
     axes.locator_params(axis="x", nbins=5, integer=True)
 
 
+def _limit(lines, score: str) -> float | None:
+    """How high one untrained network comes by its draw, where several were measured."""
+    from voco.health.inference import chance_limit
+
+    networks = lines["untrained"].of_networks(score) if "untrained" in lines else []
+    return chance_limit(networks) if len(networks) > 1 else None
+
+
 def heldout_summary(report, lines: Mapping, references: Mapping[str, float], path: str | Path, *, title="") -> Path:
-    """Bars of the trained encoder and the three lines, both scores, with and without the intensity shift.
+    """Bars of the trained encoder and the lines: encoder features, projector, and features of crops as they are.
 
     Args:
         report: ``HealthReport`` of the trained encoder.
-        lines: ``untrained`` and ``histogram`` -> ``HealthReport``.
+        lines: ``step0``, ``untrained`` and ``histogram`` -> ``HealthReport``.
         references: fields of ``voco.reference.reference_lines``.
         path: PNG to write.
         title: replaces the finding.
     """
-    figure = style.new_figure(670)
-    modes = (("", "intensity shift per crop"), ("clean_", "crops as they are"))
+    figure = style.new_figure(975)
+    modes = (*((prefix, f"{kind}; intensity shift per crop") for prefix, kind in _HEADS),
+             ("encoder_clean_", "encoder features; crops as they are"))  # fmt: skip
     for column, (score, words, note) in enumerate(_KINDS):
         for row, (prefix, mode) in enumerate(modes):
-            axes = style.pixels(figure, 170 + column * 575, 158 + row * 275, 420, 180)
+            axes = style.pixels(figure, 170 + column * 575, 165 + row * 275, 420, 190)
             _draw_bars(axes, report, lines, references, f"{prefix}{score}_balanced")
-            style.panel_title(axes, words, f"{note}; {mode}")
+            style.panel_title(axes, f"{words} ({note})" if row == 0 else words, mode)
     style.headline(
         figure,
         title or _summary_finding(report, lines, references),
         f"Balanced over cells; {report.scans} held-out scans ({report.disjoint_scans} deep enough for the disjoint "
-        f"score), {report.windows} windows, {report.queries} random crops each. Whiskers: 95 % interval over scans.",
+        f"score), {report.windows} windows, {report.queries} random crops each. Whiskers: 95 % interval over patients; "
+        "dots: single untrained networks, tick: how high one comes by its draw.",
     )
     return style.save(figure, path)
 
 
 def _summary_finding(report, lines, references) -> str:
-    """Which scores are surely above all lines: the interval of each paired difference decides, not the bars."""
-    from voco.health.report import differences
+    """The verdict in a few words: what it rests on decides, not the bars."""
+    from voco.health.verdict import judgements
 
-    found = differences(report, lines, references)
-    above, not_above = [], []
-    for score, words, _ in _KINDS:
-        if f"{score}_balanced" in found:
-            sure = all(difference.surely_above for difference in found[f"{score}_balanced"].values())
-            (above if sure else not_above).append(words)
-    count = "all three lines" if len(lines) == 2 else "every line"
-    parts = [f"{' and '.join(above)} above {count}"] if above else []
-    parts += [f"{' and '.join(not_above)} not surely above {count}"] if not_above else []
-    text = "; ".join(parts)
+    found, before = [], True
+    for one in judgements(report, lines, references):
+        words = "disjoint accuracy" if "disjoint" in one.score else "position accuracy"
+        if not one.judgeable:
+            found.append(f"{words} cannot be judged")
+        else:
+            before = before and one.above
+            found.append(f"{words} {'' if before else 'not '}surely above every line")
+    text = "; ".join(found)
     return text[:1].upper() + text[1:] if text else "No position score has been measured"
 
 
@@ -255,6 +270,12 @@ def _draw_bars(axes, report, lines, references, score) -> None:
         if interval is not None:
             axes.plot(interval, (place, place), color=INK, linewidth=1.2, solid_capstyle="butt")
             end = max(value, interval[1])
+        networks = [] if found is None else found.of_networks(score)
+        if networks:
+            limit = _limit(lines, score)
+            axes.plot(networks, [place] * len(networks), "o", color=INK, markersize=2.5, alpha=0.7)
+            axes.plot([limit] * 2, [place - 0.31, place + 0.31], color=INK, linewidth=1.2)
+            end = max(end, limit)
         axes.text(end + 0.015, place, f"{value:.2f}", fontsize=9.5, color=INK, va="center",
             fontweight="bold" if name == "trained" else "normal")  # fmt: skip
     axes.set_xlim(0, 1)

@@ -20,7 +20,8 @@ BLUE, ORANGE, GREEN, VERMILLION, SKY, YELLOW = "#0072B2", "#E69F00", "#009E73", 
 # line -> (label, colour, dashes)
 LINES = {
     "trained": ("trained", BLUE, "solid"),
-    "untrained": ("untrained encoder", GREEN, (0, (6, 2))),
+    "step0": ("own step 0", ORANGE, (0, (3, 1, 1, 1))),
+    "untrained": ("untrained networks", GREEN, (0, (6, 2))),
     "histogram": ("HU histogram", VERMILLION, (0, (6, 2, 1, 2))),
     "constant": ("constant guess", INK, (0, (1, 2))),
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-_LISTED = ("settings", "results")
+_LISTED = ("settings", "results", "lines", "verdict")
 
 
 def model_card(config: dict, text: str | None = None) -> str:
@@ -66,7 +66,15 @@ def _training(entry: dict) -> str:
     rows = [(k, v) for k, v in entry.items() if k not in (*_LISTED, "license", "licence", "citation")]
     title = entry.get("method") or entry.get("source") or "training"
     parts = [f"### {title}", _table(rows)]
-    parts += [f"**{name}**\n\n{_table(list(entry[name].items()))}" for name in _LISTED if entry.get(name)]
+    if entry.get("verdict"):
+        parts.append("**Did it learn?**\n\n" + "\n".join(f"- {sentence}" for sentence in entry["verdict"]))
+    for name, words in (
+        ("results", "scores on held-out data"),
+        ("lines", "what they stand beside"),
+        ("settings", "settings"),
+    ):
+        if entry.get(name):
+            parts.append(f"**{words}**\n\n{_table(list(entry[name].items()))}")
     return "\n\n".join(part for part in parts if part)
 
 
