@@ -71,8 +71,9 @@ def test_a_run_leaves_what_it_promises(finished, cohort):
         assert (finished / name).is_file(), name
     record = json.loads((finished / "run.json").read_text())
     assert record["state"] == "finished"
+    layers = sum(isinstance(m, torch.nn.BatchNorm3d) for m in create_encoder("cnn3d_s").modules())
     assert record["batch_statistics"] == {
-        "batchnorm": "all", "layers": 10, "processes": 1, "samples": 4, "windows_at_most": 4,
+        "batchnorm": "all", "layers": layers, "processes": 1, "samples": 4, "windows_at_most": 4,
     }  # fmt: skip
     assert len(list((finished / "figures").glob("*.png"))) >= 3
     assert not (finished / "best.safetensors").exists()
@@ -131,7 +132,7 @@ def test_killed_and_started_again_is_the_same_run(finished, arguments, work, mod
 
 @pytest.mark.slow
 def test_the_first_loss_of_three_processes_is_that_of_one(arguments, work):
-    """Studies have different numbers of tiles, and with chunks different numbers of calls."""
+    """Through the whole stage; different numbers of windows are in ``test_cuts.py``."""
     view = ["--view", "tiles", "--input.spacing", 2, "--input.size", 32, "--train.batch_size", 6, "--train.steps", 2]
     losses = {}
     for world in (1, 3):
