@@ -157,6 +157,10 @@ class TrainConfig:
     """Of SGD."""
     clip: float = 1.0
     """Largest gradient norm; 0 = no clipping."""
+    batchnorm: Literal["all", "local", "frozen"] = "all"
+    """Statistics that BatchNorm normalises by while training: of a micro-batch over all processes (all) or in each
+    process alone (local), or the running ones of the encoder's weights, which are kept (frozen; for batches of one or
+    two). Its weights and biases learn in any case."""
     ema: float = 0.0
     """Decay of a moving average of the weights, which is then scored and exported, e.g. 0.998; 0 = the last weights."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
@@ -264,6 +268,8 @@ def schema(top: type = Run) -> Schema:
     )
 
 
+# Settings that runs from before they existed do not name.
+LATER = ("train.batchnorm",)
 # What may differ between a run and its continuation: none of it changes a number in metrics.jsonl.
 FREE_ON_RESUME = (
     "out",

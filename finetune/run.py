@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from finetune.config import FREE_ON_RESUME, Command, check, schema
+from finetune.config import FREE_ON_RESUME, LATER, Command, check, schema
 from voco.config import parse, save_yaml, to_dict
 from voco.errors import InputError
 
@@ -77,7 +77,7 @@ def _run(config: dict, rank: int, world: int) -> int:
 
     out = Path(config["out"])
     if has_begun(out):
-        check_same_settings(out / "config.yaml", to_dict(config), FREE_ON_RESUME)
+        check_same_settings(out / "config.yaml", to_dict(config), FREE_ON_RESUME, LATER)
     task, manifest, encoder, view, mask_channel, splits = _read(config, say)
     check_same_split(out, splits)
     cache = Path(config["data"].cache or out.parent / "cache")
@@ -99,7 +99,7 @@ def _run(config: dict, rank: int, world: int) -> int:
         threads=config["train"].threads,
     )
     record = RunRecord(locked_folder(config), active=rank == 0)
-    record.update(**_facts(config, task, encoder, cohort, accelerator))
+    record.update(**_facts(config, task, encoder, view, cohort, accelerator))
     record.session(**describe_device(accelerator))
     with StopRequest() as stop:
         session = Session(config, task, view, cohort, splits, encoder, cache, accelerator, stop, record, say, exposure)
@@ -133,6 +133,11 @@ def _read(config: dict, say: Callable[[str], None]):
     encoder = build_encoder(config)
     if encoder.load_report is not None:
         say(f"weights: {encoder.load_report}")
+    elif config["mode"] == "full" and config["train"].batchnorm == "frozen":
+        say(
+            "note: --train.batchnorm frozen without weights: the running statistics are those of no data, so BatchNorm "
+            "normalises nothing"
+        )
     view, mask_channel = build_view(config, task, encoder)
     check_together(config, task, view)
     splits = make_split(config, task, manifest, say)
@@ -150,7 +155,7 @@ _MEMORY_SETTINGS = (
 )
 
 
-def _facts(config: dict, task, encoder, cohort, accelerator) -> dict:
+def _facts(config: dict, task, encoder, view, cohort, accelerator) -> dict:
     """Entries of ``run.json`` that do not change while the run goes on."""
     report = encoder.load_report
     return {
@@ -159,10 +164,28 @@ def _facts(config: dict, task, encoder, cohort, accelerator) -> dict:
         "parameters": sum(p.numel() for p in encoder.parameters()),
         "seed": config["seed"],
         "processes": accelerator.num_processes,
+        "batch_statistics": _batch_statistics(config, encoder, view, cohort, accelerator.num_processes),
         "data_fingerprint": cohort.fingerprint,
         "data": cohort.counts,
         "load_report": report.to_dict() if report is not None else None,
     }
+
+
+def _batch_statistics(config: dict, encoder, view, cohort, world: int) -> dict:
+    from voco.transfer.finetuner import batch_statistics
+
+    train, windows = config["train"], 1
+    if config["learn"] == "study":
+        most = max(len(view.windows(study.shape)) for study in cohort.studies.values())
+        windows = min(most, config["input"].windows or most)
+    return batch_statistics(
+        encoder,
+        train.batchnorm if config["mode"] == "full" else "frozen",
+        world=world,
+        samples=train.batch_size // (train.accumulate * world),
+        windows=windows,
+        chunk=config["input"].chunk,
+    )
 
 
 def has_begun(out: Path) -> bool:

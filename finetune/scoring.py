@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,12 +24,12 @@ class Predictions:
     Attributes:
         cases: rows of ``predictions.csv`` as dicts.
         images: columns of ``predictions_images.parquet``, one dict per case; empty where slices are not scored.
-        losses: (sum, count) of the loss per case.
+        losses: per case and output, the weighted sum of the loss over what is learned of the case, and the weight.
     """
 
     cases: list[dict[str, Any]] = field(default_factory=list)
     images: list[dict[str, Any]] = field(default_factory=list)
-    losses: list[float] = field(default_factory=list)
+    losses: list[dict[str, tuple[float, float]]] = field(default_factory=list)
 
     def frame(self):
         """Rows of cases as a table, sorted by fold, part and case."""
@@ -41,6 +42,20 @@ class Predictions:
         import pandas as pd
 
         return pd.concat([pd.DataFrame(rows) for rows in self.images], ignore_index=True) if self.images else None
+
+    def loss(self) -> float:
+        """Mean over the outputs of the weighted mean over all cases, or over their windows where these are learned.
+
+        As in training, but without label smoothing; an output none of whose labels is known is left out, and NaN where
+        that is all of them. No case is normalised by itself, where the weight of its class would cancel out.
+        """
+        means = []
+        for name in self.losses[0] if self.losses else ():
+            # exact sums do not depend on the order, and so not on the number of processes
+            total, weight = (math.fsum(row[name][i] for row in self.losses) for i in range(2))
+            if weight > 0:
+                means.append(total / weight)
+        return sum(means) / len(means) if means else float("nan")
 
     def extend(self, other: Predictions) -> None:
         self.cases += other.cases
@@ -118,15 +133,14 @@ def _image_rows(study, scores: StudyScores, task: Task, view: View) -> dict | No
     return image_rows(study.labeled, table, table.labels(study.labeled.slices), each)
 
 
-def _loss(study, scores: StudyScores, task: Task, view: View, learn: str, class_weights) -> float:
-    """Mean over the outputs, as in training but without label smoothing; NaN where nothing is known."""
+def _loss(study, scores: StudyScores, task: Task, view: View, learn: str, class_weights) -> dict[str, tuple]:
+    """Per output, the weighted sum of the loss and the weight; see ``Predictions.losses``."""
     if learn == "window":
         rows = [study.window_targets(task, view, int(start[0])) for start in scores.starts]
     else:
         rows = [study.targets]
     targets = {o.name: torch.tensor([row[o.name] for row in rows], dtype=torch.float64) for o in task.outputs}
-    if all(bool(torch.isnan(values).all()) for values in targets.values()):
-        return float("nan")
     logits = {name: torch.from_numpy(np.asarray(z)) for name, z in scores.logits.items()}
-    terms = task.loss(logits, targets, class_weights=class_weights)
-    return float(torch.stack(list(terms.values())).mean())
+    means = task.loss(logits, targets, class_weights=class_weights)
+    weights = task.sample_weights(targets, class_weights)
+    return {name: (float(mean) * len(rows), float(weights[name].sum())) for name, mean in means.items()}

@@ -64,8 +64,9 @@ def train_fold(run: FoldRun):
     samples = _samples(run)
     targets = samples.unit_targets()
     weights = weigh_classes(run, count_classes(run.task, targets))
+    expected = expected_weights(run.task, *samples.drawn_targets(), weights)
     prior = class_prior(run.task, targets, samples.unit_shares(), weights)
-    method, model, optimizer = _ready_to_train(run, weights, prior)
+    method, model, optimizer = _ready_to_train(run, weights, expected, prior)
     checkpoints = Checkpoints(run.out / "checkpoints", keep=train.keep, accelerator=accelerator)
     log = MetricLog(run.out, accelerator)
     state, best = LoopState(), run.out / _BEST
@@ -97,13 +98,14 @@ def train_fold(run: FoldRun):
         "skipped_steps": state.skipped,
         "units": len(samples.units),
         "class_weights": weights,
+        "expected_weights": expected,
         "cost": _cost(run, state.step, log),
     }
     method.scored.frozen = False
     return method.scored
 
 
-def _ready_to_train(run: FoldRun, weights, prior):
+def _ready_to_train(run: FoldRun, weights, expected, prior):
     """The method, and as accelerate prepares them the method and its optimizer."""
     from voco.engine.optim import make_optimizer
     from voco.transfer.finetuner import FineTuner
@@ -114,8 +116,8 @@ def _ready_to_train(run: FoldRun, weights, prior):
     if (scale_of := getattr(run.task, "target_scale", None)) is not None:
         model.head.set_scale(scale_of([study.labeled for study in run.train]))
     method = FineTuner(
-        model, run.task, class_weights=weights, label_smoothing=train.label_smoothing,
-        freeze_steps=train.freeze_steps, ema=train.ema,
+        model, run.task, class_weights=weights, expected=expected, label_smoothing=train.label_smoothing,
+        freeze_steps=train.freeze_steps, batchnorm=train.batchnorm, ema=train.ema,
     )  # fmt: skip
     method.to(run.accelerator.device)
     groups = parameter_groups(
@@ -177,17 +179,16 @@ def validate(run: FoldRun, model, class_weights: Mapping | None) -> tuple[Predic
     from voco.transfer.predict import score_study
 
     accelerator = run.accelerator
-    tensors = _tensors(class_weights)
     found = score_part(
         run.validation,
         lambda study: score_study(
             model, run.task, study.paths, run.view, device=accelerator.device, dtype=autocast_dtype(accelerator)
         ),
         run.task, run.view, fold=run.fold, split="validation", learn=model.learn, accelerator=accelerator,
-        class_weights=tensors,
+        class_weights=_tensors(class_weights),
     )  # fmt: skip
     units = run.task.to_units(found.frame())
-    row = {"validation_loss": float(np.nanmean(found.losses)) if np.isfinite(found.losses).any() else float("nan")}
+    row = {"validation_loss": found.loss()}
     for name, value in run.task.metrics(units, found.image_frame()).values.items():
         if value is not None:
             row[f"validation_{name}"] = value
@@ -250,6 +251,24 @@ def weigh_classes(run: FoldRun, counts: Mapping[str, np.ndarray]) -> dict[str, l
         # scikit-learn's "balanced": n / (classes * count)
         found[name] = np.where(present, count.sum() / (present.sum() * np.maximum(count, 1)), 0.0).tolist()
     return found
+
+
+def expected_weights(
+    task: Task, targets: Mapping[str, np.ndarray], shares: np.ndarray, weights: Mapping[str, list[float]] | None
+) -> dict[str, float]:
+    """Per output, the mean weight of a sample in the loss: what ``Task.loss`` divides by.
+
+    Exactly 1 where every target is known and has weight 1; also 1 where no target counts, so that nothing is divided
+    by 0.
+
+    Args:
+        targets, shares: of ``StudySamples.drawn_targets``.
+        weights: of the classes in the loss.
+    """
+    import torch
+
+    each = task.sample_weights({name: torch.from_numpy(values) for name, values in targets.items()}, _tensors(weights))
+    return {name: float((values.numpy() * shares).sum() / shares.sum()) or 1.0 for name, values in each.items()}
 
 
 def class_prior(

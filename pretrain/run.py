@@ -221,6 +221,7 @@ def _facts(config: dict, data, encoder, method, accelerator, flops: int | None) 
         "parameters": parameters,
         "seed": config["seed"],
         "processes": accelerator.num_processes,
+        "batch_statistics": _batch_statistics(config, method, accelerator.num_processes),
         "data_fingerprint": data.fingerprint,
         "data": data.counts,
         "load_report": report.to_dict() if report is not None else None,
@@ -230,6 +231,25 @@ def _facts(config: dict, data, encoder, method, accelerator, flops: int | None) 
             "flops_per_volume": flops,
         },
     }
+
+
+def _batch_statistics(config: dict, method, world: int) -> dict:
+    """What norms and pairs of volumes are taken over: the part of a step that depends on how its batch is cut."""
+    from voco.encoders.timm_nets import batch_norms
+
+    train, options = config["train"], config["method"].options
+    own = train.batch_size // (train.accumulate * world)
+    processes = world if options.norm_scope == "global" else 1
+    found = {
+        "norm_scope": options.norm_scope,
+        "layers": sum(norm.training for norm in batch_norms(method.encoder.train())),
+        "processes": processes,
+        "samples": own * processes,
+    }
+    if hasattr(options, "inter_scope"):
+        pairs = own * (world if options.inter_scope == "global" else 1) if options.inter_weight > 0 else 0
+        found |= {"projector_norm": options.projector_norm, "volumes_paired": pairs}
+    return found
 
 
 def _count_flops(job, data, method) -> int | None:

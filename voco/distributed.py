@@ -56,7 +56,10 @@ def gather_with_gradient(x: Tensor) -> Tensor:
 
 
 class _GlobalNorm(torch.autograd.Function):
-    """Batch normalisation with statistics over all ranks; returns the output, the mean and the biased variance."""
+    """Batch normalisation with statistics over all ranks.
+
+    Returns the output, and over all ranks the mean, the biased variance and the number of values per channel.
+    """
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float):
@@ -64,29 +67,31 @@ class _GlobalNorm(torch.autograd.Function):
         dims = [0, *range(2, x.dim())]
         # Two passes here and a merge of (mean, squared deviations) over ranks: sums of squares would cancel.
         var, mean = torch.var_mean(wide, dims, correction=0)
-        count = x.numel() // x.shape[1]
-        parts = gather(torch.stack([mean, var]).unsqueeze(0))
-        mean = parts[:, 0].mean(0)
-        var = parts[:, 1].mean(0) + (parts[:, 0] - mean).square().mean(0)
+        count = mean.new_full((1,), x.numel() // x.shape[1])
+        means, variances, counts = gather(torch.cat([mean, var, count]).unsqueeze(0)).split(
+            [len(mean), len(mean), 1], 1
+        )
+        share, count = counts / counts.sum(), counts.sum()
+        mean = (share * means).sum(0)
+        var = (share * (variances + (means - mean).square())).sum(0)
         scale = torch.rsqrt(var + eps)
         out = (wide - _wide(mean, x)) * _wide(scale, x)
         if weight is not None:
             out = out * _wide(weight, x) + _wide(bias, x)
-        ctx.save_for_backward(x, weight, mean, scale)
-        ctx.count = count * world_size()
-        ctx.mark_non_differentiable(mean, var)
-        return out.to(x.dtype), mean, var
+        ctx.save_for_backward(x, weight, mean, scale, count)
+        ctx.mark_non_differentiable(mean, var, count)
+        return out.to(x.dtype), mean, var, count
 
     @staticmethod
     def backward(ctx, grad: Tensor, *_):
-        x, weight, mean, scale = ctx.saved_tensors
+        x, weight, mean, scale, count = ctx.saved_tensors
         grad = grad.to(mean.dtype)
         dims = [0, *range(2, x.dim())]
         unit = (x - _wide(mean, x)) * _wide(scale, x)
         sums = torch.stack([grad.sum(dims), (grad * unit).sum(dims)])
         grad_bias, grad_weight = (None, None) if weight is None else (sums[0].clone(), sums[1].clone())
         dist.all_reduce(sums)
-        sums = sums / ctx.count
+        sums = sums / count
         inner = grad - _wide(sums[0], x) - unit * _wide(sums[1], x)
         factor = scale if weight is None else scale * weight
         return (inner * _wide(factor, x)).to(x.dtype), grad_weight, grad_bias, None
@@ -99,20 +104,21 @@ def _wide(per_channel: Tensor, x: Tensor) -> Tensor:
 class _GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
     """BatchNorm whose training statistics cover all ranks; with one process it is torch's own, to the bit.
 
-    Every rank must bring the same number of values per channel.
+    Ranks may bring different numbers of values, which count accordingly, but every rank must call it equally often, and
+    run backward through it. In evaluation mode nothing is exchanged: ranks score different numbers of cases.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if world_size() == 1 or not (self.training or self.running_mean is None):
+        if world_size() == 1 or not self.training:
             return super().forward(x)
         self._check_input_dim(x)
-        out, mean, var = _GlobalNorm.apply(x, self.weight, self.bias, self.eps)
-        if self.training and self.track_running_stats and self.running_mean is not None:
+        out, mean, var, count = _GlobalNorm.apply(x, self.weight, self.bias, self.eps)
+        if self.track_running_stats and self.running_mean is not None:
             self.num_batches_tracked.add_(1)
             momentum = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
-            count = x.numel() // x.shape[1] * world_size()
+            unbiased = var * (count / (count - 1).clamp(min=1))
             self.running_mean.lerp_(mean.to(self.running_mean), momentum)
-            self.running_var.lerp_((var * (count / max(count - 1, 1))).to(self.running_var), momentum)
+            self.running_var.lerp_(unbiased.to(self.running_var), momentum)
         return out
 
 
@@ -133,6 +139,20 @@ class GlobalBatchNormAct2d(GlobalBatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.act(self.drop(super().forward(x)))
+
+
+def spans_ranks(module: nn.Module) -> bool:
+    """Whether a forward pass of ``module`` now takes the statistics of a BatchNorm over several ranks."""
+    return world_size() > 1 and any(isinstance(m, _GlobalBatchNorm) and m.training for m in module.modules())
+
+
+def largest(value: int, device: torch.device) -> int:
+    """The largest of the ranks' whole numbers; ``device`` is one that the process group can send from."""
+    if world_size() == 1:
+        return value
+    found = torch.tensor(value, device=device)
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return int(found)
 
 
 @torch.no_grad()
@@ -194,6 +214,6 @@ def convert_batchnorm(module: nn.Module) -> nn.Module:
         ):
             raise InputError(
                 f"{name or 'the module'} is a {type(child).__name__}, whose statistics cannot be taken over all "
-                "processes; choose norm_scope 'local', or run one process"
+                "processes; choose norm_scope 'local' (in fine-tuning --train.batchnorm local), or run one process"
             )
     return module

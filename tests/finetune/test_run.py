@@ -69,7 +69,12 @@ def test_a_run_leaves_what_it_promises(finished, cohort):
     for name in ("config.yaml", "run.json", "metrics.jsonl", "timings.jsonl", "splits.csv", "results.json", "leaks.csv",
                  "rejected.csv", "model.json", "head.safetensors", "encoder/README.md"):  # fmt: skip
         assert (finished / name).is_file(), name
-    assert json.loads((finished / "run.json").read_text())["state"] == "finished"
+    record = json.loads((finished / "run.json").read_text())
+    assert record["state"] == "finished"
+    layers = sum(isinstance(m, torch.nn.BatchNorm3d) for m in create_encoder("cnn3d_s").modules())
+    assert record["batch_statistics"] == {
+        "batchnorm": "all", "layers": layers, "processes": 1, "samples": 4, "windows_at_most": 4,
+    }  # fmt: skip
     assert len(list((finished / "figures").glob("*.png"))) >= 3
     assert not (finished / "best.safetensors").exists()
     split = pd.read_csv(finished / "splits.csv")
@@ -123,6 +128,33 @@ def test_killed_and_started_again_is_the_same_run(finished, arguments, work, mod
     same = ["metrics.jsonl", "predictions.csv", "head.safetensors", "encoder/model.safetensors", "splits.csv"]
     for file in same:
         assert (work / out / file).read_bytes() == (finished / file).read_bytes(), file
+
+
+@pytest.mark.slow
+def test_the_first_loss_of_three_processes_is_that_of_one(arguments, work):
+    """Through the whole stage; different numbers of windows are in ``test_cuts.py``."""
+    view = ["--view", "tiles", "--input.spacing", 2, "--input.size", 32, "--train.batch_size", 6, "--train.steps", 2]
+    losses = {}
+    for world in (1, 3):
+        for kind in ("all", "local", "frozen"):
+            name = f"first-{world}-{kind}"
+            assert in_processes(main, arguments(name, *view, "--train.batchnorm", kind), world=world) == [0] * world
+            losses[world, kind] = json.loads((work / name / "metrics.jsonl").read_text().splitlines()[0])["loss"]
+    assert losses[3, "all"] == pytest.approx(losses[1, "all"], rel=1e-5)
+    assert losses[3, "frozen"] == pytest.approx(losses[1, "frozen"], rel=1e-5)
+    assert losses[1, "local"] == losses[1, "all"] != pytest.approx(losses[3, "local"], rel=1e-3)
+    chunked = arguments("first-chunked", *view, "--input.chunk", 1)
+    assert in_processes(main, chunked, world=3) == [0, 0, 0]
+    assert json.loads((work / "first-chunked" / "run.json").read_text())["batch_statistics"]["windows_at_most"] == 3
+
+
+def test_a_run_from_before_a_setting_existed_goes_on(finished, arguments, work):
+    out = copy_of(finished, work, "older")
+    saved = yaml.safe_load((out / "config.yaml").read_text())
+    assert saved["train"].pop("batchnorm") == "all"
+    (out / "config.yaml").write_text(yaml.safe_dump(saved))
+    assert main(arguments("older", "--train.batchnorm", "local")) == 0
+    assert main(arguments("older")) == 2, "now it says which"
 
 
 @pytest.mark.slow

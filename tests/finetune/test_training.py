@@ -1,12 +1,17 @@
-"""What a fold begins with: the class prior of the head."""
+"""What a fold begins with, the class prior of the head, and the loss that validation goes by."""
 
 import numpy as np
+import pytest
 import torch
+from sklearn.metrics import log_loss
 from torch.nn import functional as F
 
+from finetune.scoring import Predictions, _loss
 from finetune.training import class_prior
 from voco.sequence import MultiOutputHead
+from voco.tasks import create_task
 from voco.tasks.base import Output
+from voco.transfer.predict import StudyScores
 
 
 class TwoOutputs:
@@ -47,3 +52,34 @@ def test_a_class_that_training_lacks_is_not_ruled_out():
     assert 0 < prior["grade"][1] < 0.05
     # a class of weight 0 has no best answer: the head stays as it was made
     assert "leak" not in class_prior(TwoOutputs, targets, np.full(9, 1 / 9), {"leak": [1.0, 0.0]})
+
+
+class Case:
+    """One study whose ``a`` is always known and whose ``b`` may not be."""
+
+    def __init__(self, a, b):
+        self.targets = {"a": a, "b": b}
+
+
+def test_the_validation_loss_weighs_cases_against_each_other():
+    """By itself a case cancels the weight of its class; the order of cases, and so of processes, changes nothing."""
+    task = create_task("table", labels=["a", "b"], kind="multilabel")
+    rng = np.random.default_rng(1)
+    cases = [Case(*row) for row in [(0.0, np.nan), (1.0, 1.0), (0.0, 0.0), (0.0, np.nan), (1.0, 0.0)]]
+    logits = [{"a": rng.normal(size=(1, 1)), "b": rng.normal(size=(1, 1))} for _ in cases]
+    weights = {"a": [0.7, 5.0], "b": [1.0, 3.0]}
+    tensors = {name: torch.tensor(values, dtype=torch.float64) for name, values in weights.items()}
+    rows = [
+        _loss(case, StudyScores({}, {}, np.zeros((1, 3)), z), task, None, "study", tensors)
+        for case, z in zip(cases, logits)
+    ]
+    means = []
+    for name in weights:
+        known = [(c.targets[name], z[name].item()) for c, z in zip(cases, logits) if c.targets[name] == c.targets[name]]
+        y, z = np.array(known).T
+        means.append(log_loss(y, 1 / (1 + np.exp(-z)), sample_weight=np.array(weights[name])[y.astype(int)]))
+    found = Predictions(losses=rows).loss()
+    assert found == pytest.approx(np.mean(means), rel=1e-12)
+    assert Predictions(losses=rows[::-1]).loss() == found
+    assert Predictions(losses=rows[:1]).loss() == pytest.approx(rows[0]["a"][0] / 0.7), "b is left out where unknown"
+    assert np.isnan(Predictions().loss())

@@ -161,6 +161,21 @@ def test_loss_and_accuracies_are_the_literal_ones():
     torch.testing.assert_close(method.eval().logits(batch["frames"]).shape, torch.Size([8, 4]))
 
 
+@pytest.mark.parametrize("plain", [True, False])
+def test_accumulation_equals_one_batch_without_batch_statistics(plain):
+    torch.manual_seed(0)
+    encoder = Plain(SPEC) if plain else CNN3D(SPEC, (4, 8, 12, 16))
+    method = VideoClassification(encoder, list(MOVES), VideoOptions(label_smoothing=0.1)).double().train()
+    batch = make_batch(method, range(8))
+    parameters = [p for p in method.parameters() if p.requires_grad]
+    whole = torch.autograd.grad(method(batch)["loss"], parameters)
+    for size in (1, 4):
+        parts = [{k: v[i : i + size] for k, v in batch.items()} for i in range(0, 8, size)]
+        loss = sum(method(part)["loss"] for part in parts) / len(parts)
+        gap = max((a - b).abs().max().item() for a, b in zip(whole, torch.autograd.grad(loss, parameters)))
+        assert (gap < 1e-10) if plain else (gap > 1e-4)
+
+
 def test_every_parameter_gets_a_gradient_and_two_classes_have_one_accuracy():
     method = VideoClassification(CNN3D(SPEC, (4, 6)), ["a", "b"])
     batch = {"frames": torch.randint(0, 256, (2, 16, 16, 16, 1), dtype=torch.uint8), "label": torch.tensor([0, 1])}

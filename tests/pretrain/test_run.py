@@ -87,6 +87,10 @@ def test_a_run_leaves_what_it_promises(finished, scans):
     record = json.loads((out / "run.json").read_text())
     assert record["state"] == "finished" and record["data"]["train_scans"] == 4
     assert record["data"]["rejected_scans"] == 1 and record["sessions"][0]["versions"]["torch"]
+    assert record["batch_statistics"] == {
+        "norm_scope": "global", "layers": 12, "processes": 1, "samples": 4, "projector_norm": "batch",
+        "volumes_paired": 4,
+    }  # fmt: skip
     for name in ("config.yaml", "metrics.jsonl", "timings.jsonl", "health.json", "health_lines.json"):
         assert (out / name).is_file(), name
     assert list(out.glob("events.out.tfevents*")) and not [p for p in out.iterdir() if p.name.isdigit()]

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from sklearn import metrics as sk
 
+from finetune.training import expected_weights
 from voco.data.layouts.labeled import LabeledCase
 from voco.data.manifest import Case
 from voco.errors import InputError
@@ -194,20 +195,22 @@ def test_no_constant_is_better_than_the_constant_predictor():
 
 
 def test_loss_weights_are_those_of_the_metric():
-    """Training loss with ``class_weights`` equals the official loss of the same probabilities."""
+    """Training loss with ``class_weights`` over all patients equals the official loss of the same probabilities."""
     import torch
 
     rng = np.random.default_rng(7)
     labels, _ = random_case(7)
     logits = {o.name: rng.normal(size=(60, o.width)) for o in TASK.outputs}
     rows = frame(labels, {o: np.ones((60, k)) for o, k in GRADES.items()}).assign(**TASK.scores(logits))
+    targets = {k: v.astype(float) for k, v in labels.items()}
     terms = TASK.loss(
         {k: torch.tensor(v) for k, v in logits.items()},
-        {k: torch.tensor(v, dtype=torch.float32) for k, v in labels.items()},
+        {k: torch.tensor(v) for k, v in targets.items()},
         class_weights={k: torch.tensor(v) for k, v in TASK.class_weights().items()},
+        expected=expected_weights(TASK, targets, np.ones(60), TASK.class_weights()),
     )
     got = TASK.metrics(TASK.to_units(rows)).values
-    assert {k: float(v) for k, v in terms.items()} == pytest.approx({k: got[f"loss_{k}"] for k in GRADES}, rel=1e-5)
+    assert {k: float(v) for k, v in terms.items()} == pytest.approx({k: got[f"loss_{k}"] for k in GRADES}, rel=1e-9)
 
 
 def test_targets_and_strata():

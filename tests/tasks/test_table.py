@@ -155,6 +155,7 @@ def test_scale_of_regression_targets(tmp_path):
     terms = task.loss(
         {name: torch.full((2, 1), mean + std) for name, (mean, std) in scale.items()},
         {name: torch.tensor([mean, float("nan")]) for name, (mean, _) in scale.items()},
+        expected=dict.fromkeys(scale, 0.5),
     )
     assert [float(term) for term in terms.values()] == pytest.approx([1, 1], rel=1e-4)
     assert table(tmp_path, {"x": [0, 1, 1]})[0].target_scale([]) == {}

@@ -48,8 +48,8 @@ def batch(step=0, augmented=False) -> dict[str, torch.Tensor]:
     return found
 
 
-def test_the_loss_is_the_mean_over_outputs_of_what_is_known():
-    method = tuner().eval()
+def test_the_loss_is_divided_by_the_weight_that_a_sample_is_expected_to_have():
+    method = tuner(expected={"node": 0.5}).eval()
     found = method(batch())
     with torch.no_grad():
         x = batch()
@@ -59,9 +59,10 @@ def test_the_loss_is_the_mean_over_outputs_of_what_is_known():
     node = cross_entropy(logits["node"][:1, 0], torch.tensor([0.0]))
     assert found["loss"].item() == pytest.approx((tumour + node).item() / 2, rel=1e-5)
     assert found["loss_tumour"].item() == pytest.approx(tumour.item(), rel=1e-5)
-    weighted = tuner(class_weights={"tumour": [1.0, 3.0], "node": [1.0, 1.0]}).eval()(batch())
+    weights = {"tumour": [1.0, 3.0], "node": [1.0, 1.0]}
+    weighted = tuner(class_weights=weights, expected={"tumour": 2.5}).eval()(batch())
     each = cross_entropy(logits["tumour"][:, 0], torch.tensor([1.0, 0.0]), reduction="none")
-    assert weighted["loss_tumour"].item() == pytest.approx(((3 * each[0] + each[1]) / 4).item(), rel=1e-5)
+    assert weighted["loss_tumour"].item() == pytest.approx(((3 * each[0] + each[1]) / (2 * 2.5)).item(), rel=1e-5)
 
 
 def test_augmentation_is_that_of_the_study_and_only_in_training():
@@ -165,10 +166,10 @@ def test_without_an_average_the_last_weights_are_scored():
 
 
 def step_of_a_rank(freeze_steps):
-    """Ranks whose running statistics differ; 0 where they agree on the mean after the step."""
+    """Ranks with running statistics of their own; 0 where they agree on the mean after a step."""
     torch.distributed.init_process_group("gloo")
     rank = torch.distributed.get_rank()
-    method = tuner(freeze_steps=freeze_steps).train()
+    method = tuner(freeze_steps=freeze_steps, batchnorm="local").train()
     norms = [m for m in method.modules() if isinstance(m, torch.nn.BatchNorm3d)]
     for i, norm in enumerate(norms):
         norm.running_mean.fill_(i + 10.0 * rank)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from finetune.training import expected_weights
 from voco.data.cache import entry_path, write_entry
 from voco.data.dataset import StepSampler, batches_of, make_loader
 from voco.errors import InputError, ScanError
@@ -241,3 +242,22 @@ def test_a_study_that_cannot_be_read_is_replaced_and_counted(items, tmp_path, ba
     assert 3 not in {place(sample["hu"][0])[0] for sample in found}
     with pytest.raises(ScanError, match="no prepared study can be read"):
         samples([replace(items[3], paths=(torn,))])[0]
+
+
+@pytest.mark.parametrize("learn, balance", [("study", None), ("study", {"0": 0.3, "1": 0.7}), ("window", {})])
+def test_the_expected_weight_is_that_of_what_is_drawn(items, learn, balance):
+    """Labels missing, classes weighted and drawn unevenly, sides swapped by flips: the mean weight of draws is near."""
+    known = [replace(item, targets={"left": float(k % 2), "right": [0.0, 1.0, np.nan][k % 3]}, stratum=str(k % 2))
+             for k, item in enumerate(items)]  # fmt: skip
+    augmentation = replace(QUIET, flip_prob=0.3, jitter="none")
+    dataset = samples(known, learn=learn, balance=balance, augmentation=augmentation)
+    weights = {"left": [0.5, 4.0], "right": [1.0, 7.0]}
+    rows, shares = dataset.drawn_targets()
+    expected = expected_weights(dataset.task, rows, shares, weights)
+    drawn = np.stack([dataset[p]["targets"].numpy() for p in range(1500)])
+    for i, (name, table) in enumerate(weights.items()):
+        each = np.array([0.0 if np.isnan(y) else table[int(y)] for y in drawn[:, i]])
+        assert expected[name] == pytest.approx(each.mean(), abs=4 * each.std() / len(each) ** 0.5), name
+    assert shares.sum() == pytest.approx(1) and expected["left"] != expected["right"]
+    plain = samples(known, learn=learn, balance=balance, task=Sided(flips=(0,))).drawn_targets()
+    assert len(plain[1]) == len(dataset.units), "flips that change no target make no rows"

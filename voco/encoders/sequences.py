@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from voco.distributed import spans_ranks
 from voco.encoders.base import Encoder, register_encoder
 from voco.encoders.slices import SliceEncoder
 from voco.encoders.spec import PE_WINDOW, InputSpec
@@ -233,7 +234,12 @@ class LRCN(SequenceEncoder):
         self.norm = norms[head_norm](self.num_features)
 
     def _read(self, sequence: Tensor) -> Tensor:
-        if self.training and len(sequence) == 1 and isinstance(self.norm, nn.BatchNorm1d):
+        if (
+            isinstance(self.norm, nn.BatchNorm1d)
+            and self.norm.training
+            and len(sequence) == 1
+            and not spans_ranks(self)
+        ):
             raise InputError(
                 f"{self._label} normalises over the cases of a batch and found one case; train with at least 2 per "
                 f"device, or create it with head_norm='layer'"

@@ -6,17 +6,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from voco.config import changed
+from voco.config import changed, flatten
 from voco.errors import InputError
 
 
-def check_same_settings(saved: Path, settings: Mapping[str, Any], free: Sequence[str]) -> None:
+def check_same_settings(
+    saved: Path, settings: Mapping[str, Any], free: Sequence[str], later: Sequence[str] = ()
+) -> None:
     """Compare the settings with those that a run was started with; differing ones are listed, not guessed at.
 
     Args:
         saved: ``config.yaml`` of the run; nothing is compared where there is none.
         settings: plain nested values, see ``voco.config.to_dict``.
         free: settings that may differ, as ``voco.config.changed`` takes them.
+        later: settings that may be new: a run from before they existed is not held to them.
 
     Raises:
         InputError: other settings.
@@ -25,7 +28,9 @@ def check_same_settings(saved: Path, settings: Mapping[str, Any], free: Sequence
 
     if not saved.is_file():
         return
-    if lines := changed(yaml.safe_load(saved.read_text()), settings, free):
+    before = yaml.safe_load(saved.read_text())
+    new = [name for name in later if name not in flatten(before)]
+    if lines := changed(before, settings, [*free, *new]):
         raise InputError(
             f"{saved.parent} was started with other settings:\n  "
             + "\n  ".join(lines)

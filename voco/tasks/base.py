@@ -207,43 +207,71 @@ class Task:
 
     # From logits to a loss
 
+    def sample_weights(
+        self, targets: Mapping[str, Tensor], class_weights: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Weight (B,) of every sample per output: that of its class, 1 without weights, 0 where it is not known.
+
+        Args:
+            targets: (B,) per output; NaN = not known.
+            class_weights: per output, a weight for each class (binary: negative, positive).
+        """
+        import torch
+
+        weights = {}
+        for output in self.outputs:
+            y = targets[output.name]
+            known = ~torch.isnan(y)
+            table = (class_weights or {}).get(output.name)
+            if table is None or output.kind == "regression":
+                weights[output.name] = known.to(y.dtype)
+            else:
+                weights[output.name] = known * table.to(y)[torch.where(known, y, 0).long()]
+        return weights
+
     def loss(
         self,
         logits: Mapping[str, Tensor],
         targets: Mapping[str, Tensor],
         *,
         class_weights: Mapping[str, Tensor] | None = None,
+        expected: Mapping[str, float] | None = None,
         label_smoothing: float = 0.0,
     ) -> dict[str, Tensor]:
-        """Mean loss per output over the samples whose target is known; 0 where none is.
+        """Loss per output: the weighted sum over the samples, divided by B and by the weight that a sample is expected
+        to have.
+
+        The divisor is fixed before training, so the mean over the parts of a batch is the loss of the batch, however it
+        is cut. torch's ``CrossEntropyLoss(weight=...)`` divides by the weights of the batch at hand instead: in a batch
+        of one they cancel out.
 
         Args:
             logits: (B, width) per output.
             targets: (B,) per output; NaN = not known.
-            class_weights: per output, a weight for each class (binary: negative, positive); the mean is weighted.
+            class_weights: as ``sample_weights``.
+            expected: per output, the mean of ``sample_weights`` over what training draws; 1 where it is not given.
             label_smoothing: share of the target that is spread evenly over the classes.
         """
         import torch
         from torch.nn import functional as F
 
-        terms = {}
+        from voco.losses import full_precision
+
+        targets = {output.name: targets[output.name].to(logits[output.name].device) for output in self.outputs}
+        weights, terms = self.sample_weights(targets, class_weights), {}
         for output in self.outputs:
-            z, y = logits[output.name].float(), targets[output.name].to(logits[output.name].device)
-            known = ~torch.isnan(y)
-            safe = torch.where(known, y, torch.zeros_like(y))
-            weight = known.to(z.dtype)
-            table = (class_weights or {}).get(output.name)
+            z, y = full_precision(logits[output.name]), targets[output.name]
+            safe = torch.where(torch.isnan(y), torch.zeros_like(y), y)
             if output.kind == "regression":
                 each = (z[:, 0] - safe.to(z.dtype)) ** 2
+            elif output.kind == "binary":
+                soft = safe.to(z.dtype) * (1 - label_smoothing) + label_smoothing / 2
+                each = F.binary_cross_entropy_with_logits(z[:, 0], soft, reduction="none")
             else:
-                if table is not None:
-                    weight = weight * table.to(z)[safe.long()]
-                if output.kind == "binary":
-                    soft = safe.to(z.dtype) * (1 - label_smoothing) + label_smoothing / 2
-                    each = F.binary_cross_entropy_with_logits(z[:, 0], soft, reduction="none")
-                else:
-                    each = F.cross_entropy(z, safe.long(), reduction="none", label_smoothing=label_smoothing)
-            terms[output.name] = (each * weight).sum() / weight.sum().clamp_min(torch.finfo(z.dtype).tiny)
+                each = F.cross_entropy(z, safe.long(), reduction="none", label_smoothing=label_smoothing)
+            whole = len(z) * (expected or {}).get(output.name, 1.0)
+            # a tensor: a GPU divides by a plain number as times its rounded inverse
+            terms[output.name] = (each * weights[output.name].to(z)).sum() / z.new_full((), whole)
         return terms
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from voco.distributed import average_running_statistics
+from voco.distributed import average_running_statistics, convert_batchnorm
+from voco.encoders.timm_nets import batch_norms
 from voco.errors import InputError
 from voco.tasks.base import Task
 from voco.transfer.augment import augment_windows
@@ -22,8 +24,10 @@ class FineTuner(nn.Module):
         model: what is trained.
         task: its loss.
         class_weights: per output a weight for each class; None for none.
-        label_smoothing: see ``Task.loss``.
+        expected, label_smoothing: see ``Task.loss``.
         freeze_steps: steps during which only the head learns.
+        batchnorm: ``all``, statistics over the windows of all processes; ``local``, of each process by itself;
+            ``frozen``, the running statistics that the encoder came with, which are kept.
         ema: decay of the moving average of weights and running statistics that is scored in place of the last ones;
             0 for none. It begins as (1 + step) / (10 + step), so that the first steps are soon forgotten.
 
@@ -38,15 +42,21 @@ class FineTuner(nn.Module):
         task: Task,
         *,
         class_weights: Mapping[str, list[float]] | None = None,
+        expected: Mapping[str, float] | None = None,
         label_smoothing: float = 0.0,
         freeze_steps: int = 0,
+        batchnorm: Literal["all", "local", "frozen"] = "all",
         ema: float = 0.0,
     ):
         super().__init__()
         if not 0 <= ema < 1:
             raise InputError(f"--train.ema {ema}: the decay of a moving average lies in [0, 1); 0 turns it off")
         self.model, self.task, self.label_smoothing, self.freeze_steps = model, task, label_smoothing, freeze_steps
-        self.ema = ema
+        self.expected = dict(expected or {})
+        self.ema, self.batchnorm = ema, batchnorm
+        model.frozen_statistics = batchnorm == "frozen"
+        if batchnorm != "local":
+            convert_batchnorm(model)
         self.average: nn.Module | None = copy.deepcopy(model).eval().requires_grad_(False) if ema else None
         self.weighted = sorted(class_weights or {})
         for name in self.weighted:
@@ -87,7 +97,9 @@ class FineTuner(nn.Module):
         logits = self._logits(hu, valid)
         targets = {output.name: batch["targets"][:, i] for i, output in enumerate(self.task.outputs)}
         weights = {name: getattr(self, f"weight_{name}") for name in self.weighted} or None
-        terms = self.task.loss(logits, targets, class_weights=weights, label_smoothing=self.label_smoothing)
+        terms = self.task.loss(
+            logits, targets, class_weights=weights, expected=self.expected, label_smoothing=self.label_smoothing
+        )
         loss = torch.stack(list(terms.values())).mean()
         return {"loss": loss, **({f"loss_{k}": v.detach() for k, v in terms.items()} if len(terms) > 1 else {})}
 
@@ -100,13 +112,13 @@ class FineTuner(nn.Module):
             size = " ".join(map(str, hu.shape[2:]))
             raise InputError(
                 f"a BatchNorm of this encoder cannot learn from one window of {size} voxels, of which it sees a single "
-                "value per channel: take a larger --input.size, or more windows at once (--input.chunk, "
-                "--train.batch_size, --train.accumulate)"
+                "value per channel: take a larger --input.size, more windows at once (--input.chunk, "
+                "--train.batch_size, --train.accumulate), or, with pretrained weights, --train.batchnorm frozen"
             ) from None
 
     def after_step(self) -> None:
         """Make ranks one model, count the step, move the average; after the last frozen step the encoder learns."""
-        if not self.model.frozen:
+        if self.batchnorm == "local" and not self.model.frozen:
             average_running_statistics(self.model)
         if self._steps is None:
             self._steps = int(self.steps_done)
@@ -129,3 +141,30 @@ class FineTuner(nn.Module):
     def _load_from_state_dict(self, *args, **kwargs):
         super()._load_from_state_dict(*args, **kwargs)
         self._steps = None
+
+
+def batch_statistics(
+    encoder: nn.Module, batchnorm: str, *, world: int, samples: int, windows: int, chunk: int
+) -> dict[str, str | int]:
+    """What BatchNorm normalises by: the part of a step that depends on how its batch is cut.
+
+    Args:
+        batchnorm: as ``FineTuner``.
+        world: number of processes.
+        samples: of a process in a micro-batch.
+        windows: of a sample, at most.
+        chunk: as ``StudyModel``.
+
+    Returns:
+        ``batchnorm``, and ``layers`` that take statistics of a batch; where there are any, over how many ``processes``,
+        ``samples`` and ``windows_at_most``.
+    """
+    training = encoder.training
+    layers = 0 if batchnorm == "frozen" else sum(norm.training for norm in batch_norms(encoder.train()))
+    encoder.train(training)
+    found = {"batchnorm": batchnorm, "layers": layers}
+    if layers:
+        processes = world if batchnorm == "all" else 1
+        most = min(samples * windows, chunk or samples * windows)
+        found |= {"processes": processes, "samples": samples * processes, "windows_at_most": most * processes}
+    return found

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from voco.distributed import largest, spans_ranks
 from voco.encoders.base import _recompute_contexts
+from voco.encoders.timm_nets import batch_norms
 from voco.errors import InputError
 from voco.losses import full_precision
 from voco.sequence import MultiOutputHead, make_sequence_head
@@ -70,13 +72,16 @@ class StudyModel(nn.Module):
         learn: ``study``: windows are pooled and the study is what is learned. ``window``: each window is learned on
             its own, and a study's score is the maximum or mean of its windows' probabilities.
         chunk: windows that go through the encoder at once; 0 = all. While training, chunks are recomputed in the
-            backward pass, so memory is bounded by one of them.
+            backward pass, so memory is bounded by one of them. BatchNorm normalises each chunk by itself, or together
+            with the chunks that other processes have at the same time.
 
     Attributes:
         frozen: the encoder is in evaluation mode and gets no gradient.
+        frozen_statistics: BatchNorms of the encoder use and keep their running statistics; their weights learn.
     """
 
     frozen: bool = False
+    frozen_statistics: bool = False
 
     def __init__(
         self,
@@ -131,25 +136,32 @@ class StudyModel(nn.Module):
         Returns:
             (M, F) at least float32.
         """
-        size = self.chunk or len(hu)
-        if size >= len(hu):
+        count = -(-len(hu) // self.chunk) if self.chunk else 1
+        if self.chunk and spans_ranks(self):
+            # every process enters a BatchNorm over all of them equally often, or they would wait for ever
+            count = largest(count, hu.device)
+        if count == 1:
             return self._encode(hu)
-        parts = []
         # of equal size: a BatchNorm should not see a lonely last window
-        for part in hu.tensor_split(-(-len(hu) // size)):
-            recompute = torch.is_grad_enabled() and not self.frozen
-            parts.append(self._recomputed(part) if recompute else self._encode(part))
-        return torch.cat(parts)
+        features = torch.cat([self._encode_part(part) for part in hu.tensor_split(min(count, len(hu)))])
+        for _ in range(count - len(hu)):
+            # fewer windows than chunks: a window goes through again, counts in the statistics, and changes nothing else
+            features = features + 0 * self._encode_part(hu[:1]).sum()
+        return features
 
-    def _recomputed(self, hu: Tensor) -> Tensor:
-        contexts = partial(_recompute_contexts, self)
-        return checkpoint(self._encode, hu, use_reentrant=False, context_fn=contexts)
+    def _encode_part(self, hu: Tensor) -> Tensor:
+        if not torch.is_grad_enabled() or self.frozen:
+            return self._encode(hu)
+        return checkpoint(self._encode, hu, use_reentrant=False, context_fn=partial(_recompute_contexts, self))
 
     def train(self, mode: bool = True) -> StudyModel:
-        """Training or evaluation mode; a frozen encoder stays in evaluation mode."""
+        """Training or evaluation mode; a frozen encoder, and BatchNorms that are, stay in evaluation mode."""
         super().train(mode)
         if self.frozen:
             self.encoder.eval()
+        elif self.frozen_statistics:
+            for norm in batch_norms(self.encoder):
+                norm.eval()
         return self
 
     def _encode(self, hu: Tensor) -> Tensor:

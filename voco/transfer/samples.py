@@ -129,6 +129,27 @@ class StudySamples(Dataset):
             shares[group] = weight / len(group)
         return shares
 
+    def drawn_targets(self) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """What training draws: per output the targets, NaN = not known, and how often each row of them is drawn.
+
+        A row is a unit, or, where flips change targets, a unit under one set of flips. A window that augmentation moves
+        counts with the label of its place in the list.
+        """
+        plain, shares = self.unit_targets(), self.unit_shares()
+        probability = self.augmentation.flip_prob if self.augmentation is not None else 0.0
+        found: list[tuple[dict[str, np.ndarray], float]] = [(plain, 1.0)]
+        for axis in self.task.flips if probability else ():
+            both = []
+            for targets, share in found:
+                turned = self.task.flip_targets(targets, [axis])
+                if all(np.array_equal(turned[name], targets[name], equal_nan=True) for name in targets):
+                    both.append((targets, share))
+                else:
+                    both += [(targets, share * (1 - probability)), (turned, share * probability)]
+            found = both
+        rows = {name: np.concatenate([targets[name] for targets, _ in found]) for name in plain}
+        return rows, np.concatenate([shares * share for _, share in found])
+
     def _unit_targets(self, item: int, window: int) -> dict[str, float]:
         if window < 0:
             return dict(self.items[item].targets)
