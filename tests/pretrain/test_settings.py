@@ -12,7 +12,7 @@ from voco.encoders.spec import InputSpec
 from voco.errors import InputError
 
 SPEC = InputSpec(spacing_mm=(1.5, 1.5, 1.5))
-COUNTS = {"train_patients": 5, "heldout_scans": 1}
+COUNTS = {"train_patients": 20, "heldout_scans": 8, "heldout_patients": 8}
 
 
 def settings(tmp_path, *options):
@@ -45,15 +45,36 @@ def test_processes_count_for_the_batch(tmp_path):
         check(config, world=4)
 
 
+def cohort(shape=(60, 200, 200), **counts):
+    """Scans of one shape, as far as notes look at them."""
+    entry = SimpleNamespace(case=SimpleNamespace(id="thin"), shape=shape)
+    return SimpleNamespace(counts=COUNTS | counts, train=[[entry]], heldout=[[entry]])
+
+
 def test_notes_say_when_there_are_no_pairs_or_no_report(tmp_path):
-    assert VolumeJob(settings(tmp_path)).notes(1, COUNTS) == []
-    alone = settings(tmp_path, "--train.batch_size", "4", "--train.accumulate", "4")
-    assert "one volume at a time" in VolumeJob(alone).notes(1, COUNTS)[0]
-    local = settings(tmp_path, "--train.batch_size", "4", "--method.preset", "v2")
-    assert VolumeJob(local).notes(2, COUNTS) == [] and "one volume at a time" in VolumeJob(local).notes(4, COUNTS)[0]
-    assert "one patient" in VolumeJob(settings(tmp_path)).notes(1, COUNTS | {"train_patients": 1})[0]
-    assert "held-out" in VolumeJob(settings(tmp_path)).notes(1, COUNTS | {"heldout_scans": 0})[0]
-    assert VolumeJob(settings(tmp_path, "--method.preset", "v1", "--train.batch_size", "1")).notes(1, COUNTS) == []
+    roomy = cohort((400, 400, 400))
+
+    def notes(world, *options, **counts):
+        return VolumeJob(settings(tmp_path, *options)).notes(world, cohort((400, 400, 400), **counts))
+
+    assert VolumeJob(settings(tmp_path)).notes(1, roomy) == []
+    assert "one volume at a time" in notes(1, "--train.batch_size", "4", "--train.accumulate", "4")[0]
+    local = ("--train.batch_size", "4", "--method.preset", "v2")
+    assert notes(2, *local) == [] and "one volume at a time" in notes(4, *local)[0]
+    assert "one patient" in notes(1, train_patients=1)[0]
+    assert "held-out" in notes(1, heldout_scans=0, heldout_patients=0)[0]
+    assert "5 held-out patients are too few" in notes(1, heldout_patients=5)[0]
+    assert notes(1, "--method.preset", "v1", "--train.batch_size", "1") == []
+
+
+def test_notes_name_the_scans_that_are_smaller_than_the_window(tmp_path):
+    config = settings(tmp_path, "--method.geometry.crop", "64")  # a window of 64 x 192 x 192 voxels
+    train, heldout = VolumeJob(config).notes(1, cohort((32, 192, 400)))
+    assert train.startswith("50% of the voxels in windows of training scans") and "thin 50%" in train
+    assert "held-out scans" in heldout
+    assert VolumeJob(config).notes(1, cohort((60, 192, 192))) == []
+    whole = settings(tmp_path, "--method.preset", "v1", "--train.batch_size", "1")
+    assert VolumeJob(whole).notes(1, cohort((32, 100, 100))) == []
 
 
 def test_a_continued_run_must_see_the_same_scans(tmp_path):
