@@ -1,4 +1,4 @@
-"""The rate at which networks that learned nothing are called learned, and at which training is found (docs/health.md)."""
+"""How often networks that learned nothing are called learned, and how often training is found (docs/health.md)."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def held():
-    """Scores on 400 patients, enough for 20 draws of 20 that share none, and every network before its first step."""
-    bench = Bench(phantoms(DRAWS * max(SIZES), seed=4242, spacing_mm=6.0), GEOMETRY)
+    """Scores on 200 patients (20 draws of 10 share none), and every network before its first step."""
+    bench = Bench(phantoms(10 * max(SIZES), seed=4242, spacing_mm=6.0), GEOMETRY)
     return bench, [bench.both_states(build(seed, GEOMETRY)) for seed in range(NETWORKS)]
 
 
