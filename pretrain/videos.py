@@ -166,8 +166,9 @@ class VideoJob:
         if groups == 0:
             return ["no held-out clips (--data.heldout, or official lists): nothing will tell whether the run learns"]
         if groups < LEAST_CLUSTERS:
+            many = "1 held-out group is" if groups == 1 else f"{groups} held-out groups are"
             return [
-                f"{groups} held-out groups are too few to say whether the run learns, at least {LEAST_CLUSTERS} are "
-                "needed: raise --data.heldout, or name smaller groups (--data.group_regex, a column group)"
+                f"{many} too few to say whether the run learns, at least {LEAST_CLUSTERS} are needed: raise "
+                "--data.heldout, or name smaller groups (--data.group_regex, or a column group)"
             ]
         return []
