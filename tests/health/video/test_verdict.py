@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 from tests.health.video.answers import known_line, known_report
 from voco.errors import InputError
 from voco.health.inference import chance_limit
-from voco.health.video import HEADLINE, judge, mean_of, report_of, verdict
+from voco.health.video import HEADLINE, judge, line_of, mean_of, report_of, verdict
 from voco.health.video.verdict import fallen
 
 
@@ -70,6 +72,25 @@ def test_a_lucky_draw_among_networks_that_differ_is_not_learning():
     assert found.limit == chance_limit(networks.of_networks(HEADLINE)) > found.value and not found.above
     [sentence] = [s for s in say(known_report(features=3.0), lines() | {"untrained": networks}) if "learned" in s]
     assert sentence.startswith("not learned") and "untrained networks reach up to" in sentence
+
+
+def test_a_large_data_set_whose_clips_are_groups_of_their_own_needs_no_more_memory_than_it_has():
+    rng, count = np.random.default_rng(0), 20_000
+    label, right = rng.integers(0, 40, count), rng.random((2, count)) < np.array([[0.31], [0.30]])
+    answer = np.where(right, label, (label + 1) % 40)
+    known = {"classes": [str(i) for i in range(40)], "groups": np.arange(count)}
+    report, line = (
+        report_of(np.arange(count), label, np.eye(40)[answer[0]], nearest=np.eye(40)[answer[0]], **known),
+        line_of(np.arange(count), label, np.eye(40)[answer[1]], name="step0", **known),
+    )
+    tracemalloc.start()
+    found = judge(report, {"step0": line}).differences["step0"]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2e8
+    change = (report.tally(HEADLINE).contributions - line.tally(HEADLINE).contributions)[None]
+    expected = norm.sf(change.sum() / np.linalg.norm(change))  # of 20,000 signs, by the central limit theorem
+    assert found.p == pytest.approx(expected, abs=4 * (expected * (1 - expected) / 1000) ** 0.5 + 1e-3)
 
 
 @pytest.mark.parametrize("groups", [1, 3, 5, 6])

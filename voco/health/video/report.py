@@ -65,7 +65,7 @@ class VideoReport:
         if score == "loss":
             return tally_rows(_numbers(self.group), self.loss)
         place = self.features_place if score.startswith("features_") else self.place
-        return _accuracy(place, self, score.removeprefix("features_"))
+        return _accuracy(place[None], self, score.removeprefix("features_"))
 
     def score(self, name: str) -> float | None:
         """One number by name, None where there is none of that name."""
@@ -137,10 +137,7 @@ class ClipLine:
     def tally(self, name: str) -> Tally | None:
         """Sums per group; a line has one kind of answer, which stands beside features and classifier alike."""
         name = name.removeprefix("features_")
-        if name not in self.score_names:
-            return None
-        each = [_accuracy(place, self, name) for place in self.place]
-        return replace(each[0], hits=np.mean([one.hits for one in each], axis=0))
+        return _accuracy(self.place, self, name) if name in self.score_names else None
 
     def score(self, name: str) -> float | None:
         """One number by name, None where there is none of that name."""
@@ -150,7 +147,7 @@ class ClipLine:
     def of_networks(self, name: str) -> list[float]:
         """A score of each of several networks."""
         name = name.removeprefix("features_")
-        return [_accuracy(place, self, name).value for place in self.place] if len(self.place) > 1 else []
+        return [_accuracy(place[None], self, name).value for place in self.place] if len(self.place) > 1 else []
 
     def to_dict(self) -> dict:
         """Everything, ready for JSON."""
@@ -238,11 +235,12 @@ def _per_clip(case: np.ndarray, label: np.ndarray, answer: np.ndarray) -> tuple[
 
 
 def _accuracy(place: np.ndarray, clips: VideoReport | ClipLine, score: str) -> Tally:
-    """Sums per group of ``top1``, ``top1_balanced``, ``top5`` …"""
-    if score == "top1_balanced":
-        cell = np.eye(len(clips.classes))[clips.label]
-        return tally_rows(_numbers(clips.group), (place == 0)[:, None] * cell, cell, share=True)
-    return tally_rows(_numbers(clips.group), place < int(score.removeprefix("top")), share=True)
+    """Sums per group of ``top1``, ``top1_balanced``, ``top5`` …, of (K, N) places the mean over K."""
+    right = (place < int(score.removesuffix("_balanced").removeprefix("top"))).mean(0)
+    if not score.endswith("_balanced"):
+        return tally_rows(_numbers(clips.group), right, share=True)
+    cell = np.eye(len(clips.classes))[clips.label]
+    return tally_rows(_numbers(clips.group), right[:, None] * cell, cell, share=True)
 
 
 def _numbers(group: Sequence[str]) -> np.ndarray:
