@@ -102,8 +102,14 @@ class VideoJob:
         )
 
     def start_monitor(self, cohort, method, build_untrained, accelerator, goes_on: bool):
-        """The report on held-out clips, its lines measured (once a run); None without held-out clips."""
-        from voco.health.video_monitor import VideoMonitor
+        """The report on held-out clips, its lines measured (once a run); None without held-out clips.
+
+        Args:
+            method: as it is before the first step.
+            build_untrained: makes the method with fresh weights of a given number.
+            goes_on: the lines may be taken from an earlier session of this run.
+        """
+        from voco.health.video.monitor import VideoMonitor
 
         if not cohort.heldout:
             return None
@@ -111,15 +117,15 @@ class VideoJob:
         monitor = VideoMonitor(
             Path(self.config["out"]),
             heldout=self._clips(cohort, cohort.heldout, method, train=False),
+            train=self.dataset(cohort, method),
             names=[clip.id for clip in cohort.heldout],
             groups=[clip.group for clip in cohort.heldout],
             classes=cohort.classes,
-            seed=self.config["seed"],
             warmup=self.config["train"].warmup,
             workers=data.workers,
             timeout=data.timeout,
         )
-        monitor.measure_lines(self.dataset(cohort, method), reuse=goes_on)
+        monitor.measure_lines(method, build_untrained, accelerator.device, reuse=goes_on)
         return monitor
 
     def start_probe(self, cohort, say):
@@ -132,16 +138,13 @@ class VideoJob:
 
     def provenance(self, cohort, monitor=None) -> dict:
         """What the model card and later trainings should know, without what every method has."""
-        settings, results = self.config["method"], {}
-        if monitor is not None and monitor.latest is not None:
-            report = monitor.latest
-            results = {name: report.score(name) for name in report.score_names if report.score(name) is not None}
+        learned = monitor.provenance() if monitor is not None and monitor.latest is not None else {}
         return {
             "data": "labeled clips of the user",
             "cases": cohort.counts["train_clips"],
             "classes": list(cohort.classes),
-            "settings": flatten(asdict(settings)),
-            "results": results,
+            "settings": flatten(asdict(self.config["method"])),
+            **learned,
             "citation": _CITATION,
         }
 
@@ -151,10 +154,21 @@ class VideoJob:
 
     def fallen(self, rows) -> list[str]:
         """Scores that were higher earlier in this run."""
-        return []
+        from voco.health.video.verdict import fallen
+
+        return fallen(rows)
 
     def notes(self, world: int, cohort) -> list[str]:
         """What a user may not expect of settings that are not wrong."""
-        if cohort.counts["heldout_clips"] == 0:
+        from voco.health.inference import LEAST_CLUSTERS
+
+        groups = cohort.counts["heldout_groups"]
+        if groups == 0:
             return ["no held-out clips (--data.heldout, or official lists): nothing will tell whether the run learns"]
+        if groups < LEAST_CLUSTERS:
+            many = "1 held-out group is" if groups == 1 else f"{groups} held-out groups are"
+            return [
+                f"{many} too few to say whether the run learns, at least {LEAST_CLUSTERS} are needed: raise "
+                "--data.heldout, or name smaller groups (--data.group_regex, or a column group)"
+            ]
         return []

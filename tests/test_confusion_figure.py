@@ -79,13 +79,18 @@ def test_classes_without_clips_and_no_mistakes(tmp_path, texts):
 
 def test_curves_label_the_lines_and_what_was_not_measured(tmp_path, texts):
     rows = [{"step": s, "loss": 2.0 - s / 100, "top1": s / 100} for s in range(1, 101)]
-    rows.append({"step": 100, "heldout/loss": 1.25, "heldout/top1_balanced": 0.75})
-    lines = {"lines/constant_loss": 1.39, "lines/constant_top1_balanced": 0.25, "lines/single_frame_top1_balanced": 0.3}
-    check(accuracy_curves(rows, lines, tmp_path / "a.png"))
-    assert {"not knowing 1.39", "single frame 0.30", "held-out 1.25", "held-out 0.75"} <= set(words(texts))
-    assert "At step 100: held-out top-1 0.75, balanced over classes (best line 0.30)" in words(texts)
+    held = {"heldout/loss": 1.25, "heldout/top1_balanced": 0.75, "heldout/features_top1_balanced": 0.65}
+    rows.append({"step": 100, **held})
+    levels = {"constant": 0.25, "step0": 0.36, "untrained": 0.33, "single_frame": 0.3}
+    lines = {"lines/constant_loss": 1.39} | {f"lines/{name}_top1_balanced": level for name, level in levels.items()}
+    check(accuracy_curves(rows, lines, tmp_path / "a.png", limit=0.45))
+    assert {"not knowing 1.39", "held-out 1.25", "classifier 0.75", "features 0.65"} <= set(words(texts))
+    assert {"constant answer 0.25", "own step 0 0.36", "untrained 0.33", "single frame 0.30"} <= set(words(texts))
+    assert "At step 100: held-out top-1 of the encoder's features 0.65 (best line 0.36)" in words(texts)
     check(accuracy_curves([{"step": 1, "loss": float("nan")}], {}, tmp_path / "a.png"))
-    assert "No held-out accuracy has been measured yet" in words(texts) and "not measured" in words(texts)
+    assert "No held-out accuracy of the encoder's features has been measured yet" in words(
+        texts
+    ) and "not measured" in words(texts)
 
 
 def test_strips_show_the_clip_as_it_is(tmp_path, texts):

@@ -184,6 +184,7 @@ _RUN_METRICS = (
     "heldout/mean_cosine",
     "heldout/top1",
     "heldout/top1_balanced",
+    "heldout/features_top1_balanced",
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -48,7 +49,9 @@ def run(work, out, *options):
     return voco.load_encoder(work / out), done.stderr
 
 
-def test_video_then_voco3d_and_2d_voco(work):
+@pytest.fixture(scope="module")
+def video(work):
+    """A run on two synthetic actors: the encoder it wrote, what it said, and its command."""
     from voco.phantom.cohort import write_cohort
 
     pytest.importorskip("av")
@@ -56,12 +59,36 @@ def test_video_then_voco3d_and_2d_voco(work):
     (work / "clips" / "moves_left").mkdir(exist_ok=True)
     (work / "clips" / "broken.mp4").write_bytes(b"no video")
     clip = ("--method.clip.frames", "16", "--method.clip.size", "32", "32", "--encoder.name", "cnn3d_s")
-    encoder, _ = run(work, "video", "--method.name", "video", "--data.root", str(work / "clips"), *clip)
+    options = ("--method.name", "video", "--data.root", str(work / "clips"), *clip)
+    return *run(work, "video", *options), options
+
+
+def test_a_run_on_clips_says_what_it_learned_and_hands_it_on(work, video):
+    encoder, said, _ = video
     [first] = encoder.provenance
     assert first["method"] == "video" and len(first["classes"]) > 2 and first["cost"]["volumes_seen"] == 6
+    assert "note: 1 held-out group is too few to say whether the run learns, at least 6 are needed" in said
+    assert any(sentence.startswith("cannot be judged with 1 held-out group") for sentence in first["verdict"])
+    assert first["verdict"] == json.loads((work / "video" / "video.json").read_text())["verdict"]
+    lines = {f"{name} of features_top1_balanced" for name in ("constant", "step0", "untrained", "single_frame")}
+    assert set(first["lines"]) == lines and "features_top1_balanced" in first["results"]
     for name in ("video.json", "figures/confusion.png", "figures/accuracy.png", "rejected.csv"):
         assert (work / "video" / name).is_file()
 
+
+def test_a_resumed_run_on_clips_takes_up_what_version_0_1_left(work, video):
+    folder = work / "video"
+    rows, lines = (folder / "metrics.jsonl").read_bytes(), (folder / "video_lines.json").read_bytes()
+    shutil.rmtree(folder / "checkpoints" / "step-00000003")
+    old = {"single_frame": {"name": "single_frame", "classes": ["a"], "predicted": [0], "seed": 0}}
+    (folder / "video_lines.json").write_text(json.dumps(old))
+    _, said = run(work, "video", *video[2])
+    assert "resumed step-00000002" in said
+    assert (folder / "metrics.jsonl").read_bytes() == rows
+    assert (folder / "video_lines.json").read_bytes() == lines
+
+
+def test_video_then_voco3d_and_2d_voco(work, video):
     chained = ("--encoder.name", "cnn3d_s", "--encoder.weights", str(work / "video"))
     encoder, said = run(work, "voco3d", "--data.root", str(work / "scans"), *CROPS, *chained)
     assert [entry["method"] for entry in encoder.provenance] == ["video", "voco3d"]

@@ -8,33 +8,55 @@ from pathlib import Path
 import numpy as np
 
 from voco.figures import style
-from voco.figures.style import BLUE, GREEN, INK, MUTED, ORANGE, VERMILLION
+from voco.figures.style import BLUE, GREEN, INK, MUTED, ORANGE, SKY, VERMILLION
 
+_PURPLE = "#CC79A7"  # of Okabe and Ito too; orange is the training curve
 _FRAMES = 8
-_DOTTED, _DASHED = (0, (1, 2)), (0, (6, 2))
+_DOTTED, _DASHED, _MIXED = (0, (1, 2)), (0, (6, 2)), (0, (6, 2, 1, 2))
+# line of the accuracy -> (label, colour, dashes)
+_LEVELS = {
+    "constant": ("constant answer", INK, _DOTTED),
+    "step0": ("own step 0", _PURPLE, _DASHED),
+    "untrained": ("untrained", GREEN, _DASHED),
+    "single_frame": ("single frame", VERMILLION, _MIXED),
+}
+_LOSS = (("loss", "training", ORANGE), ("heldout/loss", "held-out", BLUE))
+_ACCURACY = (
+    ("top1", "training", ORANGE),
+    ("heldout/top1_balanced", "classifier", SKY),
+    ("heldout/features_top1_balanced", "features", BLUE),
+)
 
 
-def accuracy_curves(rows: Sequence[Mapping], lines: Mapping[str, float], path: str | Path) -> Path:
-    """Cross-entropy and top-1 accuracy over steps, training and held-out, beside the lines that need no motion.
+def accuracy_curves(
+    rows: Sequence[Mapping], lines: Mapping[str, float], path: str | Path, *, limit: float | None = None
+) -> Path:
+    """Cross-entropy and top-1 accuracy over steps, training and held-out, beside the lines that need no learning.
 
     Args:
         rows: of metrics.jsonl.
-        lines: ``lines/constant_loss``, ``lines/constant_top1_balanced``, ``lines/single_frame_top1_balanced`` …
+        lines: ``lines/constant_loss``, and ``lines/NAME_top1_balanced`` of ``constant``, ``step0``, ``untrained`` and
+            ``single_frame``.
         path: PNG to write.
+        limit: how high untrained networks come by their draw.
     """
-    figure = style.new_figure(560)
-    left, right = (style.pixels(figure, x, 130, 355, 350) for x in (64, 640))
-    _draw(left, rows, "loss", [("not knowing", lines.get("lines/constant_loss"), INK, _DOTTED)], top=None)
+    figure = style.new_figure(580)
+    left, right = (style.pixels(figure, x, 150, 355, 350) for x in (64, 640))
+    _draw(left, rows, _LOSS, [("not knowing", lines.get("lines/constant_loss"), INK, _DOTTED)], top=None)
     style.panel_title(left, "cross-entropy", "training clips are augmented, held-out clips as they are")
-    levels = [
-        ("constant answer", lines.get("lines/constant_top1_balanced"), INK, _DOTTED),
-        ("single frame", lines.get("lines/single_frame_top1_balanced"), VERMILLION, _DASHED),
-    ]
-    _draw(right, rows, "top1", levels, top=1.02)
-    style.panel_title(right, "top-1 accuracy", "held-out: mean recall of the classes; band: 95 % over groups")
+    levels = [(words, lines.get(f"lines/{name}_top1_balanced"), *how) for name, (words, *how) in _LEVELS.items()]
+    if limit is not None:
+        right.axhspan(lines["lines/untrained_top1_balanced"], limit, color=GREEN, alpha=0.12, linewidth=0)
+    _draw(right, rows, _ACCURACY, levels, top=1.02)
+    style.panel_title(right, "top-1 accuracy", "held-out: mean recall of the classes; bands: 95 % over groups")
     for axes in (left, right):
         axes.set_xlabel("step", fontsize=9, color=MUTED)
-    style.headline(figure, _finding(rows, levels), "Single frame: the middle frame against the mean of each class.")
+    style.headline(
+        figure,
+        _finding(rows, levels),
+        "Features: the nearest mean of a class among the encoder's features, as for all lines; it is what the verdict "
+        "judges. Single frame: pixels of the middle frame. Green band: how high untrained networks come by their draw.",
+    )
     return style.save(figure, path)
 
 
@@ -71,23 +93,22 @@ def clip_strips(clips: Sequence[tuple[np.ndarray, str, str]], path: str | Path) 
     return style.save(figure, path)
 
 
-def _draw(axes, rows, score: str, levels, top: float | None) -> None:
-    """Training and held-out values of one score, and its lines, labelled at the right edge."""
-    heldout = "heldout/loss" if score == "loss" else f"heldout/{score}_balanced"
+def _draw(axes, rows, curves, levels, top: float | None) -> None:
+    """Values over steps, held-out ones with their intervals, and lines, labelled at the right edge."""
     highest, labels = [], []
-    for name, words, colour in ((score, "training", ORANGE), (heldout, "held-out", BLUE)):
+    for name, words, colour in curves:
         steps, values = style.series(rows, name)
         if not len(steps):
             continue
-        if name == score:
-            axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
-            values = style.smooth(values, max(1, len(values) // 20))
-            axes.plot(steps, values, color=colour, linewidth=1.6)
-        else:
+        if name.startswith("heldout/"):
             axes.plot(steps, values, "o-", color=colour, linewidth=2, markersize=4)
             low, high = (style.series(rows, f"{name}_{end}")[1] for end in ("low", "high"))
             if len(low) == len(steps):
                 axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
+        else:
+            axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
+            values = style.smooth(values, max(1, len(values) // 20))
+            axes.plot(steps, values, color=colour, linewidth=1.6)
         highest += [float(np.percentile(values, 99)), values[-1]]
         labels.append((values[-1], f"{words} {values[-1]:.2f}", colour))
     if not labels:
@@ -104,9 +125,9 @@ def _draw(axes, rows, score: str, levels, top: float | None) -> None:
 
 
 def _finding(rows: Sequence[Mapping], levels) -> str:
-    steps, values = style.series(rows, "heldout/top1_balanced")
+    steps, values = style.series(rows, "heldout/features_top1_balanced")
     if not len(steps):
-        return "No held-out accuracy has been measured yet"
+        return "No held-out accuracy of the encoder's features has been measured yet"
     best = max((level for _, level, _, _ in levels if level is not None), default=None)
     line = "" if best is None else f" (best line {best:.2f})"
-    return f"At step {steps[-1]:.0f}: held-out top-1 {values[-1]:.2f}, balanced over classes{line}"
+    return f"At step {steps[-1]:.0f}: held-out top-1 of the encoder's features {values[-1]:.2f}{line}"

@@ -3,8 +3,9 @@
 from voco.health.evaluate import calibrate_batchnorm, evaluate, evaluate_histogram, outer_window
 from voco.health.examples import similarity_examples
 from voco.health.inference import Difference
+from voco.health.judgement import Judgement
 from voco.health.report import HealthReport
-from voco.health.verdict import Judgement, constant_line, judge, judgements, verdict
+from voco.health.verdict import constant_line, judge, judgements, verdict
 from voco.health.windows import EvalWindow, build_eval_windows
 
 __all__ = [

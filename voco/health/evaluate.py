@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -118,10 +118,28 @@ def calibrate_batchnorm(
     batch_volumes: int = 2,
     device: torch.device | str = "cpu",
 ) -> int:
-    """Estimate running statistics of BatchNorm layers from held-out windows, without gradients and without labels.
+    """``estimate_batchnorm`` from held-out windows, without labels.
+
+    Returns:
+        Number of layers calibrated; 0 for networks without BatchNorm.
+    """
+
+    def feed():
+        asked = draw_queries(windows, method.geometry, method.geometry.random_crops, 0, 0.0, slabs=False)
+        settings = {"batch_volumes": batch_volumes, "device": torch.device(device), "autocast_dtype": None}
+        inspect_windows(method, [w.hu for w in windows], method.geometry.base_starts(), asked.starts, None, **settings)
+
+    return estimate_batchnorm(method, feed)
+
+
+def estimate_batchnorm(method: torch.nn.Module, feed: Callable[[], object]) -> int:
+    """Estimate running statistics of BatchNorm layers from data, without gradients.
 
     A fresh network has mean 0 and variance 1 there, which cripples it in evaluation: an untrained line must not be low
     for that reason. Everything but the running statistics stays as it was.
+
+    Args:
+        feed: passes the data through ``method``, batch by batch.
 
     Returns:
         Number of layers calibrated; 0 for networks without BatchNorm.
@@ -146,11 +164,7 @@ def calibrate_batchnorm(
     hooks = [layer.register_forward_pre_hook(normalise_by_batch) for layer in layers]
     try:
         with evaluating(method):
-            asked = draw_queries(windows, method.geometry, method.geometry.random_crops, 0, 0.0, slabs=False)
-            settings = {"batch_volumes": batch_volumes, "device": torch.device(device), "autocast_dtype": None}
-            inspect_windows(
-                method, [w.hu for w in windows], method.geometry.base_starts(), asked.starts, None, **settings
-            )
+            feed()
     finally:
         for hook in hooks:
             hook.remove()

@@ -12,6 +12,7 @@ import torch
 
 from voco.health.evaluate import calibrate_batchnorm, evaluate, evaluate_histogram, outer_window
 from voco.health.examples import similarity_examples
+from voco.health.judgement import for_card, in_numbers
 from voco.health.report import HEADLINES, POSITION_SCORES, HealthReport, better_of, mean_of
 from voco.health.verdict import LINES, RULE, judgements, verdict
 from voco.health.windows import EvalWindow, build_eval_windows
@@ -141,16 +142,11 @@ class HealthMonitor:
 
     def judged(self) -> list[dict]:
         """What the verdict rests on, in numbers: value, lines, differences and limit of each score that decides."""
-        return [asdict(one) | {"learned": one.above} for one in judgements(self.latest, self.lines, self.references)]
+        return in_numbers(judgements(self.latest, self.lines, self.references))
 
     def provenance(self, results: dict[str, float]) -> dict:
         """What travels with the weights: scores, the lines that they stand beside, and the verdict in words."""
-        lines = {
-            f"{name} of {one.score}": value
-            for one in judgements(self.latest, self.lines, self.references)
-            for name, value in one.lines.items()
-        }
-        return {"results": results, "lines": lines, "verdict": list(self.verdict)}
+        return for_card(judgements(self.latest, self.lines, self.references), results, self.verdict)
 
     def constants(self) -> dict[str, float]:
         """Reference losses and the lines, for trackers that draw them beside the curves."""

@@ -71,8 +71,11 @@ def tally_rows(cluster: np.ndarray, hits: np.ndarray, weight: np.ndarray | None 
     """
     hits = np.asarray(hits, np.float64).reshape(len(cluster), -1)
     weight = np.ones_like(hits) if weight is None else np.asarray(weight, np.float64).reshape(len(cluster), -1)
-    member = (np.unique(cluster)[:, None] == np.asarray(cluster)[None, :]).astype(np.float64)
-    return Tally(member @ hits, member @ weight, share)
+    names, number = np.unique(cluster, return_inverse=True)
+    sums = np.zeros((2, len(names), hits.shape[1]))
+    np.add.at(sums[0], number, hits)
+    np.add.at(sums[1], number, weight)
+    return Tally(*sums, share)
 
 
 def position_credit(similarity: np.ndarray, labels: np.ndarray) -> np.ndarray:

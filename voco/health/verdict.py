@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
-import numpy as np
-
-from voco.health.inference import LEAST_CLUSTERS, Difference, chance_limit, compare
+from voco.health import judgement
+from voco.health.judgement import Judgement, Words, beside_best, hold_against, sentence
 from voco.health.report import HEADLINES, POSITION_SCORES, HealthReport
-from voco.health.scores import Tally
 from voco.health.windows import PADDED_SHARE
 
 # Of the sentences and numbers below; a change of what decides is a new rule.
@@ -18,59 +15,21 @@ RULE = "sign flips of whole patients, prediction limit of untrained networks, on
 COLLAPSE_COSINE = 0.95
 # What a verdict needs beside the constant guess.
 LINES = ("step0", "untrained", "histogram")
-_WORDS = {
-    "constant": "constant guess",
-    "step0": "own step 0",
-    "untrained": "untrained networks",
-    "histogram": "HU histogram",
-}
+WORDS = Words(
+    cluster="scan",
+    balanced="balanced",
+    scores={
+        score: f"{'disjoint' if 'disjoint' in score else 'position'} accuracy of the encoder" for score in HEADLINES
+    },
+    lines={
+        "constant": "constant guess",
+        "step0": "own step 0",
+        "untrained": "untrained networks",
+        "histogram": "HU histogram",
+    },
+    picture="figures/positions.png",
+)
 _LISTED = 5
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """One score against all lines.
-
-    Attributes:
-        score: its name.
-        value, interval: of the network.
-        lines: value of each line, the constant guess first.
-        differences: score minus line, for each.
-        limit: how high untrained networks come by their draw; None without several of them.
-        patients: that were asked.
-        missing: lines that a verdict needs and that were not measured.
-    """
-
-    score: str
-    value: float
-    interval: tuple[float, float] | None
-    lines: dict[str, float]
-    differences: dict[str, Difference]
-    limit: float | None
-    patients: int
-    missing: tuple[str, ...] = ()
-
-    @property
-    def judgeable(self) -> bool:
-        """Whether there is anything to say: enough patients, and every line."""
-        return self.patients >= LEAST_CLUSTERS and not self.missing
-
-    @property
-    def above(self) -> bool:
-        """Surely above every line, and above what untrained networks reach by their draw."""
-        sure = all(difference.surely_above for difference in self.differences.values())
-        return self.judgeable and sure and (self.limit is None or self.value > self.limit)
-
-    @property
-    def p(self) -> float:
-        """The largest p-value: all lines have to be beaten, so that nothing is corrected for their number."""
-        return max(difference.p for difference in self.differences.values())
-
-    @property
-    def needed(self) -> int | None:
-        """Patients that would show the smallest of the differences; None where one is not positive."""
-        counts = [difference.needed for difference in self.differences.values()]
-        return None if any(count is None for count in counts) else max(counts)
 
 
 def constant_line(score: str, references: Mapping[str, float]) -> float:
@@ -98,20 +57,7 @@ def judge(
     own = report.tally(score)
     if own is None:
         return None
-    constant = constant_line(score, references)
-    found = {"constant": Tally(constant * own.weight, own.weight)}
-    found |= {name: line.tally(score) for name, line in lines.items() if line.tally(score) is not None}
-    networks = lines["untrained"].of_networks(score) if "untrained" in lines else []
-    return Judgement(
-        score=score,
-        value=own.value,
-        interval=report.interval(score),
-        lines={name: tally.value for name, tally in found.items()},
-        differences={name: compare(own, tally) for name, tally in found.items()},
-        limit=chance_limit(networks) if len(networks) > 1 else None,
-        patients=int((own.weight.sum(1) > 0).sum()),
-        missing=tuple(name for name in LINES if name not in found),
-    )
+    return hold_against(score, own, constant_line(score, references), lines, LINES)
 
 
 def judgements(
@@ -157,7 +103,7 @@ def verdict(
         return sentences
     sure = True
     for one in judgements(report, lines, references):
-        sentences.append(_sentence(one, lines, before=sure))
+        sentences.append(sentence(one, WORDS, only_with="" if sure else "position accuracy"))
         sure = sure and one.above
     sentences += _about_projector(report, lines, references)
     for score in POSITION_SCORES:
@@ -177,69 +123,8 @@ def fallen(rows: Sequence[Mapping], report: HealthReport | None = None, step: in
         report: the scores now; None takes the last row that has them.
         step: of the report.
     """
-    found = []
-    for score in HEADLINES:
-        known = [(row[f"heldout/{score}"], row["step"]) for row in rows if row.get(f"heldout/{score}") is not None]
-        if report is None and known:
-            now, at = known.pop()
-        else:
-            now, at = None if report is None else report.score(score), step
-        if now is None or not known:
-            continue
-        best, when = max(known)
-        if now < best:
-            found.append(
-                f"note: fell: {_score_words(score)} {now:.2f} at step {at} is below the {best:.2f} at step {when} of "
-                "this run; look at figures/positions.png, and take an earlier milestone or a lower learning rate if it "
-                "goes on."
-            )
-    return found
-
-
-def _sentence(one: Judgement, lines: Mapping[str, HealthReport], before: bool) -> str:
-    text = f"{_score_words(one.score)} {_value(one.value, one.interval)} ({_listed_lines(one, lines)})"
-    if one.missing:
-        return f"cannot be judged without the line of the {_all(one.missing)}: {text}."
-    if one.patients < LEAST_CLUSTERS:
-        return f"cannot be judged with {_count(one.patients)}: {text}; {_enough(one)}."
-    if one.above and before:
-        return f"learned: {text}; above every line, p {_p(one.p)}."
-    if one.above:
-        return f"not learned: {text}; above every line, but counted only where position accuracy is."
-    below = [name for name, d in one.differences.items() if d.value <= 0]
-    unsure = [name for name, d in one.differences.items() if d.value > 0 and not d.surely_above]
-    parts = [f"not above the {_all(below)}"] if below else []
-    if unsure:
-        p = max(one.differences[name].p for name in unsure)
-        parts.append(f"above the {_all(unsure)}, but not surely (p {_p(p)}; {_enough(one)})")
-    if one.limit is not None and one.value <= one.limit and not below:
-        parts.append(f"untrained networks reach up to {one.limit:.2f} by their draw alone")
-    return f"not learned: {text}; {'; '.join(parts)}."
-
-
-def _enough(one: Judgement) -> str:
-    """How many held-out patients would do."""
-    if one.needed is None:
-        return (
-            f"at least {LEAST_CLUSTERS} held-out scans are needed"
-            if one.patients < LEAST_CLUSTERS
-            else ("more held-out scans would tell")
-        )
-    return (
-        f"about {one.needed} held-out scans show a difference of this size"
-        if one.needed < 1000
-        else ("a difference of this size needs more than a thousand held-out scans")
-    )
-
-
-def _listed_lines(one: Judgement, lines: Mapping[str, HealthReport]) -> str:
-    found = []
-    for name, value in one.lines.items():
-        networks = lines[name].of_networks(one.score) if name in lines else []
-        many = f"{len(networks)} " if networks else ""
-        spread = f" ± {np.std(networks, ddof=1):.2f}" if len(networks) > 1 else ""
-        found.append(f"{many}{_WORDS.get(name, name)} {value:.2f}{spread}")
-    return f"balanced, {_count(one.patients)}; {', '.join(found)}"
+    now = None if report is None else {score: report.score(score) for score in HEADLINES}
+    return judgement.fallen(rows, WORDS, now, step)
 
 
 def _about_projector(report: HealthReport, lines: Mapping[str, HealthReport], references) -> list[str]:
@@ -248,11 +133,7 @@ def _about_projector(report: HealthReport, lines: Mapping[str, HealthReport], re
     for score in POSITION_SCORES:
         one = judge(report, lines, references, f"{score}_balanced")
         if one is not None and report.learns:
-            best = max(one.lines, key=one.lines.get)
-            parts.append(
-                f"{score.replace('_', ' ')} {_value(one.value, one.interval)} (best line: {_WORDS.get(best, best)} "
-                f"{one.lines[best]:.2f})"
-            )
+            parts.append(f"{score.replace('_', ' ')} {beside_best(one, WORDS)}")
     return [f"note: through the projector, which only training needs: {', '.join(parts)}."] if parts else []
 
 
@@ -320,24 +201,3 @@ def _about_loss(report, references, step, warmup_steps) -> list[str]:
             "window fits the scans, and the share of padded voxels."
         )
     return sentences
-
-
-def _score_words(score: str) -> str:
-    kind = "disjoint" if "disjoint" in score else "position"
-    return f"{kind} accuracy{' of the encoder' if score.startswith('encoder_') else ''}"
-
-
-def _value(value: float, limits: tuple[float, float] | None) -> str:
-    return f"{value:.2f}" + ("" if limits is None else f" [{limits[0]:.2f}, {limits[1]:.2f}]")
-
-
-def _p(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"= {value:.3f}"
-
-
-def _count(patients: int) -> str:
-    return f"{patients} held-out scan{'s' if patients != 1 else ''}"
-
-
-def _all(names: Sequence[str]) -> str:
-    return " and the ".join(_WORDS.get(name, name) for name in names)

@@ -148,7 +148,19 @@ class VideoClassification(nn.Module):
 
     def logits(self, frames: Tensor) -> Tensor:
         """Classes of clips as they are: (B, T, H, W, 3|1) uint8 -> (B, classes), at least float32."""
-        return self._classify(self._features(frames_to_input(self.encoder, frames)))
+        return self.inspect(frames)[1]
+
+    def inspect(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """What a report looks at: the encoder's pooled features (B, F) of clips as they are, and their ``logits``.
+
+        With a sequence head, which is no part of the encoder, the features are the mean of those that it reads.
+        """
+        x = frames_to_input(self.encoder, frames)
+        if self.temporal is None:
+            features = self.encoder.pool(x)
+            return features, self._classify(features)
+        sequence = self.encoder.sequence(x)
+        return sequence.float().mean(1), self._classify(self.temporal(sequence))
 
     def after_step(self) -> None:
         """Nothing follows the optimiser here."""
