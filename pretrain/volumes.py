@@ -177,11 +177,11 @@ class VolumeJob:
 
     def provenance(self, cohort, monitor=None) -> dict:
         """What the model card and later trainings should know, without what every method has."""
-        from voco.health.report import HEADLINES
+        from voco.health.report import HEADLINE, PARTS
 
         settings, learned = self.config["method"], {}
         if monitor is not None and monitor.latest is not None:
-            scores = {name: monitor.latest.score(name) for name in (*HEADLINES, *_CARD_SCORES)}
+            scores = {name: monitor.latest.score(name) for name in (HEADLINE, *PARTS, *_CARD_SCORES)}
             learned = monitor.provenance({name: value for name, value in scores.items() if value is not None})
         return {
             "preset": settings.preset,

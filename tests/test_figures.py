@@ -15,7 +15,7 @@ from voco.figures import SimilarityCase, crops_of_case, heldout_summary, loss_cu
 from voco.figures.style import label_right, new_figure, smooth, spread
 from voco.geometry import Augmentation, Geometry
 from voco.health.report import HealthReport, mean_of
-from voco.health.scores import Tally
+from voco.health.scores import Tally, place_tally
 
 REFERENCES = {
     "zero_logits": 0.713,
@@ -34,6 +34,8 @@ def report(position, disjoint, scans=8):
         for name, value in (("position_accuracy", position), ("disjoint_accuracy", disjoint)):
             for suffix in ("", "_balanced"):
                 tallies[f"{prefix}{name}{suffix}"] = Tally((value + wave)[:, None], np.ones((scans, 1)))
+        kinds = [tallies[f"{prefix}{kind}_accuracy_balanced"] for kind in ("position", "disjoint")]
+        tallies[f"{prefix}place_accuracy_balanced"] = place_tally(*kinds)
     return HealthReport("trained", tallies, scans=scans, disjoint_scans=scans, windows=2 * scans, queries=12)
 
 
@@ -53,6 +55,7 @@ def metrics(steps=120, final=0.4):
         if step % 20 == 0:
             held = {"intra": final + 0.3 * np.exp(-step / 30)}
             held["encoder_position_accuracy_balanced"] = 0.5 - 0.2 * 0.9**step
+            held["encoder_place_accuracy_balanced"] = 0.4 - 0.1 * 0.9**step
             held |= {f"{k}_low": v - 0.05 for k, v in held.items()} | {f"{k}_high": v + 0.05 for k, v in held.items()}
             rows.append({"step": step, "heldout/scans": 8} | {f"heldout/{k}": v for k, v in held.items()})
     return rows
@@ -104,17 +107,17 @@ def test_loss_curves_show_terms_and_say_on_which_side_of_the_constant(tmp_path, 
 def test_position_scores_label_every_line_and_what_was_not_measured(tmp_path, texts):
     check(position_scores(metrics(), LINES, REFERENCES, tmp_path / "scores.png"))
     assert {"HU histogram 0.26", "untrained networks 0.35", "own step 0 0.34", "constant guess 0.11"} <= set(texts)
-    assert "At step 120: position accuracy 0.50 (best line 0.35)" in texts
+    assert "At step 120: place accuracy, the mean of both, 0.40 (best line 0.26)" in texts
     assert texts.count("not measured") == 3  # no disjoint score in these rows, nothing through the projector
 
 
 def test_summary_title_is_decided_by_paired_intervals(tmp_path, texts):
     check(heldout_summary(report(0.6, 0.3), LINES, REFERENCES, tmp_path / "s.png"))
-    assert "Position accuracy surely above every line; disjoint accuracy surely above every line" in texts
-    heldout_summary(report(0.6, 0.19), LINES, REFERENCES, tmp_path / "s.png")
-    assert "Position accuracy surely above every line; disjoint accuracy not surely above every line" in texts
+    assert "Place accuracy of the encoder, the mean of both, 0.45: surely above every line" in texts
+    heldout_summary(report(0.36, 0.19), LINES, REFERENCES, tmp_path / "s.png")
+    assert "Place accuracy of the encoder, the mean of both, 0.28: not surely above every line" in texts
     heldout_summary(report(0.6, 0.3, scans=4), {}, REFERENCES, tmp_path / "s.png")
-    assert "Position accuracy cannot be judged; disjoint accuracy cannot be judged" in texts
+    assert "Place accuracy of the encoder, the mean of both, 0.45: cannot be judged" in texts
 
 
 def test_similarity_map_writes_the_numbers_and_counts_right_cells(tmp_path, texts):

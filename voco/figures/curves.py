@@ -155,15 +155,14 @@ def _constant(score: str, references) -> float:
 
 
 def _score_finding(rows, lines, references) -> str:
-    parts, last = [], 0
-    for score, words, _ in _KINDS:
-        steps, values = style.series(rows, f"heldout/encoder_{score}_balanced")
-        if len(steps):
-            last = int(steps[-1])
-            levels = [line.score(f"encoder_{score}_balanced") for line in lines.values()]
-            levels = [level for level in levels if level is not None] + [_constant(f"{score}_balanced", references)]
-            parts.append(f"{words} {values[-1]:.2f} (best line {max(levels):.2f})")
-    return f"At step {last}: {', '.join(parts)}" if parts else "No position score has been measured yet"
+    from voco.health.report import HEADLINE
+
+    steps, values = style.series(rows, f"heldout/{HEADLINE}")
+    if not len(steps):
+        return "No position score has been measured yet"
+    levels = [line.score(HEADLINE) for line in lines.values()]
+    best = max([level for level in levels if level is not None] + [_constant(HEADLINE, references)])
+    return f"At step {steps[-1]:.0f}: place accuracy, the mean of both, {values[-1]:.2f} (best line {best:.2f})"
 
 
 def _highest(rows, lines, references) -> float:
@@ -242,16 +241,12 @@ def _summary_finding(report, lines, references) -> str:
     """The verdict in a few words: what it rests on decides, not the bars."""
     from voco.health.verdict import judgements
 
-    found, before = [], True
-    for one in judgements(report, lines, references):
-        words = "disjoint accuracy" if "disjoint" in one.score else "position accuracy"
-        if not one.judgeable:
-            found.append(f"{words} cannot be judged")
-        else:
-            before = before and one.above
-            found.append(f"{words} {'' if before else 'not '}surely above every line")
-    text = "; ".join(found)
-    return text[:1].upper() + text[1:] if text else "No position score has been measured"
+    found = judgements(report, lines, references)
+    if not found:
+        return "No position score has been measured"
+    one = found[0]
+    how = "cannot be judged" if not one.judgeable else f"{'' if one.above else 'not '}surely above every line"
+    return f"Place accuracy of the encoder, the mean of both, {one.value:.2f}: {how}"
 
 
 def _draw_bars(axes, report, lines, references, score) -> None:

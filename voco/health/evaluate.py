@@ -15,6 +15,7 @@ from voco.health.scores import (
     Tally,
     effective_rank,
     hu_histograms,
+    place_tally,
     position_tallies,
     rank_correlation,
     standardised_cosine,
@@ -271,13 +272,13 @@ def _base_tallies(patient, base_cosine, reg_power) -> dict[str, Tally]:
 def _position_scores(
     windows, geometry: Geometry, compare, queries: int, seed: int, shift_range: float, clean: bool = True
 ):
-    """Tallies of position and disjoint accuracy; then what ``compare`` found on crops as they are, and their labels.
+    """Tallies of all accuracies of place; then what ``compare`` found on crops as they are, and their labels.
 
     Args:
         compare: ``(arrays, base corners, query corners, shift or None) -> {"cosine": (W, Q, N), ...}``.
         clean: whether crops as they are, without intensity shift, are looked at as well; else None is found on them.
     """
-    tallies, whole = {}, None
+    tallies, whole, everyone = {}, None, np.unique([w.patient for w in windows])
     for kind, slabs in (("position", False), ("disjoint", True)):
         seen, hu, bases = scenes(windows, geometry, slabs=slabs)
         if not seen:
@@ -285,12 +286,16 @@ def _position_scores(
         asked = draw_queries(seen, geometry, queries, seed, shift_range, slabs=slabs)
         as_is = compare(hu, bases, asked.starts, None) if clean else None
         shifted = compare(hu, bases, asked.starts, asked.shift)
-        tallies |= _position_tallies(kind, np.array([w.patient for w in seen]), as_is, shifted, asked.labels)
+        patient = np.array([w.patient for w in seen])
+        tallies |= _position_tallies(kind, patient, everyone, as_is, shifted, asked.labels)
         whole = whole or (as_is, asked.labels)
+    for name in [name for name in tallies if name.endswith("position_accuracy_balanced")]:
+        disjoint = tallies.get(name.replace("position", "disjoint"))
+        tallies[name.replace("position", "place")] = place_tally(tallies[name], disjoint)
     return tallies, *whole
 
 
-def _position_tallies(kind: str, patient, clean, shifted, labels) -> dict[str, Tally]:
+def _position_tallies(kind: str, patient, everyone, clean, shifted, labels) -> dict[str, Tally]:
     rows, cells = np.repeat(patient, labels.shape[1]), labels.shape[-1]
     tallies = {}
     for prefix, found, key in (
@@ -300,7 +305,7 @@ def _position_tallies(kind: str, patient, clean, shifted, labels) -> dict[str, T
         ("encoder_clean_", clean, "encoder_cosine"),
     ):
         if found is not None and key in found:
-            both = position_tallies(rows, found[key].reshape(-1, cells), labels.reshape(-1, cells))
+            both = position_tallies(rows, found[key].reshape(-1, cells), labels.reshape(-1, cells), everyone)
             tallies |= {f"{prefix}{kind}_{score}": tally for score, tally in both.items()}
     return tallies
 

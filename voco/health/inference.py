@@ -66,10 +66,10 @@ def compare(one: Tally, other: Tally) -> Difference:
             f"scores of different queries cannot be paired ({one.clusters} and {other.clusters} patients): "
             "evaluate both on the same windows with the same seed"
         )
-    change = one.contributions - other.contributions
-    interval = _t_interval(float(change.sum()), one.influence - other.influence)
-    low, high = interval or (None, None)
-    return Difference(float(change.sum()), low, high, sign_flip_p(change), one.clusters, _needed(change))
+    asked = one.weight.sum(1) > 0
+    change, influence = one.contributions - other.contributions, one.influence - other.influence
+    low, high = _t_interval(float(change.sum()), influence[asked]) or (None, None)
+    return Difference(float(change.sum()), low, high, sign_flip_p(change), int(asked.sum()), _needed(change[asked]))
 
 
 def sign_flip_p(change: np.ndarray) -> float:
@@ -110,7 +110,7 @@ def interval(tally: Tally) -> tuple[float, float] | None:
     The variance is that of the influence of each patient. None for one patient, and where all are alike: an interval
     without width would say that nothing could have come out otherwise.
     """
-    limits = _t_interval(tally.value, tally.influence)
+    limits = _t_interval(tally.value, tally.influence[tally.weight.sum(1) > 0])
     if limits is None or not tally.share:
         return limits
     return max(0.0, limits[0]), min(1.0, limits[1])

@@ -27,7 +27,7 @@ class Words:
     Attributes:
         cluster: what is swapped as a whole, singular (``scan``, ``group``).
         balanced: over what the scores are balanced.
-        scores: score that decides -> its words, in the order in which they are judged.
+        scores: score that is judged -> its words.
         lines: line -> its words.
         picture: where the scores stand over steps.
     """
@@ -124,21 +124,15 @@ def hold_against(
     )
 
 
-def sentence(one: Judgement, words: Words, *, only_with: str = "") -> str:
-    """What a judgement says: ``learned``, ``not learned`` or ``cannot be judged``, with all its numbers.
-
-    Args:
-        only_with: words of a score without which this one does not count, where that one was not above every line.
-    """
+def sentence(one: Judgement, words: Words) -> str:
+    """What a judgement says: ``learned``, ``not learned`` or ``cannot be judged``, with all its numbers."""
     text = f"{words.scores[one.score]} {number(one.value, one.interval)} ({_beside(one, words)})"
     if one.missing:
         return f"cannot be judged without the line of the {words.all(one.missing)}: {text}."
     if one.clusters < LEAST_CLUSTERS:
         return f"cannot be judged with {words.count(one.clusters)}: {text}; {_enough(one, words)}."
-    if one.above and not only_with:
-        return f"learned: {text}; above every line, p {_p(one.p)}."
     if one.above:
-        return f"not learned: {text}; above every line, but counted only where {only_with} is."
+        return f"learned: {text}; above every line, p {_p(one.p)}."
     below = [name for name, d in one.differences.items() if d.value <= 0]
     unsure = [name for name, d in one.differences.items() if d.value > 0 and not d.surely_above]
     parts = [f"not above the {words.all(below)}"] if below else []

@@ -13,7 +13,7 @@ import torch
 from voco.health.evaluate import calibrate_batchnorm, evaluate, evaluate_histogram, outer_window
 from voco.health.examples import similarity_examples
 from voco.health.judgement import for_card, in_numbers
-from voco.health.report import HEADLINES, POSITION_SCORES, HealthReport, better_of, mean_of
+from voco.health.report import HEADLINE, PARTS, POSITION_SCORES, HealthReport, better_of, mean_of
 from voco.health.verdict import LINES, RULE, judgements, verdict
 from voco.health.windows import EvalWindow, build_eval_windows
 
@@ -152,7 +152,7 @@ class HealthMonitor:
         """Reference losses and the lines, for trackers that draw them beside the curves."""
         found = {f"lines/{name}": float(value) for name, value in self.references.items()}
         for name, line in self.lines.items():
-            for score in (*HEADLINES, *(f"{s}{suffix}" for s in POSITION_SCORES for suffix in ("", "_balanced"))):
+            for score in (HEADLINE, *PARTS, *(f"{s}{suffix}" for s in POSITION_SCORES for suffix in ("", "_balanced"))):
                 if line.score(score) is not None:
                     found[f"lines/{name}_{score}"] = line.score(score)
         return found

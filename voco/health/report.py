@@ -10,10 +10,11 @@ import numpy as np
 from voco.health.inference import interval
 from voco.health.scores import Tally
 
-# Balanced, because always guessing the centre cell is worth 0.25 in the plain scores of a 3x3 grid.
 POSITION_SCORES = ("position_accuracy", "disjoint_accuracy")
-# Of the encoder's features, which do not depend on what else is in the batch, in the order in which they are judged.
-HEADLINES = tuple(f"encoder_{score}_balanced" for score in POSITION_SCORES)
+# What the verdict is about: the mean of both; balanced, because always guessing the centre cell is worth 0.25 in the
+# plain scores of a 3x3 grid; of the encoder's features, which do not depend on what else is in the batch.
+HEADLINE = "encoder_place_accuracy_balanced"
+PARTS = tuple(f"encoder_{score}_balanced" for score in POSITION_SCORES)
 
 
 @dataclass(frozen=True)

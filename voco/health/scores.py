@@ -60,7 +60,13 @@ class Tally:
         return total, total > 0
 
 
-def tally_rows(cluster: np.ndarray, hits: np.ndarray, weight: np.ndarray | None = None, share: bool = False) -> Tally:
+def tally_rows(
+    cluster: np.ndarray,
+    hits: np.ndarray,
+    weight: np.ndarray | None = None,
+    share: bool = False,
+    everyone: np.ndarray | None = None,
+) -> Tally:
     """Sum rows that belong to the same cluster.
 
     Args:
@@ -68,11 +74,13 @@ def tally_rows(cluster: np.ndarray, hits: np.ndarray, weight: np.ndarray | None 
         hits: (M,) or (M, C) scored quantity.
         weight: as ``hits``; None is 1 per row.
         share: see ``Tally``.
+        everyone: (S,) clusters that get a row, also those without any; None takes those that have one.
     """
     hits = np.asarray(hits, np.float64).reshape(len(cluster), -1)
     weight = np.ones_like(hits) if weight is None else np.asarray(weight, np.float64).reshape(len(cluster), -1)
-    names, number = np.unique(cluster, return_inverse=True)
-    sums = np.zeros((2, len(names), hits.shape[1]))
+    everyone = np.unique(cluster if everyone is None else everyone)
+    number = np.searchsorted(everyone, cluster)
+    sums = np.zeros((2, len(everyone), hits.shape[1]))
     np.add.at(sums[0], number, hits)
     np.add.at(sums[1], number, weight)
     return Tally(*sums, share)
@@ -97,13 +105,16 @@ def position_credit(similarity: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return np.where(true.sum(axis=-1) == 1, credit, np.nan)
 
 
-def position_tallies(cluster: np.ndarray, similarity: np.ndarray, labels: np.ndarray) -> dict[str, Tally]:
+def position_tallies(
+    cluster: np.ndarray, similarity: np.ndarray, labels: np.ndarray, everyone: np.ndarray | None = None
+) -> dict[str, Tally]:
     """Position accuracy, plain and balanced over the true cells that occur.
 
     Args:
         cluster: (M,) patient of each query.
         similarity: (M, N).
         labels: (M, N).
+        everyone: as ``tally_rows``.
 
     Returns:
         ``accuracy`` (mean over queries) and ``accuracy_balanced`` (mean over true cells of the recall). Queries without
@@ -114,9 +125,19 @@ def position_tallies(cluster: np.ndarray, similarity: np.ndarray, labels: np.nda
     credit = np.where(counts, credit, 0.0)
     cell = np.eye(labels.shape[-1])[labels.argmax(axis=-1)] * counts[:, None]
     return {
-        "accuracy": tally_rows(cluster, credit, counts, share=True),
-        "accuracy_balanced": tally_rows(cluster, credit[:, None] * cell, cell, share=True),
+        "accuracy": tally_rows(cluster, credit, counts, share=True, everyone=everyone),
+        "accuracy_balanced": tally_rows(cluster, credit[:, None] * cell, cell, share=True, everyone=everyone),
     }
+
+
+def place_tally(position: Tally, disjoint: Tally | None) -> Tally:
+    """Mean of two balanced accuracies on the same patients; the first alone where there is no second.
+
+    Cells of both kinds of queries stand side by side, as many columns with one as with two, so that reports of scans
+    with and without a neighbouring slab can be joined.
+    """
+    other = disjoint or Tally(np.zeros_like(position.hits), np.zeros_like(position.weight))
+    return Tally(np.hstack([position.hits, other.hits]), np.hstack([position.weight, other.weight]), share=True)
 
 
 def _largest(values: np.ndarray) -> np.ndarray:

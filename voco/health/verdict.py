@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from voco.health import judgement
 from voco.health.judgement import Judgement, Words, beside_best, hold_against, sentence
-from voco.health.report import HEADLINES, POSITION_SCORES, HealthReport
+from voco.health.report import HEADLINE, PARTS, POSITION_SCORES, HealthReport
 from voco.health.windows import PADDED_SHARE
 
 # Of the sentences and numbers below; a change of what decides is a new rule.
@@ -19,7 +20,9 @@ WORDS = Words(
     cluster="scan",
     balanced="balanced",
     scores={
-        score: f"{'disjoint' if 'disjoint' in score else 'position'} accuracy of the encoder" for score in HEADLINES
+        HEADLINE: "place accuracy of the encoder",
+        PARTS[0]: "position accuracy of the encoder",
+        PARTS[1]: "disjoint accuracy of the encoder",
     },
     lines={
         "constant": "constant guess",
@@ -46,7 +49,7 @@ def judge(
         report: the trained encoder.
         lines: reports of what learned nothing, by name (``step0``, ``untrained``, ``histogram``), on the same windows.
         references: fields of ``voco.reference.reference_lines``.
-        score: e.g. one of ``HEADLINES``.
+        score: e.g. ``HEADLINE``.
 
     Returns:
         None where the report does not have the score.
@@ -63,12 +66,8 @@ def judge(
 def judgements(
     report: HealthReport, lines: Mapping[str, HealthReport], references: Mapping[str, float]
 ) -> list[Judgement]:
-    """Of the encoder's features: position accuracy, then disjoint accuracy, as far as they were measured.
-
-    The second is called learned only where the first is: tests in a fixed order need no correction, so that the chance
-    of one false "learned" among both stays what it is for one (Maurer, Hothorn, Lehmacher 1995).
-    """
-    found = [judge(report, lines, references, score) for score in HEADLINES]
+    """Of the encoder's features: place accuracy, which decides, and its two parts, as far as they were measured."""
+    found = [judge(report, lines, references, score) for score in (HEADLINE, *PARTS)]
     return [one for one in found if one is not None]
 
 
@@ -84,10 +83,10 @@ def verdict(
     """Say in plain words whether the run has learned.
 
     Each sentence starts with what it is: ``learned``, ``not learned``, ``cannot be judged``, ``loss``,
-    ``nothing learned``, ``collapsed``, ``broken`` or ``note``. "Learned" means that a score of the encoder's features
-    is above the constant guess, the run's own step 0, the mean of untrained networks and the HU histogram, each with
-    p <= 0.025 when run and line are swapped within whole patients, and above what an untrained network reaches by its
-    draw.
+    ``nothing learned``, ``collapsed``, ``broken`` or ``note``. "Learned" means that place accuracy of the
+    encoder's features, the mean of position and disjoint accuracy, is above the constant guess, the run's own step 0,
+    the mean of untrained networks and the HU histogram, each with p <= 0.025 when run and line are swapped within whole
+    patients, and above what an untrained network reaches by its draw.
 
     Args:
         report: the encoder as it is now.
@@ -101,10 +100,9 @@ def verdict(
     sentences = _about_loss(report, references, step, warmup_steps)
     if sentences and sentences[0].startswith("broken"):
         return sentences
-    sure = True
-    for one in judgements(report, lines, references):
-        sentences.append(sentence(one, WORDS, only_with="" if sure else "position accuracy"))
-        sure = sure and one.above
+    found = judgements(report, lines, references)
+    sentences += [sentence(one, words(report)) for one in found[:1]]
+    sentences += _about_parts(found[1:])
     sentences += _about_projector(report, lines, references)
     for score in POSITION_SCORES:
         sentences += _about_clean(report, f"encoder_clean_{score}_balanced", lines)
@@ -123,8 +121,27 @@ def fallen(rows: Sequence[Mapping], report: HealthReport | None = None, step: in
         report: the scores now; None takes the last row that has them.
         step: of the report.
     """
-    now = None if report is None else {score: report.score(score) for score in HEADLINES}
+    now = None if report is None else {score: report.score(score) for score in WORDS.scores}
     return judgement.fallen(rows, WORDS, now, step)
+
+
+def words(report: HealthReport) -> Words:
+    """What the sentences about a report call things: scans are patients, where every patient has one."""
+    several = HEADLINE in report.tallies and report.tallies[HEADLINE].clusters < report.scans
+    return replace(WORDS, cluster="patient") if several else WORDS
+
+
+def _about_parts(parts: Sequence[Judgement]) -> list[str]:
+    if not parts:
+        return []
+    told = [
+        f"{WORDS.scores[one.score].removesuffix(' of the encoder')} {beside_best(one, WORDS)}"
+        + (f"{'' if one.above else ', not surely'} above every line" if one.judgeable else "")
+        for one in parts
+    ]
+    return [
+        f"note: place accuracy is the mean of {' and '.join(told)}." if len(told) == 2 else f"note: it is {told[0]}."
+    ]
 
 
 def _about_projector(report: HealthReport, lines: Mapping[str, HealthReport], references) -> list[str]:
