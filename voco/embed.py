@@ -71,7 +71,7 @@ def encoder_of(name: str, weights: str | None = None):
             f"{name} is an architecture without weights, its features would be random: name published weights as "
             f"{name}.TAG (see voco encoders {name}), or give --weights"
         )
-    return create_encoder(name, checkpoint=weights).eval()
+    return create_encoder(name, checkpoint=weights)
 
 
 def embed(

@@ -102,6 +102,7 @@ class VoCo3D(nn.Module):
         self.encoder = convert_batchnorm(encoder) if self.options.norm_scope == "global" else encoder
         self.student = Projector(self.features, self.options.projector_dim, self.options.projector_norm)
         self.teacher = self._make_teacher()
+        self.train()  # an encoder comes in evaluation mode
 
     @property
     def features(self) -> int:
