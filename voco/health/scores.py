@@ -10,12 +10,14 @@ import torch
 
 from voco.errors import InputError
 from voco.rng import derive_seed
+from voco.short_repr import short_repr
 
 HISTOGRAM_BINS = 24
 # cosines are computed in float32: closer than this is equal, so that a constant network scores chance and not luck
 TIE = 1e-6
 
 
+@short_repr
 @dataclass(frozen=True)
 class Tally:
     """Per-scan sums from which a score and every resample of it over scans follow.

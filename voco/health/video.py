@@ -14,12 +14,14 @@ from voco.errors import InputError
 from voco.health.evaluate import evaluating
 from voco.health.report import RESAMPLES, Difference
 from voco.health.scores import Tally, bootstrap_difference, bootstrap_interval, tally_scans
+from voco.short_repr import short_repr
 
 FEW_GROUPS = 10
 _ONE_ANSWER = 0.95
 _EQUAL = 1e-6  # the rounding of a network that answers every class equally
 
 
+@short_repr
 @dataclass(frozen=True)
 class VideoReport:
     """Answers to N held-out clips; scores and intervals are computed from them.

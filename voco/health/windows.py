@@ -14,12 +14,14 @@ from voco.data.windows import ReadableVolume, read_window
 from voco.errors import InputError
 from voco.geometry import Geometry
 from voco.rng import generator
+from voco.short_repr import short_repr
 
 DISJOINT_DEPTH = 1.5
 # keeps the windows of a large cohort in memory: 40 scans x 2 windows of the published size are about 1.2 GB
 MAX_SCANS = 40
 
 
+@short_repr
 @dataclass(frozen=True)
 class EvalWindow:
     """A window of a held-out scan.
@@ -109,6 +111,7 @@ def _read(volume, geometry: Geometry, scan: int, key: tuple, seed: int, region: 
     return EvalWindow(scan, key, window.hu, slabs, side, window.padded_share, reason)
 
 
+@short_repr
 @dataclass(frozen=True)
 class Queries:
     """What is asked of W windows: places, right answers and intensity shifts, on the CPU."""
