@@ -19,13 +19,14 @@ from tests.finetune.made import write_scan, write_table
 from voco.cli import main
 from voco.data.cache import PreparedVolume
 from voco.encoders import create_encoder
-from voco.phantom.cohort import write_cohort
+from voco.phantom.patient import make_patient
+from voco.phantom.writers import write_dicom, write_nifti
 from voco.transfer.artifact import load_model
 from voco.weights.export import save_encoder
 
 ROOT = Path(__file__).parents[1]
 REAL = os.environ.get("VOCO_TEST_CT")
-SHORT = "--data.workers 0 --split.test 0 --split.val 0.4 --score.bootstrap 20 --log.with []".split()
+SHORT = ["--data.workers", "0", "--split.test", "0", "--split.val", "0.4", "--score.bootstrap", "20"]
 
 
 def example(text: str, names: dict[str, str]) -> np.ndarray:
@@ -62,7 +63,8 @@ def every_way(run: Path, root: Path, work: Path, *options: str) -> dict[str, dic
     card = (run / "encoder" / "README.md").read_text()
     page = (ROOT / "README.md").read_text()
     encoder = voco.load_encoder(run)
-    by_path = {name: next(v for case, v in command.items() if Path(name).name.split(".")[0] in case) for name in names}
+    cases = [PreparedVolume.open(path).meta["case"] for path in (work / "cache").glob("*.b2nd")]
+    by_path = {case["path"]: command[case["id"]] for case in cases}
     return {
         "voco embed": by_path,
         "voco.embed": {n: voco.embed(encoder, voco.read_volume(root / n)) for n in names},
@@ -102,16 +104,15 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def phantoms(tmp_path_factory):
-    """Four drawn patients on tables, two as DICOM, and four blocks, which have no air around them; labels of all."""
+    """Two drawn patients on tables, one as DICOM, and four blocks, which have no air around them; labels of all."""
     root = tmp_path_factory.mktemp("phantoms")
-    found = []
-    for kind, seed in (("nifti", 0), ("dicom", 1)):
-        grid = {"size": (24, 72, 72), "spacing_mm": (6, 5, 5)}
-        paths = write_cohort(root / kind, cases=2, seed=seed, format=kind, workers=1, progress=False, **grid)
-        found += [path.relative_to(root) for path in paths]
+    found = ["drawn.nii.gz", "drawn_dicom"]
+    one, two = (make_patient(seed, 0, size=(24, 72, 72), spacing_mm=(6.0, 5.0, 5.0)) for seed in (0, 1))
+    write_nifti(root / found[0], one.scan, one.spacing_mm, one.origin_mm)
+    write_dicom(root / found[1], two.hu, two.spacing_mm, two.origin_mm, patient="two", key=("two",))
     for number in range(4):
         write_scan(root / f"block{number}.nii.gz", number, number % 2 == 0)
-        found.append(Path(f"block{number}.nii.gz"))
+        found.append(f"block{number}.nii.gz")
     write_table(root / "labels.csv", [(p, i % 2, f"p{i}") for i, p in enumerate(found)], ("path", "label", "patient"))
     return root
 

@@ -32,7 +32,8 @@ def volume():
     array = rng.normal(-1000, 10, (30, 60, 60)).astype(np.int16)
     array[:, 10:42, 8:50] = rng.normal(40, 150, (30, 32, 42)).astype(np.int16)
     array[:, 54:55, :] = 300
-    return Volume(array.clip(-1024), (3.0, 2.0, 2.0), np.diag([2.0, 2.0, 3.0, 1.0]), Source("block.nii.gz"))
+    affine = np.array([[0, 0, 2.0, 0], [0, 2.0, 0, 0], [3.0, 0, 0, 0], [0, 0, 0, 1]])
+    return Volume(array.clip(-1024), (3.0, 2.0, 2.0), affine, Source("block.nii.gz"))
 
 
 def test_it_is_the_mean_over_the_tiles_of_the_prepared_body(volume):
@@ -106,7 +107,7 @@ def test_views_and_readings_are_arguments(volume):
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
     tiles = make_view("tiles", net.input_spec, stride=(8,))
     one = [voco.embed(net, volume, view=tiles, pooling=how) for how in ("mean", "max")]
-    assert (one[1] > one[0]).all()
+    assert (one[1] >= one[0]).all() and (one[1] > one[0]).mean() > 0.5
     by_name = voco.embed(net, volume, view="resize")
     np.testing.assert_array_equal(by_name, voco.embed(net, volume, view=make_view("resize", net.input_spec)))
 
