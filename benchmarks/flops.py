@@ -70,7 +70,7 @@ def forward_flops(
     counter = FlopCounterMode(display=False)
     try:
         with torch.device("meta"):
-            encoder = create_encoder(name, window=windows or None, **json.loads(arguments)).eval()
+            encoder = create_encoder(name, window=windows or None, **json.loads(arguments))
             with torch.no_grad(), counter:
                 encoder(torch.empty(1, 1, *size))
     except (InputError, RuntimeError, NotImplementedError, ValueError, TypeError):

@@ -74,7 +74,8 @@ class Maker:
         """Recipe and settings of a task, and its split cell."""
         where = f"tasks.{task.name}"
         _refuse(task.settings, _OF_THE_GRID, where)
-        settings = merge(self.recipe("finetune", task.recipe, f"{where}.recipe"), task.settings)
+        # auto would follow each encoder, and sources are compared on equal input
+        settings = merge({"view": "resize"}, self.recipe("finetune", task.recipe, f"{where}.recipe"), task.settings)
         if task.name not in self.protocols:
             encoder = {"encoder": {"name": next(iter(self.grid.blocks.values())).encoder}}
             self.protocols[task.name] = self.checker.resolve(

@@ -21,8 +21,9 @@ class Run:
     """Run folder; an existing one is continued (see --train.resume)."""
     mode: Literal["full", "linear", "knn"] = "full"
     """full: train the whole network; linear: logistic regression on frozen features; knn: their nearest neighbours."""
-    view: Literal["resize", "tiles", "slice_windows"] = "resize"
-    """How a whole study reaches the encoder: stretched to one window, cut into tiles, or as windows of slices."""
+    view: Literal["auto", "resize", "tiles", "slice_windows"] = "auto"
+    """How a whole study reaches the encoder: stretched to one window, cut into tiles, or as windows of slices. auto:
+    as `voco embed` shows it with --mode linear and knn, resize with --mode full."""
     learn: Literal["study", "window"] = "study"
     """study: a study's windows are pooled and its label is learned; window: each window has a label (slice labels)."""
     fraction: float = 1.0
@@ -164,7 +165,7 @@ class TrainConfig:
     ema: float = 0.0
     """Decay of a moving average of the weights, which is then scored and exported, e.g. 0.998; 0 = the last weights."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    """auto: bf16 on a GPU that has it, else fp32."""
+    """auto: bf16 on a GPU that has it, else fp32; frozen features (--mode linear, knn) are fp32."""
     threads: int = 0
     """CPU threads per process when training without a GPU; 0 = the cores shared among the processes of this machine."""
     class_weights: Literal["none", "balanced", "task"] = "none"

@@ -43,7 +43,7 @@ def study_features(
         say(f"features: {len(places) - len(missing)} studies are ready, {len(missing)} to compute")
     bar = Progress("features", len(own), accelerator.is_main_process and bool(own))
     for i in own:
-        features, _ = window_features(model, studies[i].paths, view, device=accelerator.device, dtype=dtype)
+        features, _ = window_features(model, studies[i].paths, view, dtype=dtype)
         part = places[i].with_suffix(f".{os.getpid()}.part")
         with part.open("wb") as file:
             np.save(file, features)

@@ -41,7 +41,7 @@ class Run:
     seed: int = 0
     """Of the resamplings."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    """auto: bf16 on a GPU that has it, else fp32."""
+    """auto: bf16 on a GPU that has it, else fp32; frozen features are fp32."""
     threads: int = 0
     """CPU threads per process; 0 = the cores shared among the processes of this machine."""
 
@@ -97,6 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(config: dict) -> int:
     """Score every scan and write what was found."""
     from finetune.cohort import prepare_studies
+    from finetune.run import compute_precision
     from voco.engine.launch import build_accelerator, launched_rank
     from voco.engine.lock import FolderLock
     from voco.engine.signals import die_with_parent
@@ -122,7 +123,8 @@ def run(config: dict) -> int:
             cohort.write(out)
         cohort.check(config["data"].max_rejected)
         leaks = check_seen(config, models, cohort)
-        accelerator = build_accelerator(precision=config["precision"], out=out, trackers=[], threads=config["threads"])
+        precision = compute_precision(config["precision"], models[0].facts["mode"])
+        accelerator = build_accelerator(precision=precision, out=out, trackers=[], threads=config["threads"])
         cases, images = score(config, models, cohort, accelerator)
         if rank == 0:
             write(config, models, cohort, cases, images, leaks)

@@ -11,6 +11,7 @@ from finetune.features import feature_folder, study_features
 from finetune.scoring import Predictions, score_part
 from finetune.training import FoldRun, autocast_dtype, count_classes, weigh_classes
 from voco.transfer.artifact import build_model
+from voco.transfer.features import pool_vectors
 from voco.transfer.probes import fit_probe
 
 
@@ -97,7 +98,7 @@ def _training_set(run: FoldRun, model, features: list[np.ndarray]) -> tuple[np.n
     """Vectors (n, F) of what is learned, studies or windows, and their targets per output."""
     names = [output.name for output in run.task.outputs]
     if model.learn == "study":
-        rows = [_pooled(model, vectors) for vectors in features]
+        rows = [pool_vectors(vectors, model.options.pooling) for vectors in features]
         return np.stack(rows), {n: np.array([study.targets[n] for study in run.train]) for n in names}
     rows, labels = [], []
     for study, vectors in zip(run.train, features):
@@ -107,10 +108,6 @@ def _training_set(run: FoldRun, model, features: list[np.ndarray]) -> tuple[np.n
                 rows.append(vector)
                 labels.append(found)
     return np.stack(rows), {n: np.array([row[n] for row in labels]) for n in names}
-
-
-def _pooled(model, vectors: np.ndarray) -> np.ndarray:
-    return vectors.max(0) if model.options.pooling == "max" else vectors.mean(0)
 
 
 def _fit(outputs, x, targets, c: float, weights) -> dict[str, tuple[np.ndarray, np.ndarray]]:

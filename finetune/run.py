@@ -39,7 +39,8 @@ def plan(config: dict) -> int:
     rank, world = launched_rank()
     check(config, world)
     if rank == 0:
-        task, manifest, encoder, view, _, splits = _read(config, _to_stderr)
+        encoder = build_encoder(config)
+        task, manifest, view, _, splits = _read(config, encoder, _to_stderr)
         print_plan(config, task, manifest, encoder, view, splits, _to_stderr)
     return 0
 
@@ -76,9 +77,11 @@ def _run(config: dict, rank: int, world: int) -> int:
             _to_stderr(text)
 
     out = Path(config["out"])
+    encoder = build_encoder(config)
+    settle_view(config, encoder)
     if has_begun(out):
         check_same_settings(out / "config.yaml", to_dict(config), FREE_ON_RESUME, LATER)
-    task, manifest, encoder, view, mask_channel, splits = _read(config, say)
+    task, manifest, view, mask_channel, splits = _read(config, encoder, say)
     check_same_split(out, splits)
     cache = Path(config["data"].cache or out.parent / "cache")
     cohort = prepare_studies(
@@ -92,7 +95,7 @@ def _run(config: dict, rank: int, world: int) -> int:
     cohort.check(config["data"].max_rejected)
     exposure = say_exposure(cohort, view, encoder, say)
     accelerator = build_accelerator(
-        precision=config["train"].precision,
+        precision=compute_precision(config["train"].precision, config["mode"]),
         out=out,
         trackers=config["log"].with_,
         find_unused=True,
@@ -121,8 +124,8 @@ def _run(config: dict, rank: int, world: int) -> int:
     return 0
 
 
-def _read(config: dict, say: Callable[[str], None]):
-    """Task, its data set, encoder, view, whether masks are a channel, and the split."""
+def _read(config: dict, encoder, say: Callable[[str], None]):
+    """Task, its data set, view, whether masks are a channel, and the split."""
     from voco.tasks import create_task
 
     options = {name: value for name, value in to_dict({"o": config["task"]})["o"].items() if name != "name"}
@@ -130,7 +133,6 @@ def _read(config: dict, say: Callable[[str], None]):
     manifest = task.read(config["data"].root)
     for note in manifest.notes:
         say(f"note: {note}")
-    encoder = build_encoder(config)
     if encoder.load_report is not None:
         say(f"weights: {encoder.load_report}")
     elif config["mode"] == "full" and config["train"].batchnorm == "frozen":
@@ -142,7 +144,7 @@ def _read(config: dict, say: Callable[[str], None]):
     check_together(config, task, view)
     splits = make_split(config, task, manifest, say)
     check_fold(config, splits)
-    return task, manifest, encoder, view, mask_channel, splits
+    return task, manifest, view, mask_channel, splits
 
 
 def _to_stderr(text: str) -> None:
@@ -242,7 +244,7 @@ def build_encoder(config: dict):
 
     from voco.encoders import create_encoder
     from voco.rng import derive_seed
-    from voco.transfer.model import check_decoder
+    from voco.transfer.model import check_reading
 
     settings = config["encoder"]
     torch.manual_seed(derive_seed(config["seed"], "init"))
@@ -253,7 +255,7 @@ def build_encoder(config: dict):
         pairs = _two_channels(settings, pairs)
     name = settings.name or _name_of(settings.weights)
     encoder = create_encoder(name, checkpoint=settings.weights, window=pairs, **arguments)
-    check_decoder(encoder, config["head"])
+    check_reading(encoder, config["head"])
     encoder.set_grad_checkpointing(settings.activation_checkpointing)
     encoder.input_spec = _with_statistics(encoder.input_spec, config["input"])
     return encoder
@@ -306,10 +308,24 @@ def _two_channels(settings, pairs):
     return [*pairs, *pairs]
 
 
+def settle_view(config: dict, encoder) -> None:
+    """Replace ``view: auto`` by what it means, so that ``config.yaml`` says it."""
+    from voco.transfer.features import default_kind
+
+    if config["view"] == "auto":
+        config["view"] = "resize" if config["mode"] == "full" else default_kind(encoder)
+
+
+def compute_precision(precision: str, mode: str) -> str:
+    """Frozen features are float32, as ``voco.embed`` gives them, unless another precision is asked for by name."""
+    return "fp32" if precision == "auto" and mode != "full" else precision
+
+
 def build_view(config: dict, task, encoder):
     """The view, and whether masks are a channel."""
     from voco.transfer.views import make_view
 
+    settle_view(config, encoder)
     settings, use = config["input"], mask_use(config["task"])
     spacing = [None if value == "native" else value for value in settings.spacing]
     view = make_view(

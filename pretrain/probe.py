@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from voco.data.prepare import PreparedEntry
 from voco.data.privacy import hash_patient_id
 from voco.errors import InputError
 from voco.rng import derive_seed
+from voco.short_repr import short_repr
 
 _KEYS = ("case", "path", "patient")
 _NOT_LABELS = (*_KEYS, "split", "series", "site", "fold")
@@ -28,10 +30,10 @@ _SPLITS = {
 _SHOWN = 5
 _MOST_CLASSES = 10
 _SHARE = 0.3  # of the patients of each class for validation, where held-out patients do not do
-_CHUNK = 8
 _NEIGHBOURS = 20
 
 
+@short_repr
 @dataclass(frozen=True)
 class LabeledScans:
     """Scans of the run that have a label.
@@ -220,11 +222,11 @@ class Probe:
     def metric(self) -> str:
         return "r2" if self.scans.kind == "regression" else "auroc"
 
-    def report(self, method, device, dtype=None) -> dict[str, float]:
+    def report(self, method, dtype=None) -> dict[str, float]:
         """Flat metrics ``probe/knn_…`` and ``probe/linear_…`` of ``method.encoder`` as it is now."""
         from voco.transfer.probes import knn_scores, linear_probe
 
-        x = self.features(method, device, dtype)
+        x = self.features(method, dtype)
         y, judge = self.scans.labels, self.scans.validation
         patients = np.array([entry.case.patient for entry in self.scans.entries])
         counts = [len(y)] if self.scans.kind == "regression" else np.unique(y[~judge], return_counts=True)[1]
@@ -238,38 +240,31 @@ class Probe:
             for name, logits in (("knn", near), ("linear", line))
         }
 
-    def features(self, method, device, dtype=None) -> np.ndarray:
-        """(n, F) float32, one vector per scan."""
-        import torch
+    def features(self, method, dtype=None) -> np.ndarray:
+        """(n, F) float32, one vector per scan: as ``voco.embed`` where crops are tiles as the encoder takes them."""
+        from voco.transfer.features import pool_vectors, spread, window_vectors
 
-        from voco.data.cache import PreparedVolume
-        from voco.transfer.features import evaluating
+        def read(hu):
+            return method.encoder(method.crops(hu[:, 0], hu.new_zeros(len(hu), 1, 3).long()))
 
         rows = []
-        with evaluating(method, device, dtype):
-            for entry in self.scans.entries:
-                hu, corners = self._read(PreparedVolume.open(entry.path))
-                found = []
-                for first in range(0, len(corners), _CHUNK):
-                    part, corner = hu[first : first + _CHUNK], corners[first : first + _CHUNK]
-                    crops = method.crops(torch.from_numpy(part).to(device), torch.from_numpy(corner).to(device))
-                    found.append(method.encoder(crops).double().cpu().numpy())
-                rows.append(np.concatenate(found).mean(0))
-        return np.stack(rows).astype(np.float32)
+        for entry in self.scans.entries:
+            volume, starts = self._places(entry)
+            starts = spread(starts, self.windows)
+            vectors = window_vectors(method, read, [volume], starts, self.geometry.size, dtype=dtype)
+            rows.append(pool_vectors(vectors.cpu().numpy()))
+        return np.stack(rows)
 
-    def _read(self, volume) -> tuple[np.ndarray, np.ndarray]:
-        """(W, D, H, W) int16 boxes that hold a crop each, and the (W, 1, 3) corners of the crops in them."""
+    def _places(self, entry: PreparedEntry) -> tuple[Any, np.ndarray]:
+        """A scan as the method is shown it, and the (W, 3) corners of crops that cover it."""
+        from voco.data.cache import PreparedArray, PreparedVolume
+        from voco.data.windows import read_window
+
+        volume = PreparedVolume.open(entry.path)
         if self.region == "whole":
-            from voco.data.windows import read_window
-
             hu = read_window(volume, self.geometry.window, None, "whole").hu
-            corners = self.geometry.base_starts().numpy()
-            corners = corners[_spread(len(corners), self.windows)]
-            return np.repeat(hu[None], len(corners), 0), corners[:, None]
-        starts = self.view.windows(volume.shape)
-        starts = starts[_spread(len(starts), self.windows)]
-        hu = np.stack([volume.read([int(s) for s in start], self.geometry.size) for start in starts])
-        return hu, np.zeros((len(hu), 1, 3), np.int64)
+            return PreparedArray(hu, volume.spacing_mm, {}), self.geometry.base_starts().numpy()
+        return volume, self.view.windows(volume.shape)
 
     def _value(self, logits: np.ndarray, labels: np.ndarray) -> float:
         from sklearn.metrics import r2_score, roc_auc_score
@@ -281,13 +276,6 @@ class Probe:
         scores = np.exp(logits - logits.max(1, keepdims=True))
         scores /= scores.sum(1, keepdims=True)
         return float(roc_auc_score(labels, scores, multi_class="ovr", average="macro"))
-
-
-def _spread(count: int, wanted: int) -> np.ndarray:
-    """``wanted`` of ``count`` places, evenly."""
-    if count <= wanted:
-        return np.arange(count)
-    return ((np.arange(wanted) + 0.5) * count / wanted).astype(int)
 
 
 def start_probe(settings, cohort, *, geometry, region: str, seed: int, say: Callable[[str], None]) -> Probe | None:

@@ -93,7 +93,7 @@ class Training:
         """Probe the encoder as it is now, where this process has a probe."""
         if self.probe is None:
             return
-        row = self.probe.report(self.method, self.accelerator.device, autocast_dtype(self.accelerator))
+        row = self.probe.report(self.method, autocast_dtype(self.accelerator))
         self.log.metrics(step, row)
         self.log.say(f"step {step}: " + ", ".join(f"{name} {value:.3f}" for name, value in row.items()))
 

@@ -109,3 +109,21 @@ def test_no_file_of_a_stage_hides_a_module():
         if path.parent.name in ("pretrain", "finetune", "benchmarks") and path.stem != "__init__":
             assert path.stem not in sys.stdlib_module_names
             assert path.stem not in {"torch", "monai", "timm", "accelerate", "yaml", "numpy", "voco"}
+
+
+def test_objects_with_arrays_print_shapes():
+    """A generated repr would print every voxel: public dataclasses with arrays are ``short_repr`` or have one."""
+    wrong = []
+    for path in SOURCES:
+        if module(path).startswith("benchmarks"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.ClassDef) or node.name.startswith("_"):
+                continue
+            decorators = [ast.unparse(item).partition("(")[0] for item in node.decorator_list]
+            kinds = [ast.unparse(item.annotation) for item in node.body if isinstance(item, ast.AnnAssign)]
+            holds = any(("ndarray" in kind or "Tensor" in kind) and "Callable" not in kind for kind in kinds)
+            own = "short_repr" in decorators or any(getattr(item, "name", "") == "__repr__" for item in node.body)
+            if "dataclass" in decorators and holds and not own:
+                wrong.append(f"{module(path)}.{node.name}")
+    assert not wrong

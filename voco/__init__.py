@@ -15,6 +15,7 @@ _LAZY = {
     "create_encoder": "voco.encoders",
     "load_encoder": "voco.encoders",
     "list_encoders": "voco.encoders",
+    "embed": "voco.transfer.features",
     "InputSpec": "voco.encoders.spec",
 }
 __all__ = ["__version__", *_LAZY]

@@ -332,7 +332,7 @@ def _add_embed(commands) -> None:
 
 def embed(args: argparse.Namespace) -> int:
     """``voco embed ENCODER IN OUT``."""
-    from voco.embed import run
+    from voco.embed_command import run
 
     for line in run(args):
         print(line, flush=True)

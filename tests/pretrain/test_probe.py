@@ -119,7 +119,7 @@ def test_a_probe_sees_what_is_there_and_leaves_no_trace(cohort, tmp_path, region
     before = {k: v.clone() for k, v in method.state_dict().items()}
     states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
     probe = Probe(scans, GEOMETRY, region, windows=3)
-    row = probe.report(method, torch.device("cpu"))
+    row = probe.report(method)
     assert row["probe/linear_auroc"] == 1.0 and 0 <= row["probe/knn_auroc"] <= 1  # density is easy
     assert torch.equal(states[0], torch.get_rng_state()) and random.getstate() == states[2]
     assert np.array_equal(states[1], np.random.get_state()[1])
@@ -132,7 +132,7 @@ def test_features_are_those_of_the_encoder(cohort, tmp_path):
     scans = match(table(tmp_path, [f"c{i},{i % 2}" for i in range(12)]), cohort)
     method = VoCo3D(create_encoder("cnn3d_s"), GEOMETRY).eval()
     probe = Probe(scans, GEOMETRY, "window", windows=100)
-    got = probe.features(method, torch.device("cpu"))[0]
+    got = probe.features(method)[0]
     from voco.data.cache import PreparedVolume
 
     volume = PreparedVolume.open(scans.entries[0].path)

@@ -130,7 +130,7 @@ def test_features_are_those_that_scores_come_from(study):
     paths, hu = study
     task = classes()
     net = model(task, chunk=2)
-    features, starts = window_features(net, paths, VIEW, device=CPU, dtype=None)
+    features, starts = window_features(net, paths, VIEW)
     with torch.no_grad():
         assert np.allclose(features, net.eval().encoder(windows_of(hu)).numpy(), atol=1e-5)
     assert features.dtype == np.float32 and len(starts) == 5

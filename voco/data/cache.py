@@ -14,7 +14,7 @@ import os
 import secrets
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise
 from pathlib import Path
 
@@ -22,6 +22,7 @@ import numpy as np
 
 from voco.data.resample import AIR_HU
 from voco.errors import ScanError
+from voco.short_repr import grid_text
 
 # Part of every key: raise it when reading, resampling or the file changes what a prepared scan holds.
 FORMAT_VERSION = 2
@@ -232,6 +233,9 @@ class PreparedVolume:
         """
         return cls(path)
 
+    def __repr__(self) -> str:
+        return f"PreparedVolume({grid_text(self.shape, self.spacing_mm)}, {self.path})"
+
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_handle": None, "_pid": -1, "_checked": set()}
 
@@ -253,18 +257,13 @@ class PreparedVolume:
         Raises:
             EntryError: the file is damaged in the part that was asked for.
         """
-        out = np.full(tuple(size), AIR_HU, np.int16)
-        low = [max(0, s) for s in start]
-        high = [min(n, s + k) for n, s, k in zip(self.shape, start, size, strict=True)]
-        if any(a >= b for a, b in zip(low, high)):
-            return out
-        inside = tuple(slice(a - s, b - s) for a, b, s in zip(low, high, start))
-        box = tuple(slice(int(a), int(b)) for a, b in zip(low, high))
+        return _read_box(self.shape, start, size, self._stored)
+
+    def _stored(self, box: tuple[slice, ...]) -> np.ndarray:
         with self._errors():
             stored = self._open()
             self._check_chunks(stored.chunks, box)
-            out[inside] = stored[box]
-        return out
+            return stored[box]
 
     def verify(self) -> None:
         """Read everything and compare with the checksum of the voxels that were stored.
@@ -313,3 +312,35 @@ class PreparedVolume:
 
     def _damaged(self, what: str) -> EntryError:
         return EntryError(f"cache entry {self.path} is damaged ({what}): delete this file and run voco prepare again")
+
+
+class PreparedArray:
+    """A prepared volume in memory; it is read as one on disk is.
+
+    Args:
+        array: (D, H, W) int16 HU.
+        spacing_mm: (D, H, W), mm.
+        meta: as ``prepare_volume`` gives it.
+    """
+
+    def __init__(self, array: np.ndarray, spacing_mm: Sequence[float], meta: dict):
+        self.array, self.shape, self.spacing_mm, self.meta = array, array.shape, tuple(spacing_mm), meta
+
+    def __repr__(self) -> str:
+        return f"PreparedArray({grid_text(self.shape, self.spacing_mm)})"
+
+    def read(self, start: Sequence[int], size: Sequence[int]) -> np.ndarray:
+        """As ``PreparedVolume.read``."""
+        return _read_box(self.shape, start, size, self.array.__getitem__)
+
+
+def _read_box(shape: Sequence[int], start: Sequence[int], size: Sequence[int], stored: Callable) -> np.ndarray:
+    """A box of a volume of which ``stored(slices)`` gives the inside, with air where it sticks out."""
+    out = np.full(tuple(size), AIR_HU, np.int16)
+    low = [max(0, s) for s in start]
+    high = [min(n, s + k) for n, s, k in zip(shape, start, size, strict=True)]
+    if any(a >= b for a, b in zip(low, high)):
+        return out
+    inside = tuple(slice(a - s, b - s) for a, b, s in zip(low, high, start))
+    out[inside] = stored(tuple(slice(int(a), int(b)) for a, b in zip(low, high)))
+    return out

@@ -10,6 +10,7 @@ import numpy as np
 from voco.data.dicom_scan import SPLIT_KEYS, SliceHeader
 from voco.data.volume import MIN_SLICES
 from voco.errors import ScanError
+from voco.short_repr import short_repr
 
 # Two planes closer than this are the same plane: positions are written with 2 to 6 decimals.
 SAME_PLANE_MM = 0.01
@@ -24,6 +25,7 @@ ALIGNED_PIXELS = 0.25
 MAX_SHIFT_SHARE = 1.0
 
 
+@short_repr
 @dataclass(frozen=True)
 class Stack:
     """Slices of one volume in order along their normal.

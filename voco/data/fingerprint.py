@@ -22,6 +22,7 @@ import numpy as np
 
 from voco.data.privacy import hash_patient_id
 from voco.errors import InputError
+from voco.short_repr import short_repr
 
 if TYPE_CHECKING:
     from voco.data.prepare import PreparedEntry
@@ -149,6 +150,7 @@ def _short(text: str) -> bytes:
     return hashlib.sha256(text.encode(errors="surrogateescape")).digest()[:_NAME_BYTES]
 
 
+@short_repr
 @dataclass(frozen=True)
 class Fingerprints:
     """Fingerprints of N scans.

@@ -62,6 +62,12 @@ class PrepareSettings:
             raise InputError(f"a mask is used to crop or to fill, found {self.mask!r}")
 
 
+def made_with(meta: dict, settings: PrepareSettings) -> bool:
+    """Whether a prepared volume was made with these settings, by its metadata; one that says nothing was."""
+    found = meta.get("settings")
+    return found is None or json.dumps(found, sort_keys=True) == json.dumps(asdict(settings), sort_keys=True)
+
+
 @dataclass(frozen=True)
 class PreparedEntry:
     """One prepared scan: where it lies, its (D, H, W) shape and spacing in mm, and its size on disk."""

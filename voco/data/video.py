@@ -15,6 +15,7 @@ import numpy as np
 
 from voco.data.video_frames import CHANNELS, Converter, orientation
 from voco.errors import InputError, ScanError
+from voco.short_repr import short_repr
 
 SUFFIXES = frozenset(
     f".{name}"
@@ -52,6 +53,7 @@ class VideoInfo:
     codec: str
 
 
+@short_repr
 @dataclass(frozen=True)
 class FrameIndex:
     """When each frame is shown.

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from voco.errors import ScanError
+from voco.short_repr import grid_text
 
 AIR_HU = -1024
 MIN_SLICES = 4
@@ -62,6 +63,9 @@ class Volume:
     affine: np.ndarray
     source: Source
     slices: tuple[SliceInfo, ...] | None = None
+
+    def __repr__(self) -> str:
+        return f"Volume({grid_text(self.array.shape, self.spacing_mm)}, {self.source.path})"
 
     def resample(self, spacing_mm) -> Volume:
         """The same anatomy at another spacing, linear, as data are prepared for training.

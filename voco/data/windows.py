@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from voco.errors import InputError
+from voco.short_repr import short_repr
 
 REGIONS = ("window", "whole")
 
@@ -21,6 +22,7 @@ class ReadableVolume(Protocol):
     def read(self, start, size) -> np.ndarray: ...
 
 
+@short_repr
 @dataclass(frozen=True)
 class Window:
     """A piece of a volume.

@@ -63,7 +63,8 @@ def create_encoder(
         arguments: keywords of the architecture; they win over those that belong to the weights.
 
     Returns:
-        The encoder, in training mode as any new module; ``encoder.load_report`` says what was loaded.
+        The encoder, in evaluation mode; ``encoder.load_report`` says what was loaded. Models and methods that train it
+        turn training mode on themselves.
 
     Raises:
         InputError: unknown name, tag or argument, or weights that do not fit.
@@ -90,7 +91,7 @@ def create_encoder(
         from voco.weights.load import load_weights
 
         load_weights(encoder, weights.path, which=which, inflate=inflate)
-    return encoder
+    return encoder.eval()
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ def list_encoders(pattern: str = "*") -> list[str]:
 
 
 def load_encoder(source: str | Path) -> Encoder:
-    """An encoder that ``save_encoder`` or a training run wrote, ready for use (evaluation mode).
+    """An encoder that ``save_encoder`` or a training run wrote, in evaluation mode.
 
     Args:
         source: encoder folder, run folder that holds one, a Hugging Face hub id ``owner/name``, or a weights file of

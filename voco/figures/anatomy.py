@@ -16,6 +16,7 @@ import numpy as np
 
 from voco.figures import style
 from voco.figures.style import INK, MUTED, ORANGE, SKY, VERMILLION, YELLOW
+from voco.short_repr import short_repr
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +28,7 @@ _TURNS = ("", "90°", "180°", "270°")
 _FLIPS = ("S-I", "A-P", "L-R")
 
 
+@short_repr
 @dataclass(frozen=True)
 class SimilarityCase:
     """One query crop of one window and what the network answered.

@@ -10,10 +10,12 @@ import numpy as np
 
 from voco.figures import style
 from voco.figures.style import BLUE, INK, MUTED, ORANGE, VERMILLION
+from voco.short_repr import short_repr
 
 _SIDE, _GAP, _TOP = 300, 22, 132
 
 
+@short_repr
 @dataclass(frozen=True)
 class Evidence:
     """One study.

@@ -7,11 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from voco.short_repr import short_repr
+
 HISTOGRAM_BINS = 24
 # cosines are computed in float32: closer than this is equal, so that a constant network scores chance and not luck
 TIE = 1e-6
 
 
+@short_repr
 @dataclass(frozen=True)
 class Tally:
     """Sums per cluster (a patient, a group of clips) from which a score and everything said about it follow.

@@ -14,6 +14,7 @@ from voco.data.windows import ReadableVolume, read_window
 from voco.errors import InputError
 from voco.geometry import Geometry
 from voco.rng import generator
+from voco.short_repr import short_repr
 
 DISJOINT_DEPTH = 1.5
 # above this share of voxels outside the scan, place can be read from the padding
@@ -22,6 +23,7 @@ PADDED_SHARE = 0.2
 MAX_SCANS = 40
 
 
+@short_repr
 @dataclass(frozen=True)
 class EvalWindow:
     """A window of a held-out scan.
@@ -117,6 +119,7 @@ def _read(volume, geometry: Geometry, who: tuple[int, int], key: tuple, seed: in
     return EvalWindow(scan, patient, key, window.hu, slabs, side, window.padded_share, reason)
 
 
+@short_repr
 @dataclass(frozen=True)
 class Queries:
     """What is asked of W windows: places, right answers and intensity shifts, on the CPU."""

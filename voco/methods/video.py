@@ -97,6 +97,7 @@ class VideoClassification(nn.Module):
         self.head = nn.Linear(features, len(self.classes))
         if self.options.norm_scope == "global":
             convert_batchnorm(self)
+        self.train()  # an encoder comes in evaluation mode
 
     @property
     def colour(self) -> str:

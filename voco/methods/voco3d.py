@@ -20,6 +20,7 @@ from voco.geometry import Augmentation, Geometry
 from voco.heads import Projector
 from voco.losses import base_regulariser, cosine, mean_pairwise_cosine, relu_cosine, voco_cross_entropy
 from voco.methods.options import VoCoOptions
+from voco.short_repr import short_repr
 
 # 8 crops of 64^3, fewer than one volume brings to a training step
 _INSPECTED_VOXELS = 8 * 64**3
@@ -52,6 +53,7 @@ class VoCoDraws:
         return draws
 
 
+@short_repr
 @dataclass(frozen=True)
 class Inspection:
     """What the network thinks of some crops: B windows, N base crops, Q query crops.
@@ -102,6 +104,7 @@ class VoCo3D(nn.Module):
         self.encoder = convert_batchnorm(encoder) if self.options.norm_scope == "global" else encoder
         self.student = Projector(self.features, self.options.projector_dim, self.options.projector_norm)
         self.teacher = self._make_teacher()
+        self.train()  # an encoder comes in evaluation mode
 
     @property
     def features(self) -> int:

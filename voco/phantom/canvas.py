@@ -12,10 +12,12 @@ import numpy as np
 
 from voco.phantom.labels import LABELS
 from voco.phantom.shapes import Branch, Points, segment
+from voco.short_repr import short_repr
 
 COARSE_MM = 4.0
 
 
+@short_repr
 @dataclass(frozen=True)
 class Grid:
     """A regular grid in scanner millimetres and the pose of the patient in it.

@@ -31,6 +31,7 @@ from voco.phantom.anatomy import Anatomy, draw_anatomy
 from voco.phantom.canvas import Canvas
 from voco.phantom.patient import Edit, Painted, Patient, expose, paint
 from voco.phantom.scanner import Scanner, draw_scanner
+from voco.short_repr import short_repr
 
 LAYOUTS = ("rsna_pe", "lidc", "imageclef_tb", "rsna_trauma")
 LEAST_CHANGE_HU = 20.0
@@ -158,6 +159,7 @@ class Job:
         }
 
 
+@short_repr
 @dataclass(frozen=True)
 class Lesion:
     """A planted finding: the voxels of the ideal image that it changed.

@@ -15,6 +15,7 @@ from voco.phantom.heart import great_vessels
 from voco.phantom.labels import GROUPS, LABELS
 from voco.phantom.lungs import lung_distance
 from voco.phantom.shapes import FAR, Branch, Points, ellipsoid, tube, tube_field
+from voco.short_repr import short_repr
 
 LUNG = GROUPS["lungs"]
 SOFT = (*LUNG, "mediastinal_fat", "lymph_node")
@@ -113,6 +114,7 @@ def mucus_plugs(canvas: Canvas, rng: np.random.Generator) -> None:
         paint_tube(canvas, [grown], rng.uniform(5, 35), ("airway_lumen", "airway_wall", *LUNG))
 
 
+@short_repr
 @dataclass(frozen=True)
 class Mark:
     """A harmless finding in the lung: its middle (x, y, z), its shape as tube pieces (mm), and HU."""

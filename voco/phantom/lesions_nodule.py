@@ -11,10 +11,12 @@ from voco.phantom.canvas import Canvas
 from voco.phantom.disease import Lesion, contrast_share, plant, size_share
 from voco.phantom.lesions_chest import LUNG, lung_points, paint_in, paint_tube, random_direction
 from voco.phantom.shapes import Branch, Points, ellipsoid
+from voco.short_repr import short_repr
 
 TEXTURES = ("solid", "part_solid", "ground_glass")
 
 
+@short_repr
 @dataclass(frozen=True)
 class Nodule:
     """One nodule in the patient's frame.
@@ -122,6 +124,7 @@ def _plant(canvas: Canvas, nodule: Nodule, severity: float) -> Lesion | None:
     )
 
 
+@short_repr
 @dataclass(frozen=True)
 class Reading:
     """What one reader drew of one nodule.

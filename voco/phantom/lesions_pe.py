@@ -12,11 +12,13 @@ from voco.phantom.disease import Lesion, contrast_share, plant, size_share
 from voco.phantom.heart import great_vessels
 from voco.phantom.lesions_chest import interlobar_arteries, paint_in, random_direction, tube_box
 from voco.phantom.shapes import Branch, tube_field
+from voco.short_repr import short_repr
 
 _STEP_MM = 1.5
 _LONGEST_MM = 60.0
 
 
+@short_repr
 @dataclass(frozen=True)
 class Embolus:
     """One clot in a vessel.

@@ -8,6 +8,8 @@ from xml.etree import ElementTree as ET
 
 import numpy as np
 
+from voco.short_repr import short_repr
+
 _NAMESPACE = "http://www.nih.gov"
 CHARACTERISTICS = (
     "subtlety", "internalStructure", "calcification", "sphericity", "margin", "lobulation", "spiculation", "texture",
@@ -15,6 +17,7 @@ CHARACTERISTICS = (
 )  # fmt: skip
 
 
+@short_repr
 @dataclass
 class Session:
     """One reader's marks.

@@ -18,10 +18,12 @@ from voco.phantom.lungs import lung_trees, paint_lungs, paint_trees
 from voco.phantom.scanner import Scanner, acquire, add_table, draw_scanner, plan_grid
 from voco.phantom.shapes import smooth_max
 from voco.phantom.torso import inside_abdomen, paint_neck, paint_spinal_muscles, paint_torso
+from voco.short_repr import short_repr
 
 Edit = Callable[[Canvas, Anatomy], None]
 
 
+@short_repr
 @dataclass(frozen=True)
 class Patient:
     """A synthetic patient and the scan of it.

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from voco.rng import derive_seed
+from voco.short_repr import short_repr
 
 # label -> (place that changes, its direction): columns to the right, rows downward, angles clockwise as seen.
 CLASSES = {
@@ -33,6 +34,7 @@ _ROUNDS = {"row": (0.6, 1.2), "column": (0.6, 1.2), "size": (0.6, 1.2), "angle":
 _SIZES = (0.14, 0.42)
 
 
+@short_repr
 @dataclass(frozen=True)
 class Actor:
     """Who is seen: everything that stays the same in the clips of one group."""
@@ -44,6 +46,7 @@ class Actor:
     texture: tuple[float, float, float]
 
 
+@short_repr
 @dataclass(frozen=True)
 class PhantomClip:
     """One drawn clip.
@@ -64,6 +67,7 @@ class PhantomClip:
     fps: int
 
 
+@short_repr
 @dataclass(frozen=True)
 class Script:
     """What happens in a clip, before anything is drawn.

@@ -16,11 +16,13 @@ import numpy as np
 from voco.data.dicom_stack import SAME_PLANE_MM
 from voco.data.layouts.labeled import LabeledCase
 from voco.errors import ScanError
+from voco.short_repr import short_repr
 
 # Positions of one plane are at most this far apart along z, also where planes lean by up to 37 degrees.
 _SAME_Z_MM = 1.3 * SAME_PLANE_MM
 
 
+@short_repr
 @dataclass(frozen=True)
 class SliceTable:
     """The source images of one scan, from the lowest to the highest.

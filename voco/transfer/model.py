@@ -94,13 +94,11 @@ class StudyModel(nn.Module):
     ):
         super().__init__()
         options = options or HeadOptions()
-        if options.spatial == "max" and options.features not in ("deepest", "pyramid"):
-            raise InputError(f"--head.spatial max is for features deepest and pyramid, not {options.features}")
         if learn == "window" and options.pooling == "attention":
             raise InputError(
                 "--head.pooling attention learns from whole studies: use --learn study, or pooling max or mean"
             )
-        check_decoder(encoder, options)
+        check_reading(encoder, options)
         self.encoder, self.options, self.learn, self.chunk = encoder, options, learn, chunk
         self.sequence: nn.Module | None = None
         width = self._feature_width()
@@ -115,6 +113,7 @@ class StudyModel(nn.Module):
             layers += [nn.Dropout(options.dropout)] if options.dropout else []
         self.neck = nn.Sequential(*layers)
         self.head: nn.Module = MultiOutputHead(options.hidden or width, outputs)
+        self.train()  # an encoder comes in evaluation mode
 
     def _feature_width(self) -> int:
         encoder, kind = self.encoder, self.options.features
@@ -166,27 +165,8 @@ class StudyModel(nn.Module):
 
     def _encode(self, hu: Tensor) -> Tensor:
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            x = self._read(hu)
+            x = read_encoder(self.encoder, hu, self.options)
         return full_precision(self.sequence(x)) if self.sequence is not None else x
-
-    def _read(self, hu: Tensor) -> Tensor:
-        encoder, kind = self.encoder, self.options.features
-        x = encoder.prepare(hu[:, :1])
-        if hu.shape[1] == 2:
-            # every channel has its own Hounsfield window; the second one looks at the masked scan
-            x = torch.cat([x[:, :1], encoder.prepare(hu[:, 1:])[:, 1:]], 1)
-        if kind == "pool":
-            return full_precision(encoder.pool(x))
-        if self.options.spatial == "max":
-            maps = encoder.pyramid(x) if kind == "pyramid" else [encoder.forward_features(x)]
-            return full_precision(torch.cat([m.amax((2, 3, 4)) for m in maps], 1))
-        if kind == "pyramid":
-            return full_precision(encoder.pooled_pyramid(x))
-        if kind == "decoder":
-            return full_precision(encoder.pooled_decoder(x))
-        if kind == "sequence":
-            return encoder.sequence(x)
-        return full_precision(encoder.forward_features(x)).mean((2, 3, 4))
 
     def pool_windows(self, features: Tensor, valid: Tensor) -> Tensor:
         """Vectors of studies: (B, K, F) with (B, K) bool, true where there is a window, to (B, F)."""
@@ -219,12 +199,42 @@ class StudyModel(nn.Module):
         return self.logits(self.pool_windows(stacked, valid))
 
 
-def check_decoder(encoder: nn.Module, options: HeadOptions) -> None:
-    """Refuse to read the decoder of an encoder that has none.
+def read_encoder(encoder: nn.Module, hu: Tensor, options: HeadOptions) -> Tensor:
+    """What the options read of an encoder.
+
+    Args:
+        hu: (M, S, D, H, W) Hounsfield units of windows; see ``StudyModel.window_features``.
+
+    Returns:
+        (M, F) at least float32; (M, d, F) for features ``sequence``.
+    """
+    kind = options.features
+    x = encoder.prepare(hu[:, :1])
+    if hu.shape[1] == 2:
+        # every channel has its own Hounsfield window; the second one looks at the masked scan
+        x = torch.cat([x[:, :1], encoder.prepare(hu[:, 1:])[:, 1:]], 1)
+    if kind == "pool":
+        return full_precision(encoder.pool(x))
+    if options.spatial == "max":
+        maps = encoder.pyramid(x) if kind == "pyramid" else [encoder.forward_features(x)]
+        return full_precision(torch.cat([m.amax((2, 3, 4)) for m in maps], 1))
+    if kind == "pyramid":
+        return full_precision(encoder.pooled_pyramid(x))
+    if kind == "decoder":
+        return full_precision(encoder.pooled_decoder(x))
+    if kind == "sequence":
+        return encoder.sequence(x)
+    return full_precision(encoder.forward_features(x)).mean((2, 3, 4))
+
+
+def check_reading(encoder: nn.Module, options: HeadOptions) -> None:
+    """Refuse what cannot be read of an encoder: a decoder that it lacks, a maximum of what is no map.
 
     Raises:
-        InputError: with the argument that adds one.
+        InputError: with the options or the argument that work.
     """
+    if options.spatial == "max" and options.features not in ("deepest", "pyramid"):
+        raise InputError(f"--head.spatial max is for features deepest and pyramid, not {options.features}")
     if options.features == "decoder" and not hasattr(encoder, "pooled_decoder"):
         raise InputError(
             f"--head.features decoder: encoder {encoder.name!r} was built without one; ask for it with "

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -12,14 +11,14 @@ import numpy as np
 import torch
 
 from voco.data.cache import PreparedVolume
+from voco.short_repr import short_repr
 from voco.tasks.base import Task
+from voco.transfer.features import CHUNK, evaluating, window_vectors
 from voco.transfer.model import StudyModel
-from voco.transfer.views import View, read_window
-
-# Where the chunk is not bounded by the user, so many windows are scored at once.
-_CHUNK = 8
+from voco.transfer.views import View
 
 
+@short_repr
 @dataclass(frozen=True)
 class StudyScores:
     """Scores of one study.
@@ -56,11 +55,9 @@ def score_study(
     """
     volumes = [PreparedVolume.open(path) for path in paths]
     starts = view.windows(volumes[0].shape)
-    with _evaluating(model, device, dtype):
-        found = [
-            score_features(model, task, torch.cat(list(_features(model, volumes, starts, view, device, axes))), starts)
-            for axes in flips
-        ]
+    with evaluating(model, device, dtype):
+        vectors = [_vectors(model, volumes, starts, view, dtype, axes) for axes in flips]
+        found = [score_features(model, task, each, starts) for each in vectors]
     study = [unflip(task, scores.columns, axes) for scores, axes in zip(found, flips)]
     windows = [unflip(task, scores.windows, axes) for scores, axes in zip(found, flips)]
     mean = {name: float(np.mean([row[name] for row in study])) for name in study[0]}
@@ -80,14 +77,12 @@ def score_features(model: StudyModel, task: Task, features: torch.Tensor, starts
 
 
 def window_features(
-    model: StudyModel, paths: Sequence[Path], view: View, *, device: torch.device, dtype: torch.dtype | None = None
+    model: StudyModel, paths: Sequence[Path], view: View, *, dtype: torch.dtype | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Vectors (N, F) float32 of the windows of a prepared study, and their first voxels (N, 3)."""
     volumes = [PreparedVolume.open(path) for path in paths]
     starts = view.windows(volumes[0].shape)
-    with _evaluating(model, device, dtype):
-        features = torch.cat(list(_features(model, volumes, starts, view, device, ())))
-    return features.float().cpu().numpy(), starts
+    return _vectors(model, volumes, starts, view, dtype, ()).float().cpu().numpy(), starts
 
 
 def allowed_flips(task: Task) -> list[tuple[int, ...]]:
@@ -105,12 +100,11 @@ def unflip(task: Task, columns: Mapping, axes: Sequence[int]) -> dict:
     return {**columns, **{o.score_columns[0]: swapped[o.name] for o in task.outputs if o.name in single}}
 
 
-def _features(model, volumes, starts, view: View, device, axes) -> Iterator[torch.Tensor]:
-    chunk = model.chunk or _CHUNK
-    for first in range(0, len(starts), chunk):
-        hu = np.stack([[read_window(v, start, view) for v in volumes] for start in starts[first : first + chunk]])
-        x = torch.from_numpy(hu).to(device).float()
-        yield model.window_features(x.flip([2 + axis for axis in axes]) if axes else x)
+def _vectors(model: StudyModel, volumes, starts, view: View, dtype, axes: Sequence[int]) -> torch.Tensor:
+    def read(hu: torch.Tensor) -> torch.Tensor:
+        return model.window_features(hu.flip([2 + axis for axis in axes]) if axes else hu)
+
+    return window_vectors(model, read, volumes, starts, view.size, chunk=model.chunk or CHUNK, dtype=dtype)
 
 
 def _pool_scores(task: Task, each: Mapping[str, np.ndarray], pooling: str) -> dict[str, float]:
@@ -126,14 +120,3 @@ def _pool_scores(task: Task, each: Mapping[str, np.ndarray], pooling: str) -> di
 
 def _numpy(logits: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
     return {name: z.double().cpu().numpy() for name, z in logits.items()}
-
-
-@contextmanager
-def _evaluating(model: StudyModel, device: torch.device, dtype: torch.dtype | None) -> Iterator[None]:
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad(), torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-            yield
-    finally:
-        model.train(training)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from voco.errors import InputError
+from voco.short_repr import short_repr
 from voco.tasks.base import Output
 
 # Values of C that are tried, weak to strong fit, as in sklearn: the inverse of the penalty.
@@ -55,6 +56,7 @@ def knn_scores(
         return head(torch.from_numpy(np.asarray(test_x, np.float64)))[output.name].double().numpy()
 
 
+@short_repr
 @dataclass(frozen=True)
 class LinearProbe:
     """A linear model on standardised features: ``((x - mean) / std) @ weight.T + bias``.

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from voco.data.cache import PreparedVolume
 from voco.errors import InputError, ScanError
 from voco.rng import generator
+from voco.short_repr import short_repr
 from voco.tasks.base import Task
 from voco.transfer.augment import StudyAugmentation
 from voco.transfer.views import View, read_window
@@ -22,6 +23,7 @@ from voco.transfer.views import View, read_window
 _OPEN_FILES = 64
 
 
+@short_repr
 @dataclass(frozen=True)
 class StudyItem:
     """One prepared study of the training set.

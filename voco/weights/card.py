@@ -39,13 +39,17 @@ def _front_matter(licence: str | None) -> str:
 
 
 def _usage(config: dict) -> str:
+    seen = "stretched to the usual size below"
+    if config["input_spec"]["spacing_mm"]:
+        seen = "brought to the voxel spacing below and shown in tiles of the usual size, whose features are averaged"
     return (
-        "## Use\n\n```python\nimport torch, voco\n\n"
+        "## Use\n\n```python\nimport voco\n\n"
         'encoder = voco.load_encoder("PATH_OR_HUB_ID")\n'
-        'volume = voco.read_volume("scan.nii.gz").resample(encoder.input_spec.spacing_mm)  # DICOM folders too\n'
-        "hu = torch.from_numpy(volume.array)[None, None]  # (1, 1, D, H, W) int16\n"
-        f"features = encoder(hu)  # (1, {config['num_features']})\n```\n\n"
-        "The encoder applies window, scaling, axis order and padding itself; only the spacing below is the caller's."
+        'volume = voco.read_volume("scan.nii.gz")  # DICOM folders too\n'
+        f"features = voco.embed(encoder, volume)  # ({config['num_features']},) float32\n```\n\n"
+        f"Air and table are cut away, and the scan is {seen}. `voco embed` and linear probes see it the same way. "
+        "`encoder(hu)` takes crops of your own, canonical Hounsfield units (B, 1, D, H, W), and applies window, "
+        "scaling, axis order and padding itself."
     )
 
 

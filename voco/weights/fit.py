@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from voco.short_repr import short_repr
 from voco.weights import adapt
 from voco.weights.formats import Family
 from voco.weights.match import Match
@@ -18,6 +19,7 @@ _MAX_STEM_CHANNELS = 64
 _MAX_RESIZE = 64
 
 
+@short_repr
 @dataclass
 class Fit:
     """What would be assigned. Keys are the encoder's.
@@ -41,6 +43,7 @@ class Fit:
     coverage: float = 0.0
 
 
+@short_repr
 @dataclass(frozen=True)
 class Fitter:
     """Makes tensors fit one encoder.

@@ -191,4 +191,4 @@ def load_recognised(path: Path) -> Encoder:
         )
     best = guesses[0]
     name = best.source.name if best.source else best.arch
-    return create_encoder(name, checkpoint=path, **best.arguments).eval()
+    return create_encoder(name, checkpoint=path, **best.arguments)

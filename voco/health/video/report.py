@@ -9,12 +9,14 @@ import numpy as np
 
 from voco.health.inference import interval
 from voco.health.scores import Tally, tally_rows
+from voco.short_repr import short_repr
 
 # Of the encoder's features, whatever the classifier makes of them. Balanced: the mean recall of the classes.
 HEADLINE = "features_top1_balanced"
 _KINDS = {"case": np.int64, "label": np.int64, "predicted": np.int64, "place": np.int64, "loss": np.float64}
 
 
+@short_repr
 @dataclass(frozen=True)
 class VideoReport:
     """Answers to N held-out clips; scores and intervals are computed from them.
@@ -111,6 +113,7 @@ class VideoReport:
         return cls(**_typed(cls, saved, _KINDS | {"features_place": np.int64}))
 
 
+@short_repr
 @dataclass(frozen=True)
 class ClipLine:
     """What learned nothing, or nothing yet: the nearest class mean for N held-out clips, of one network or of several.

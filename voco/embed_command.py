@@ -1,4 +1,4 @@
-"""Features of many scans with one command: ``voco embed ENCODER IN OUT``."""
+"""Features of many scans with one command: ``voco embed ENCODER IN OUT``; each is what ``voco.embed`` gives."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ import numpy as np
 from voco.data.cache import SUFFIX, PreparedVolume
 from voco.data.fingerprint import shown_patient
 from voco.data.manifest import Case, Rejection, build_manifest, write_rejected
-from voco.data.prepare import PreparedEntry, PrepareSettings, prepare
+from voco.data.prepare import PreparedEntry, PrepareSettings, made_with, prepare
 from voco.data.progress import Progress
 from voco.errors import InputError, ScanError
+from voco.short_repr import short_repr
 
 FORMATS = (".csv", ".npz", ".parquet")
 
 
+@short_repr
 @dataclass(frozen=True)
 class Embedded:
     """Features of scans.
@@ -71,41 +73,29 @@ def encoder_of(name: str, weights: str | None = None):
             f"{name} is an architecture without weights, its features would be random: name published weights as "
             f"{name}.TAG (see voco encoders {name}), or give --weights"
         )
-    return create_encoder(name, checkpoint=weights).eval()
+    return create_encoder(name, checkpoint=weights)
 
 
-def embed(
-    encoder,
-    entries: Sequence[PreparedEntry],
-    view,
-    *,
-    device="cpu",
-    dtype=None,
-    chunk: int = 8,
-    progress: bool = True,
-) -> Embedded:
+def embed_entries(encoder, entries: Sequence[PreparedEntry], *, progress: bool = True, **how) -> Embedded:
     """Features of prepared scans; one that cannot be read is rejected, and the others go on.
 
     Args:
-        encoder: on ``device``.
-        entries: prepared as ``view.prepare_settings()`` says.
-        view: a ``voco.transfer.views.View``.
-        dtype: half precision of autocast; None for float32.
-        chunk: windows at once.
+        encoder: see ``voco.embed``.
+        entries: prepared for the view.
         progress: show a bar.
+        how: ``view``, ``chunk`` and ``dtype`` of ``voco.embed``.
 
     Raises:
         InputError: no scan could be used.
     """
-    from voco.transfer.features import embed_volume
+    from voco.transfer.features import embed
 
     rows, rejected = [], []
     bar = Progress("embed", len(entries), progress)
     try:
         for entry in entries:
             try:
-                volume = PreparedVolume.open(entry.path)
-                vector = embed_volume(encoder, volume, view, device=device, dtype=dtype, chunk=chunk)
+                vector = embed(encoder, entry, **how)
                 rows.append((entry.case.id, shown_patient(entry.case.patient), vector))
             except ScanError as error:
                 rejected.append(Rejection(entry.case.path, str(error)))
@@ -139,9 +129,6 @@ def scans_of(
 
 
 def _of_cache(folder: Path, settings: PrepareSettings) -> tuple[list[PreparedEntry], list[Rejection], list[str]]:
-    from dataclasses import asdict
-
-    wanted = {key: _plain(value) for key, value in asdict(settings).items()}
     entries, rejected, others = [], [], 0
     for path in sorted(folder.glob(f"*{SUFFIX}")):
         try:
@@ -150,7 +137,7 @@ def _of_cache(folder: Path, settings: PrepareSettings) -> tuple[list[PreparedEnt
         except ScanError as error:
             rejected.append(Rejection(path.name, str(error)))
             continue
-        if {key: _plain(value) for key, value in meta["settings"].items()} != wanted:
+        if not made_with(meta, settings):
             others += 1
             continue
         case = Case(meta["case"]["id"], meta["case"]["path"], meta["case"]["patient"], meta["case"]["series"])
@@ -158,14 +145,10 @@ def _of_cache(folder: Path, settings: PrepareSettings) -> tuple[list[PreparedEnt
     if not entries:
         raise InputError(
             f"{folder} holds {others} scans prepared with other settings than this encoder and view need "
-            f"({wanted}) and {len(rejected)} damaged ones: give the folder of the scans instead"
+            f"({settings}) and {len(rejected)} damaged ones: give the folder of the scans instead"
         )
     notes = [f"{others} scans of {folder} are prepared with other settings and left out"] if others else []
     return sorted(entries, key=lambda entry: entry.case.id), rejected, notes
-
-
-def _plain(value):
-    return list(value) if isinstance(value, tuple) else value
 
 
 def write_table(found: Embedded, out: str | Path) -> list[Path]:
@@ -200,7 +183,7 @@ def run(args) -> Iterator[str]:
 
     import torch
 
-    from voco.transfer.features import default_view
+    from voco.transfer.features import default_kind
     from voco.transfer.views import make_view
 
     out = check_output(args.out)
@@ -210,17 +193,14 @@ def run(args) -> Iterator[str]:
         raise InputError(f"{args.source} does not exist; expected a folder with scans, a CSV or JSON, or a cache")
     device = _device(args.device)
     encoder = encoder_of(args.encoder, args.weights).to(device)
-    crop_body = not args.keep_air
-    view = (
-        make_view(args.view, encoder.input_spec, crop_body=crop_body) if args.view else default_view(encoder, crop_body)
-    )
+    view = make_view(args.view or default_kind(encoder), encoder.input_spec, crop_body=not args.keep_air)
     yield f"{encoder.name}: {encoder.num_features} features, {view.text}, on {device}"
     cache = Path(args.cache) if args.cache else out.parent / "cache"
     entries, rejected, notes = scans_of(args.source, cache, view.prepare_settings(), workers=args.workers)
     yield from (f"note: {note}" for note in notes)
     start = time.monotonic()
     dtype = torch.bfloat16 if args.bf16 else None
-    found = embed(encoder, entries, view, device=device, dtype=dtype, chunk=args.chunk)
+    found = embed_entries(encoder, entries, view=view, dtype=dtype, chunk=args.chunk)
     found.rejected[:0] = rejected
     seconds = (time.monotonic() - start) / len(found.cases)
     yield f"embedded {len(found.cases)} scans, rejected {len(found.rejected)}, {seconds:.2f} s per scan"

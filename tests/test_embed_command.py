@@ -14,9 +14,9 @@ import torch
 import voco
 from voco.cli import main
 from voco.data.cache import PreparedVolume
-from voco.embed import encoder_of
+from voco.embed_command import encoder_of
 from voco.encoders import create_encoder
-from voco.transfer.features import default_view, embed_volume
+from voco.transfer.features import default_view
 from voco.transfer.views import View
 from voco.weights.export import save_encoder
 
@@ -111,7 +111,7 @@ def test_embedding_leaves_the_encoder_as_it_was_and_does_not_depend_on_chunks(pl
     write_entry(tmp_path / "a.b2nd", array, (4.0, 4.0, 4.0), {})
     encoder, volume = create_encoder("cnn3d_s").train(), PreparedVolume.open(tmp_path / "a.b2nd")
     before = json.dumps({k: v.double().sum().item() for k, v in encoder.state_dict().items()})
-    one, many = (embed_volume(encoder, volume, View("tiles", (16, 16, 16)), chunk=n) for n in (1, 50))
+    one, many = (voco.embed(encoder, volume, view=View("tiles", (16, 16, 16)), chunk=n) for n in (1, 50))
     np.testing.assert_allclose(one, many, rtol=1e-4, atol=1e-6)
     assert all(m.training for m in encoder.modules())
     assert before == json.dumps({k: v.double().sum().item() for k, v in encoder.state_dict().items()})
