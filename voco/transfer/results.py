@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "constant_scores",
+    "judge",
     "read_images",
     "read_predictions",
     "read_results",

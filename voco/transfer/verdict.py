@@ -157,14 +157,11 @@ def _shuffled(task: Task, folds: Sequence[_Fold], chosen: int, seed: int) -> tup
 
 def _metric(task: Task, fold: _Fold):
     """A function of (R, n) places, from where each unit takes its labels, that gives (R,) main metrics."""
-    labels = fold.units[task.label_columns].to_numpy(float)
     ranking = find_ranking(task, [fold.units], task.main_metric, [fold.value])
     if ranking is None:
-        return lambda places: np.array(
-            [task.main_value(fold.units.assign(**dict(zip(task.label_columns, labels[row].T)))) for row in places]
-        )
+        return lambda places: task.shuffled_values(fold.units, places)
     compute = weighted_auroc if ranking.kind == "auroc" else weighted_average_precision
-    labels, scores = labels[:, task.label_columns.index(ranking.label)], fold.units[ranking.score].to_numpy(float)
+    labels, scores = fold.units[ranking.label].to_numpy(float), fold.units[ranking.score].to_numpy(float)
     sides, twice = np.repeat([1.0, 0.0], len(scores)), np.tile(scores, 2)  # each unit once as either class
     return lambda places: compute(sides, twice, np.hstack([labels[places] == 1, labels[places] == 0]))
 
