@@ -82,7 +82,7 @@ def test_the_linear_probe_is_sklearns_with_the_best_c_of_its_cross_validation(cl
 
 
 def test_where_nothing_can_be_chosen_the_middle_is_taken():
-    x, y = data(n=12)
+    x, _ = data(n=12)
     alone = np.where(np.arange(12) == 3, 1.0, 0.0)
     assert linear_probe(BINARY, x, alone, grid=(10.0, 0.001, 0.1)).C == 0.1
 

@@ -1,4 +1,4 @@
-"""The verdict on training: p against all arrangements written out, patients as wholes, choices paid for, few patients."""
+"""The verdict on training: p against all arrangements, patients as wholes, choices paid for, few patients."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_labels_move_with_their_patient():
 def test_the_ways_to_shuffle_are_counted():
     def brute(blocks):
         """All label vectors that come of exchanging blocks of equal size and ordering each."""
-        orders = {order for order in permutations(blocks)}
+        orders = set(permutations(blocks))
         return len({sum(made, ()) for order in orders for made in product(*(set(permutations(b)) for b in order))})
 
     for blocks in ([(0,), (0,), (1,), (2,)], [(0, 1), (0, 1), (0, 1)], [(0, 1), (0, 0), (1, 1)]):
