@@ -1,4 +1,5 @@
-"""How often the verdict says "trained" of noise and of what is there; run as a program it prints the table of the docs.
+"""How often the verdict says "trained" of noise and of what is there; run as a program, with a number of
+draws and probes, checkpoints or folds, it prints the rows of the table in docs/finetune.md.
 
 The plain rule beside it is what is often done: penalty or checkpoint chosen on the patients that judge, and the 95 %
 interval of percentiles taken for an answer.
@@ -16,10 +17,18 @@ from scipy.stats import rankdata
 from voco.stats import weighted_auroc
 from voco.tasks import create_task
 from voco.tasks.base import Output
+from voco.tasks.rsna_pe import RSNAPE
 from voco.transfer.probes import GRID, fit_probe, knn_scores, linear_probe
 from voco.transfer.verdict import verdict
 
-PE, OUTPUT = create_task("rsna_pe"), Output("pe")
+class _Scans(RSNAPE):
+    """Cases are units here, so nothing need be put together."""
+
+    def to_units(self, predictions: pd.DataFrame) -> pd.DataFrame:
+        return predictions
+
+
+PE, OUTPUT = _Scans(create_task("rsna_pe").options), Output("pe")
 PATIENTS = (2, 4, 6, 8, 10, 20, 40)
 CHECKPOINTS, MANY = (6, 10, 14, 20, 30, 60), 20
 WIDTH, TRAINING, DRAWS = 8, 30, 300
@@ -175,14 +184,15 @@ def _print(name: str, found: dict, counts) -> None:
 
 
 if __name__ == "__main__":
-    repeats = int(sys.argv[1]) if len(sys.argv) > 1 else 400
-    print("patients", *PATIENTS)
-    for name, scans, shift in (("noise", 1, 0), ("noise, 1 to 4 scans", 4, 0), ("signal", 1, 1.5)):
-        _print(name, probes(repeats // 4 if shift else repeats, scans, shift), PATIENTS)
-    print("patients", *CHECKPOINTS)
-    for name, alike, scans, shift in (
-        ("unlike", 0.0, 1, 0), ("alike", 0.9, 1, 0), ("alike, 1 to 4 scans", 0.9, 4, 0), ("signal", 0.9, 1, 1.5)
-    ):  # fmt: skip
-        _print(name, checkpoints(repeats // 4 if shift else repeats, alike, scans, shift), CHECKPOINTS)
-    for rounds in (1, 4):
-        print(f"cross-validation, 5 folds x {rounds}: {100 * share(crossed(repeats // 2, 5, rounds)):.1f}")
+    repeats, part = int(sys.argv[1]), sys.argv[2]
+    if part == "probes":
+        for name, scans, shift in (("noise", 1, 0), ("noise, 1 to 4 scans", 4, 0), ("signal", 1, 1.5)):
+            _print(name, probes(repeats // 4 if shift else repeats, scans, shift), PATIENTS)
+    if part == "checkpoints":
+        for name, alike, scans, shift in (
+            ("unlike", 0.0, 1, 0), ("alike", 0.9, 1, 0), ("alike, 1 to 4 scans", 0.9, 4, 0), ("signal", 0.9, 1, 1.5)
+        ):  # fmt: skip
+            _print(name, checkpoints(repeats // 4 if shift else repeats, alike, scans, shift), CHECKPOINTS)
+    if part == "folds":
+        for rounds in (1, 4):
+            print(f"5 folds x {rounds}: {100 * share(crossed(repeats // 2, 5, rounds)):.1f}", flush=True)
