@@ -133,8 +133,8 @@ def _write(name: str, config: dict, record, settings: dict[str, int]) -> None:
         start = time.monotonic()
         parts = {part: pick(session.cohort, fold.ids(part)) for part in session.parts}
         scored = [(part, study) for part, studies in parts.items() for study in studies]
-        train, validation = (pick(session.cohort, fold.ids(part)) for part in ("train", "validation"))
-        found = line.fit(session.task, train, validation if fold.early_stopping else [], [study for _, study in scored])
+        train = pick(session.cohort, fold.ids("train"))
+        found = line.fit(session.task, train, [study for _, study in scored])
         session.facts[fold.number] = (found.facts or {}) | {
             "units": len(train), "cost": {"seconds_training": round(time.monotonic() - start, 3)},
         }  # fmt: skip

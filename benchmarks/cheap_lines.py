@@ -46,7 +46,7 @@ class Line(Protocol):
     title: str
     encoder: bool
 
-    def fit(self, task: Task, train: Sequence, validation: Sequence, scored: Sequence) -> Fitted: ...
+    def fit(self, task: Task, train: Sequence, scored: Sequence) -> Fitted: ...
 
 
 class Prior:
@@ -54,7 +54,7 @@ class Prior:
 
     title, encoder = "class prior", False
 
-    def fit(self, task: Task, train: Sequence, validation: Sequence, scored: Sequence) -> Fitted:
+    def fit(self, task: Task, train: Sequence, scored: Sequence) -> Fitted:
         import pandas as pd
 
         rows = [{o.label_column: study.targets[o.name] for o in task.outputs} for study in train]
@@ -75,7 +75,7 @@ class Metadata:
         self.root = Path(root)
         self._known: dict[str, tuple[np.ndarray, str]] = {}
 
-    def fit(self, task: Task, train: Sequence, validation: Sequence, scored: Sequence) -> Fitted:
+    def fit(self, task: Task, train: Sequence, scored: Sequence) -> Fitted:
         found = Counter(self._of(study)[1] for study in train)
         kernels = [name for name, count in found.most_common(_MOST_KERNELS) if count > 1 and name]
 
@@ -83,7 +83,7 @@ class Metadata:
             each = [self._of(study) for study in studies]
             return np.array([[*numbers, *(float(kernel == name) for name in kernels)] for numbers, kernel in each])
 
-        return _regression(task, table, train, validation, scored, {"kernels": kernels})
+        return _regression(task, table, train, scored, {"kernels": kernels})
 
     def _of(self, study) -> tuple[np.ndarray, str]:
         if study.id not in self._known:
@@ -131,7 +131,7 @@ class Position:
 
     title, encoder = "place along z", False
 
-    def fit(self, task: Task, train: Sequence, validation: Sequence, scored: Sequence) -> Fitted:
+    def fit(self, task: Task, train: Sequence, scored: Sequence) -> Fitted:
         if not task.slice_labels:
             raise InputError(f"the line position needs labels of slices, which task {task.name} does not have")
         positive, count = np.zeros(_BINS), np.zeros(_BINS)
@@ -145,7 +145,7 @@ class Position:
             raise InputError("the line position found no labeled slice among the training studies")
         rate = (positive + positive.sum() / count.sum()) / (count + 1)  # one image of average kind in every bin
         images = [self._score(study, rate) for study in scored]
-        columns = Prior().fit(task, train, validation, scored).columns
+        columns = Prior().fit(task, train, scored).columns
         if len(task.outputs) == 1:
             name = task.score_columns[0]
             columns[name] = np.array([own if s is None else s.max() for s, own in zip(images, columns[name])])
@@ -207,9 +207,9 @@ class Slices:
         digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
         self.folder = Path(cache) / "features" / f"axes-{digest.hexdigest()}"
 
-    def fit(self, task: Task, train: Sequence, validation: Sequence, scored: Sequence) -> Fitted:
+    def fit(self, task: Task, train: Sequence, scored: Sequence) -> Fitted:
         facts = {"planes": self.planes, "side": self.side, "projection": self.width, "projection_seed": self.seed}
-        return _regression(task, self._table, train, validation, scored, facts)
+        return _regression(task, self._table, train, scored, facts)
 
     def _table(self, studies: Sequence) -> np.ndarray:
         from voco.rng import derive_seed
@@ -252,20 +252,16 @@ class Slices:
         return np.stack(found).astype(np.float16)
 
 
-def _regression(task: Task, table, train: Sequence, validation: Sequence, scored: Sequence, facts: dict) -> Fitted:
-    """Regression on (n, F) tables of studies, the penalty chosen on validation where there are studies to choose by."""
+def _regression(task: Task, table, train: Sequence, scored: Sequence, facts: dict) -> Fitted:
+    """Regression on (n, F) tables of studies, the penalty chosen by cross-validation inside the training studies."""
     from voco.transfer.probes import linear_probe
 
-    x, held = table(train), table(validation) if validation else None
-    wanted = table(scored) if scored else None
+    x, wanted = table(train), table(scored) if scored else None
     logits, chosen = {}, {}
     for output in task.outputs:
-        y, held_y = (np.array([study.targets[output.name] for study in part], float) for part in (train, validation))
-        usable = held is not None and np.isfinite(held_y).any()
-        probe = linear_probe(
-            output, x, y, held if usable else None, held_y if usable else None,
-            groups=[study.labeled.patient for study in train],
-        )  # fmt: skip
+        y = np.array([study.targets[output.name] for study in train], float)
+        probe = linear_probe(output, x, y, groups=[study.labeled.patient for study in train])
         chosen[output.name] = probe.C
         logits[output.name] = probe.logits(wanted) if wanted is not None else np.zeros((0, output.width))
-    return Fitted(task.scores(logits), None, facts | {"feature_width": int(x.shape[1]), "regularization": chosen})
+    about = {"feature_width": int(x.shape[1]), "regularization": chosen, "chosen_among": 1}
+    return Fitted(task.scores(logits), None, facts | about)

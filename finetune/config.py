@@ -208,7 +208,7 @@ class ProbeConfig:
     temperature: float = 0.07
     """Of the weights exp(cosine / temperature) of the neighbours."""
     regularization: list[float] = field(default_factory=lambda: [1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0])
-    """Values of C that logistic regression tries; the best on validation is kept."""
+    """Values of C that logistic regression tries; the best by cross-validation inside the training patients is kept."""
 
 
 @dataclass

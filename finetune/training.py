@@ -59,6 +59,7 @@ def train_fold(run: FoldRun):
     from voco.engine.launch import start_trackers, stop_trackers
     from voco.engine.log import MetricLog
     from voco.engine.loop import LoopState, resolve_resume
+    from voco.transfer.results import scorings
 
     train, accelerator = run.config["train"], run.accelerator
     samples = _samples(run)
@@ -95,6 +96,7 @@ def train_fold(run: FoldRun):
         "last_step": state.step,
         "best_step": int(state.watch.get("best_step", state.step)),
         "stopped_early": bool(state.watch.get("ended")),
+        "chosen_among": 1 if watch is None else scorings(log.rows(), watch.key),
         "skipped_steps": state.skipped,
         "units": len(samples.units),
         "class_weights": weights,

@@ -11,6 +11,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from voco.stats import (
     Ranking,
+    auroc_interval,
     bootstrap,
     is_rank_metric,
     resample_counts,
@@ -50,7 +51,7 @@ def test_blocks_do_not_change_the_result(monkeypatch):
 
 @pytest.mark.parametrize("kind,slow", [("auroc", roc_auc_score), ("ap", average_precision_score)])
 def test_both_ways_give_the_same_interval(kind, slow):
-    frame = table(30, scans=2)
+    frame = table(200, scans=2)
     groups, folds = frame["patient"], np.arange(len(frame)) // 2 % 3
 
     def plain(rows):
@@ -63,11 +64,11 @@ def test_both_ways_give_the_same_interval(kind, slow):
             assert fast.undefined == named.undefined
         assert (fast.value, fast.low, fast.high) == pytest.approx((named.value, named.low, named.high), abs=1e-12)
     expected = np.mean([plain(frame[folds == f]) for f in range(3)])
-    assert fast.value == pytest.approx(expected, abs=1e-12) and fast.groups == 30
+    assert fast.value == pytest.approx(expected, abs=1e-12) and fast.groups == 200
 
 
 def test_patients_are_drawn_whole():
-    frame = pd.DataFrame({"patient": np.repeat(list("abcd"), 3), "x": np.repeat([0.0, 1.0, 2.0, 3.0], 3)})
+    frame = pd.DataFrame({"patient": np.repeat(list("abcdefghijkl"), 3), "x": np.repeat([0.0, 1.0, 2.0, 3.0] * 3, 3)})
     sizes = []
 
     def mean(rows):
@@ -90,20 +91,52 @@ def test_repeats_of_a_cross_validation_do_not_narrow_the_interval():
 
 
 def test_undefined_draws_are_counted_and_too_many_give_no_interval():
-    rare = pd.DataFrame({"y": [1.0, 0, 0, 0], "s": [3.0, 1, 2, 4], "patient": list("abcd")})
-    found = bootstrap(rare, rare["patient"], Ranking("y", "s"), n=1000)
-    assert found.undefined == pytest.approx(1000 * (0.75**4 + 0.25**4), abs=60) and found.low is not None
-    half = bootstrap(rare, rare["patient"], lambda rows: 1.0 if rows["y"].sum() > 1 else np.nan, n=200)
+    rare = pd.DataFrame({"y": [1.0] + 11 * [0.0], "s": np.arange(12) % 7, "patient": list("abcdefghijkl")})
+    found = bootstrap(rare, rare["patient"], Ranking("y", "s", "ap"), n=1000)
+    assert found.undefined == pytest.approx(1000 * (11 / 12) ** 12, abs=60) and found.low is not None
+    half = bootstrap(rare, rare["patient"], lambda rows: 1.0 if rows["y"].sum() > 3 else np.nan, n=200)
     assert half.low is None and "not defined" in half.reason
-    mostly = bootstrap(rare, rare["patient"], lambda rows: 1.0 if len(set(rows["patient"])) == 4 else None, n=200)
+    mostly = bootstrap(rare, rare["patient"], lambda rows: 1.0 if len(set(rows["patient"])) == 12 else None, n=200)
     assert mostly.low is None and mostly.value == 1.0 and "of 200 resamples" in mostly.reason
-    alone = bootstrap(rare, ["a"] * 4, Ranking("y", "s"), n=10)
-    assert alone.low is None and alone.value == pytest.approx(2 / 3)
+    alone = bootstrap(rare, ["a"] * 12, Ranking("y", "s"), n=10)
+    assert alone.low is None and alone.value == pytest.approx(0.5 / 11)
     assert bootstrap(rare[:0], [], Ranking("y", "s")).reason == "no rows"
 
 
+def test_few_patients_have_no_interval_of_percentiles_and_nobody_has_one_of_no_width():
+    frame = table(40)
+    few = frame[:9]
+    assert "9 patients are too few" in bootstrap(few, few["patient"], lambda rows: rows["s"].mean(), n=50).reason
+    right = bootstrap(frame, frame["patient"], lambda rows: 1.0, n=50)
+    assert right.low is None and "the same in every resample" in right.reason
+    blind = bootstrap(frame.assign(s=0.3), frame["patient"], Ranking("y", "s"), n=50)
+    assert blind.value == 0.5 and blind.low is None and "the same" in blind.reason
+    for n in (1, 2, 3, 20, 200):  # scores that part the classes perfectly
+        y = np.repeat([0.0, 1.0], n)
+        found = bootstrap(pd.DataFrame({"y": y, "s": y}), np.arange(2 * n), Ranking("y", "s"), n=200)
+        assert found.value == found.high == 1.0 and found.low < 1 - 1 / (2 * n + 1)
+        assert found.low == auroc_interval(1.0, n, n)[0]
+
+
+def test_the_interval_of_few_cases_solves_newcombes_equation():
+    """The formula of method 5, written out, and its limit by a grid."""
+    for auroc, m, n in ((1.0, 2, 2), (0.83, 6, 11), (0.5, 9, 4), (0.0, 5, 8)):
+        grid = np.linspace(0, 1, 200_001)
+        others = 0.5 * (m + n) - 1
+        v = grid * (1 - grid) / (m * n) * (1 + others * (1 - grid) / (2 - grid) + others * grid / (1 + grid))
+        inside = grid[(grid - auroc) ** 2 <= 1.959964**2 * v]
+        assert auroc_interval(auroc, m, n) == pytest.approx((inside.min(), inside.max()), abs=1e-5)
+    # what patients say several times does not count several times, nor does a second fold of the same ones
+    few = table(12, positive=0.5, seed=2)
+    once = bootstrap(few, few["patient"], Ranking("y", "s"), n=100)
+    twice = pd.concat([few, few])
+    assert bootstrap(twice, twice["patient"], Ranking("y", "s"), n=100).low == pytest.approx(once.low)
+    folds = np.repeat([0, 1], 12)
+    assert bootstrap(twice, twice["patient"], Ranking("y", "s"), n=100, folds=folds).low == pytest.approx(once.low)
+
+
 def test_the_seed_is_all_that_counts():
-    frame = table(50)
+    frame = table(120)
     one, same, other = (bootstrap(frame, frame["patient"], Ranking("y", "s"), n=200, seed=s) for s in (0, 0, 1))
     assert one == same and one.low != other.low
 
@@ -149,3 +182,23 @@ def test_intervals_cover_the_truth(scans):
         found = bootstrap(frame, frame["patient"], Ranking("y", "s"), n=1000, seed=seed)
         inside.append(found.low <= truth <= found.high)
     assert 0.92 <= np.mean(inside) <= 0.975
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scans", [1, 3])
+@pytest.mark.parametrize("cases", [(2, 2), (3, 5), (5, 10), (10, 30)])
+@pytest.mark.parametrize("truth", [0.5, 0.75, 0.9, 0.97])
+def test_aurocs_of_few_cases_are_covered(scans, cases, truth):
+    """Both limits: each misses in at most 5 % (2.5 % and Monte Carlo error; 12 % for two against two)."""
+    from scipy.stats import norm
+
+    patients = sum(cases)
+    shift, missed = np.sqrt(2) * norm.ppf(truth), []
+    for seed in range(400):
+        rng = np.random.default_rng(seed)
+        who = np.repeat(np.arange(patients), rng.integers(1, scans + 1, patients))
+        y = (who < cases[0]).astype(float)
+        s = shift * y + np.sqrt(0.7) * rng.normal(size=patients)[who] + np.sqrt(0.3) * rng.normal(size=len(who))
+        found = bootstrap(pd.DataFrame({"y": y, "s": s}), who, Ranking("y", "s"), n=100, seed=seed)
+        missed.append((found.low > truth, found.high < truth))
+    assert (np.mean(missed, axis=0) <= (0.14 if cases == (2, 2) else 0.06)).all()

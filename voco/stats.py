@@ -1,4 +1,4 @@
-"""How sure a number is: percentile intervals from patients drawn with replacement.
+"""How sure a number is: percentile intervals from patients drawn with replacement, and what takes their place for few.
 
 Scans of one patient are drawn together, or intervals would be too narrow. Over the folds of a cross-validation, which
 are scored by different models, a number is computed within each fold and then averaged; one draw of patients serves all
@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -24,7 +25,12 @@ if TYPE_CHECKING:
 LEVEL = 0.95
 # From fewer than this share of the resamples no interval is given: what is left of them is not the whole range.
 _LEAST_DEFINED = 0.5
+# Percentiles of a bootstrap over fewer patients are too narrow: seen in the table of docs/finetune.md.
+LEAST_GROUPS = 10
+# An AUROC with fewer patients on either side has the interval of Newcombe.
+LEAST_SIDE = 20
 _CELLS = 4_000_000
+_SAME = 1e-9
 _RANKS = re.compile(r"(^|_)(auroc|auc|roc_auc|ap|map|auprc|average_precision|spearman)(_|$)", re.IGNORECASE)
 
 
@@ -186,6 +192,8 @@ def bootstrap(
         ]  # fmt: skip
         draws = {name: np.array([one.get(name, np.nan) for one in found]) for name in values}
     intervals = {name: _interval(value, draws[name], len(names)) for name, value in values.items()}
+    if len(frame) and getattr(statistic, "kind", "") == "auroc":
+        intervals = {"": _few_cases(intervals[""], frame[statistic.label].to_numpy(float), member, fold, draws[""])}
     if several:
         return intervals
     return intervals.get("", Interval(float("nan"), reason="no rows"))
@@ -221,10 +229,76 @@ def _interval(value: float, draws: np.ndarray, groups: int) -> Interval:
         reason = "no resamples were asked for"
     elif len(fine) < _LEAST_DEFINED * len(draws):
         reason = f"not defined for {undefined} of {len(draws)} resamples"
+    elif groups < LEAST_GROUPS:
+        reason = f"{groups} patients are too few for an interval, {LEAST_GROUPS} are needed"
+    elif _all_same(fine):
+        reason = "the same in every resample, so nothing is known of how it varies"
     if reason:
         return Interval(value, None, None, groups, len(draws), undefined, reason)
     low, high = np.percentile(fine, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
     return Interval(value, float(low), float(high), groups, len(draws), undefined)
+
+
+def _all_same(draws: np.ndarray) -> bool:
+    return len(draws) > 0 and float(np.ptp(draws)) < _SAME
+
+
+def _few_cases(found: Interval, labels: np.ndarray, member: np.ndarray, fold: np.ndarray, draws) -> Interval:
+    """An AUROC with the interval of Newcombe where there are few cases, or where resamples reach 0 or 1."""
+    known = ~np.isnan(labels)
+    same = _all_same(draws[np.isfinite(draws)]) and 0 < found.value < 1  # a constant predictor
+    if not np.isfinite(found.value) or found.groups < 2 or not len(draws) or same:
+        return found
+    positives, negatives, parts = _sides(labels[known], member[known], fold[known])
+    inside = found.low is not None and found.low > 0 and found.high < 1
+    if inside and min(positives, negatives) * parts >= LEAST_SIDE:
+        return found
+    low, high = auroc_interval(found.value, positives, negatives, parts)
+    return replace(found, low=low, high=high, reason="")
+
+
+def auroc_interval(auroc: float, positives: float, negatives: float, parts: float = 1.0) -> tuple[float, float]:
+    """95 % interval of an AUROC that also holds for few cases and for perfect separation.
+
+    The limits A are where (A - auroc)^2 = z^2 V(A), as in Wilson's interval of a share; V is the variance of Hanley and
+    McNeil with the mean of both numbers in place of each (Newcombe, Statistics in Medicine 25:559, 2006, method 5).
+
+    Args:
+        auroc: as found.
+        positives, negatives: independent cases on either side, at least 1.
+        parts: how many such sets of cases it is the mean of.
+    """
+    z, others = NormalDist().inv_cdf(0.5 + LEVEL / 2), (positives + negatives) / 2 - 1
+
+    def excess(limit: float) -> float:
+        spread = limit * (1 - limit) * (1 + others * ((1 - limit) / (2 - limit) + limit / (1 + limit)))
+        return (limit - auroc) ** 2 - z**2 * spread / (positives * negatives * parts)
+
+    return _crossing(excess, auroc, 0.0), _crossing(excess, auroc, 1.0)
+
+
+def _crossing(excess: Callable[[float], float], inside: float, outside: float) -> float:
+    """Where a function that is not positive inside and not negative outside changes its sign, by bisection."""
+    if excess(outside) <= 0:
+        return outside
+    for _ in range(60):
+        middle = (inside + outside) / 2
+        inside, outside = (middle, outside) if excess(middle) <= 0 else (inside, middle)
+    return (inside + outside) / 2
+
+
+def _sides(labels: np.ndarray, member: np.ndarray, fold: np.ndarray) -> tuple[float, float, float]:
+    """Independent positives and negatives of a fold, and how many such folds there are.
+
+    Units of a patient count as one; where patients have unequal numbers of them, Kish's effective number is taken.
+    """
+    once = {}
+    for name, side in (("positive", labels == 1), ("negative", labels == 0)):
+        each = [np.bincount(member[side & (fold == f)]) for f in np.unique(fold)]
+        each = [counts.sum() ** 2 / (counts.astype(float) ** 2).sum() for counts in each if counts.sum()]
+        once[name] = float(np.mean(each)) if each else 0.0
+    pairs = {(f, m) for f, m in zip(fold, member)}
+    return once["positive"], once["negative"], len(np.unique(member)) * len(np.unique(fold)) / len(pairs)
 
 
 def is_rank_metric(name: str) -> bool:

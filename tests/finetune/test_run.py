@@ -273,7 +273,9 @@ def test_probes_use_features_that_are_computed_once(arguments, work, cohort, mon
     split = pd.read_csv(work / "linear" / "splits.csv")
     assert first == (split["split"] != "test").sum()
     facts = json.loads((work / "linear" / "model.json").read_text())
-    assert facts["training"]["regularization"] in [1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0] and facts["mode"] == "linear"
+    chosen = facts["training"]["regularization"]["label"]
+    assert chosen in [1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0] and facts["mode"] == "linear"
+    assert facts["training"]["chosen_among"] == 1, "validation chose nothing"
     assert main(arguments("knn", "--mode", "knn", "--data.cache", cache, "--probe.neighbours", 3)) == 0
     assert len(computed) == first, "another head on the same features"
     assert main(arguments("linear", *linear, "--eval", "test")) == 0

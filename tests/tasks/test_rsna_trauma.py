@@ -12,6 +12,7 @@ from voco.data.layouts.labeled import LabeledCase
 from voco.data.manifest import Case
 from voco.errors import InputError
 from voco.tasks import create_task
+from voco.tasks.base import Task
 from voco.tasks.rsna_trauma import official_score
 
 GRADES = {"bowel": 2, "extravasation": 2, "kidney": 3, "liver": 3, "spleen": 3}
@@ -220,3 +221,20 @@ def test_targets_and_strata():
     spleen = LabeledCase(case.case, {**dict.fromkeys(GRADES, 0.0), "spleen": 2.0})
     assert TASK.stratum(spleen) == "spleen" and create_task("rsna_trauma", organs=["spleen"]).stratum(spleen) == "2"
     assert create_task("rsna_trauma", organs=["liver", "kidney"]).stratum(spleen) == "healthy"
+
+
+@pytest.mark.parametrize("organs", [list(GRADES), ["liver", "bowel"]])
+def test_scores_of_shuffled_labels_are_those_one_by_one(organs):
+    task = create_task("rsna_trauma", organs=organs)
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"case": range(14), "patient": range(14), "unit": range(14)})
+    for output in task.outputs:
+        labels = rng.integers(0, max(2, output.width), 14).astype(float)
+        labels[rng.random(14) < 0.1] = np.nan
+        p = rng.dirichlet(np.ones(max(2, output.width)), 14)
+        scores = p.T if output.width > 1 else p[:, 1:].T
+        frame = frame.assign(**{output.label_column: labels}, **dict(zip(output.score_columns, scores)))
+    frame.loc[3, task.outputs[0].score_columns[0]] = 1e-30
+    places = rng.integers(0, 14, (40, 14))
+    fast, slow = task.shuffled_values(frame, places), Task.shuffled_values(task, frame, places)
+    assert np.isfinite(slow).any() and fast == pytest.approx(slow, abs=1e-12, nan_ok=True)

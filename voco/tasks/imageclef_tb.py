@@ -101,6 +101,13 @@ class ImageCLEFTB(Task):
         labels, scores = known_labels(units, self.outputs[0])
         return cohen_kappa(confusion(labels, scores.argmax(1), len(_CLASSES)))
 
+    def shuffled_values(self, units: pd.DataFrame, places: np.ndarray) -> np.ndarray:
+        labels, scores = units[self.label_columns[0]].to_numpy(float), units[self.score_columns].to_numpy(float)
+        predicted, given = scores.argmax(1), labels[places]
+        known = ~np.isnan(given)
+        pairs = zip(given, known)
+        return np.array([cohen_kappa(confusion(own[k].astype(int), predicted[k], len(_CLASSES))) for own, k in pairs])
+
     def write_submission(self, path: str | Path, predictions: pd.DataFrame) -> Path:
         """Write the submission file of the challenge: one line ``TST_0001.nii.gz,2`` a scan, no header.
 

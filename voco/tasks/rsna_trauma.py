@@ -162,6 +162,28 @@ class RSNATrauma(Task):
         losses = [classes.log_loss(y, p, WEIGHTS[o.name]) for (y, p), o in zip(known, self.outputs)]
         return classes.mean_defined(losses)
 
+    def shuffled_values(self, units: pd.DataFrame, places: np.ndarray) -> np.ndarray:
+        """See ``Task``: every loss is a weighted mean of what each patient costs with each label."""
+        labels = units[self.label_columns].to_numpy(float)
+        rows = [classes.normalised(_rows(units[list(o.score_columns)].to_numpy(float)), o.name) for o in self.outputs]
+        weights = [WEIGHTS[output.name] for output in self.outputs]
+        if self._complete:  # of patients whose labels are all known, as a sixth loss any injury
+            labels[np.isnan(labels).any(1)] = np.nan
+            injured = np.where(np.isnan(labels[:, :1]), np.nan, (labels > 0).any(1, keepdims=True))
+            labels = np.hstack([labels, injured])
+            score = np.max([1 - own[:, 0] for own in rows], axis=0)
+            rows, weights = [*rows, np.stack([1 - score, score], 1)], [*weights, WEIGHTS[ANY]]
+        losses = []
+        for known, own, weight in zip(labels.T, rows, weights):
+            cost = -np.log(np.clip(own, classes.LOG_LOSS_CLIP, 1 - classes.LOG_LOSS_CLIP))
+            given = known[places]
+            label = np.nan_to_num(given).astype(int)
+            share = np.where(np.isnan(given), 0.0, np.array(weight)[label])
+            total = share.sum(1)
+            found = (share * cost[np.arange(len(cost)), label]).sum(1)
+            losses.append(np.divide(found, total, out=np.full(len(total), np.nan), where=total > 0))
+        return np.array([classes.mean_defined(each) for each in np.transpose(losses)])
+
     def _organ(self, units: pd.DataFrame, output: Output) -> tuple[np.ndarray, np.ndarray]:
         """Known grades (n,) of an organ and probabilities (n, grades), normalised."""
         labels, scores = known_labels(units, output)

@@ -15,7 +15,7 @@ from voco.data.layouts.labeled import LabeledCase, LabeledManifest
 from voco.data.layouts.table import read_label_table
 from voco.errors import InputError
 from voco.tasks.base import Output, Scores, Task
-from voco.tasks.table_metrics import MAIN_METRIC, lower_is_better, metric_names, table_metrics
+from voco.tasks.table_metrics import MAIN_METRIC, lower_is_better, metric_names, shuffled_metric, table_metrics
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -212,6 +212,9 @@ class Table(Task):
     def main_value(self, units: pd.DataFrame) -> float:
         value = table_metrics(self.options.kind, self.outputs, units, only=self.main_metric).values[self.main_metric]
         return float("nan") if value is None else value
+
+    def shuffled_values(self, units: pd.DataFrame, places: np.ndarray) -> np.ndarray:
+        return shuffled_metric(self.options.kind, self.outputs, units, places, self.main_metric)
 
     def _said(self, values: Mapping[str, Sequence[str]]) -> str:
         """What was taken, column by column."""

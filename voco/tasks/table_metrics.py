@@ -45,6 +45,21 @@ def table_metrics(kind: str, outputs: Sequence[Output], units: pd.DataFrame, onl
     return out
 
 
+def shuffled_metric(
+    kind: str, outputs: Sequence[Output], units: pd.DataFrame, places: np.ndarray, name: str
+) -> np.ndarray:
+    """(R,) values of a metric where each unit has the labels of the unit at ``places`` (R, n)."""
+    base = next(metric for metric in _METRICS[kind] if name in (metric, *(f"{metric}_{o.name}" for o in outputs)))
+    values = []
+    for output in outputs if name == base else [o for o in outputs if name == f"{base}_{o.name}"]:
+        scores = units[list(output.score_columns)].to_numpy(float)
+        given = units[output.label_column].to_numpy(float)[places]
+        known = ~np.isnan(given)
+        compute = _METRICS[kind][base]
+        values.append([compute(own[k], scores[k]) if k.any() else float("nan") for own, k in zip(given, known)])
+    return np.array([classes.mean_defined(each) for each in np.transpose(values)])
+
+
 def metric_names(kind: str, outputs: Sequence[Output]) -> list[str]:
     """Names that ``table_metrics`` gives."""
     single = [f"{name}_{output.name}" for name in _METRICS[kind] for output in outputs] if len(outputs) > 1 else []

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -66,7 +66,7 @@ class LinearProbe:
         weight: (width, F).
         bias: (width,).
         C: inverse penalty that was chosen.
-        value: what it was chosen by; NaN where there was nothing to choose by.
+        value: minus the loss that it was chosen by; NaN where nothing could be chosen.
     """
 
     mean: np.ndarray
@@ -83,50 +83,42 @@ class LinearProbe:
 
 def linear_probe(
     output: Output,
-    train_x: np.ndarray,
-    train_y: np.ndarray,
-    val_x: np.ndarray | None = None,
-    val_y: np.ndarray | None = None,
+    x: np.ndarray,
+    y: np.ndarray,
     *,
     grid: Sequence[float] = GRID,
-    score: Callable[[np.ndarray, np.ndarray], float] | None = None,
-    class_weight: str | None = None,
+    class_weight: str | Mapping[int, float] | None = None,
     groups: Sequence | None = None,
 ) -> LinearProbe:
-    """Logistic regression (classes) or ridge regression, with the penalty chosen on validation.
+    """Logistic regression (classes) or ridge regression, with the penalty chosen inside the training set.
+
+    Nobody but the training patients has a say, so validation patients can judge the probe as test patients do. C is the
+    one with the least log loss (or squared error) over the held-out folds of a cross-validation, 5 folds or as many as
+    the smallest class has patients; of equal ones the strongest penalty. Where no two folds can be made it is the
+    middle of the grid.
 
     Args:
         output: what is predicted.
-        train_x, train_y: (n, F) features and (n,) labels; NaN = not known.
-        val_x, val_y: the same of the validation set. Without it, C is chosen by cross-validation inside the training
-            set (5 folds, fewer where a class is smaller).
+        x, y: (n, F) features and (n,) labels; NaN = not known.
         grid: values of C that are tried.
-        score: ``score(logits, labels)``, higher is better; default is minus the log loss, or minus the squared error.
-            A value that is not finite loses.
-        class_weight: ``"balanced"`` weighs classes by the inverse of their frequency.
-        groups: (n,) patients of the training vectors, kept together by the inner cross-validation.
+        class_weight: ``"balanced"`` weighs classes by the inverse of their frequency; or a weight a class.
+        groups: (n,) patients, kept together by the cross-validation.
 
     Returns:
-        The probe, fitted on the training set. With one class there, it gives the same logits for everything.
+        The probe, fitted on all of them. With one class there, it gives the same logits for everything.
 
     Raises:
-        InputError: no training vector with a label, an empty grid, or arrays that do not fit together.
+        InputError: no vector with a label, an empty grid, or arrays that do not fit together.
     """
     if not len(grid):
         raise InputError("a linear probe needs at least one value of C to try")
-    groups = None if groups is None else np.asarray(groups)[~np.isnan(np.asarray(train_y, np.float64))]
-    x, y = _known(train_x, train_y)
-    score = score or _default_score(output)
-    if val_x is not None and val_y is not None:
-        held_x, held_y = _known(val_x, val_y)
-        fits = [fit_probe(output, x, y, C, class_weight) for C in grid]
-        values = [score(fit.logits(held_x), held_y) for fit in fits]
-        best = _best(values)
-        return _with_value(fits[best], values[best])
-    values = _cross_validate(output, x, y, grid, score, class_weight, groups)
-    best = _best(values) if values else len(grid) // 2
+    groups = None if groups is None else np.asarray(groups)[~np.isnan(np.asarray(y, np.float64))]
+    x, y = _known(x, y)
+    grid = sorted(grid)
+    values = _cross_validate(output, x, y, grid, class_weight, groups)
+    best = int(np.argmax(values)) if values else len(grid) // 2
     fit = fit_probe(output, x, y, grid[best], class_weight)
-    return _with_value(fit, values[best]) if values else fit
+    return replace(fit, value=values[best]) if values else fit
 
 
 def _known(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -139,25 +131,13 @@ def _known(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.ascontiguousarray(x[known]), y[known]
 
 
-def _default_score(output: Output) -> Callable[[np.ndarray, np.ndarray], float]:
-    def minus_loss(logits: np.ndarray, y: np.ndarray) -> float:
-        if output.kind == "regression":
-            return -float(np.mean((logits[:, 0] - y) ** 2))
-        z = np.hstack([np.zeros_like(logits), logits]) if output.kind == "binary" else logits
-        top = z.max(1, keepdims=True)
-        log_p = z - top - np.log(np.exp(z - top).sum(1, keepdims=True))
-        return float(np.mean(log_p[np.arange(len(y)), y.astype(int)]))
-
-    return minus_loss
-
-
-def _best(values: Sequence[float]) -> int:
-    """Place of the largest; of several equal ones the first, which is the stronger penalty."""
-    return int(np.argmax([v if np.isfinite(v) else -np.inf for v in values]))
-
-
-def _with_value(fit: LinearProbe, value: float) -> LinearProbe:
-    return LinearProbe(fit.mean, fit.std, fit.weight, fit.bias, fit.C, float(value))
+def _minus_loss(output: Output, logits: np.ndarray, y: np.ndarray) -> float:
+    if output.kind == "regression":
+        return -float(np.mean((logits[:, 0] - y) ** 2))
+    z = np.hstack([np.zeros_like(logits), logits]) if output.kind == "binary" else logits
+    top = z.max(1, keepdims=True)
+    log_p = z - top - np.log(np.exp(z - top).sum(1, keepdims=True))
+    return float(np.mean(log_p[np.arange(len(y)), y.astype(int)]))
 
 
 def fit_probe(
@@ -183,7 +163,7 @@ def fit_probe(
             bias[classes[0]] = 0.0
         return LinearProbe(mean, std, weight, bias, C)
     with warnings.catch_warnings():
-        # a fit that stops early is still a fit, and the validation set judges it
+        # a fit that stops early is still a fit, and is judged as such
         warnings.simplefilter("ignore", ConvergenceWarning)
         model = LogisticRegression(C=C, class_weight=class_weight, max_iter=_MAX_ITERATIONS).fit(z, y.astype(int))
     if output.kind == "binary":
@@ -196,8 +176,8 @@ def fit_probe(
     return LinearProbe(mean, std, weight, bias, C)
 
 
-def _cross_validate(output, x, y, grid, score, class_weight, groups) -> list[float]:
-    """Score of each C over all held-out folds together; empty where no fold can be made."""
+def _cross_validate(output, x, y, grid, class_weight, groups) -> list[float]:
+    """Minus the loss of each C over all held-out folds together; empty where no fold can be made."""
     from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
     groups = np.arange(len(y)) if groups is None else groups
@@ -216,5 +196,5 @@ def _cross_validate(output, x, y, grid, score, class_weight, groups) -> list[flo
         logits = np.zeros((len(y), output.width))
         for inside, outside in parts:
             logits[outside] = fit_probe(output, x[inside], y[inside], C, class_weight).logits(x[outside])
-        values.append(score(logits, y))
+        values.append(_minus_loss(output, logits, y))
     return values

@@ -14,13 +14,14 @@ from voco.stats import LEVEL
 from voco.tasks.base import Task
 from voco.transfer.intervals import PartFigures
 from voco.transfer.prediction_files import beside, read_images, read_predictions, write_images, write_predictions
-from voco.transfer.verdict import constant_scores, verdict
+from voco.transfer.verdict import candidates, constant_scores, verdict
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
     "constant_scores",
+    "judge",
     "read_images",
     "read_predictions",
     "read_results",
@@ -52,9 +53,8 @@ def summarise(
     """Everything that ``results.json`` says, from predictions alone.
 
     A metric is computed within each fold and averaged over folds; metrics that do not compare scores with each other
-    are also computed over all folds together. The verdict compares the main metric on validation with that of a
-    constant predictor on the same patients: a run counts as trained when the 95 % interval of the difference, patients
-    resampled, lies wholly on the better side of 0.
+    are also computed over all folds together. The verdict (``voco.transfer.verdict``) compares the main metric on
+    validation with that of a constant predictor on the same patients.
 
     Args:
         task: whose metrics.
@@ -65,7 +65,7 @@ def summarise(
         looks: at the test set so far.
         marks: remarks that must stand beside every figure.
         rule: of the split.
-        facts: more to store, e.g. versions and settings.
+        facts: more to store, e.g. versions and settings; ``training`` says among how many models validation chose.
         n: resamples.
         seed: of the resamples.
 
@@ -89,12 +89,13 @@ def summarise(
         "split": split,
         "rule": rule,
         "main": {"name": task.main_metric, **parts[split]["metrics"][task.main_metric]},
-        "verdict": verdict(task, predictions, constants, n, seed),
+        "verdict": verdict(task, predictions, constants, candidates(facts or {}), seed),
         "looks_at_test": looks,
         "marks": list(marks),
         "interval": {
             "level": LEVEL,
-            "method": "percentiles of a bootstrap over patients; a draw serves all folds and repeats",
+            "method": "percentiles of a bootstrap over patients, a draw serves all folds and repeats; AUROC of few cases: "
+            "Newcombe 2006, method 5",
             "says": "how figures vary with other patients, not with another training run",
             "resamples": n,
             "seed": seed,
@@ -141,11 +142,41 @@ def recompute(out: str | Path, task: Task | None = None) -> dict[str, Any]:
         looks=stored["looks_at_test"],
         marks=stored["marks"],
         rule=stored["rule"],
-        facts=stored["facts"],
+        facts=_with_scorings(Path(out), stored, task),
         n=stored["interval"]["resamples"],
         seed=stored["interval"]["seed"],
     )
     return json.loads(json.dumps(again))
+
+
+def judge(out: str | Path, task: Task | None = None) -> dict[str, Any]:
+    """The verdict on a run folder, old or new, by the present rule: see ``voco.transfer.verdict``.
+
+    Args:
+        out, task: as for ``recompute``.
+    """
+    stored = read_results(out)
+    task = task or rebuild_task(stored)
+    constants = {int(fold): scores for fold, scores in stored["constants"].items()}
+    chosen_among = candidates(_with_scorings(Path(out), stored, task))
+    return verdict(task, read_predictions(out), constants, chosen_among, stored["interval"]["seed"])
+
+
+def _with_scorings(out: Path, stored: Mapping[str, Any], task: Task) -> dict[str, Any]:
+    """Facts of a run; where an older one does not say how often validation was scored, its log does."""
+    trainings = stored["facts"].get("training") or {}
+    counted = {}
+    for fold, training in trainings.items():
+        log = (out if len(trainings) == 1 else out / f"fold-{fold}") / "metrics.jsonl"
+        if "chosen_among" not in training and "best_step" in training and log.is_file():
+            rows = [json.loads(line) for line in log.read_text().splitlines()]
+            counted[fold] = training | {"chosen_among": scorings(rows, f"validation_{task.main_metric}")}
+    return stored["facts"] | ({"training": trainings | counted} if counted else {})
+
+
+def scorings(rows: Sequence[Mapping[str, Any]], key: str) -> int:
+    """How many rows of ``metrics.jsonl`` hold a number that the best weights could be chosen by; at least 1."""
+    return max(1, sum(row.get(key) is not None for row in rows))
 
 
 def rebuild_task(stored: Mapping[str, Any], what: str = "these results") -> Task:
