@@ -1,8 +1,8 @@
 """Figures of rows and differences between sources with their uncertainty: over other patients, and over other runs.
 
-The number is the mean over runs of main metric(a_i) - main metric(b_i) on the same test units. Its interval and p are those
-of multi-reader multi-case analysis: runs are readers, patients are cases. Docs, with the reasons and what was measured:
-docs/benchmarks_statistics.md.
+The number is the mean over runs of main metric(a_i) - main metric(b_i) on the same test units. Its interval and p are
+those of multi-reader multi-case analysis: runs are readers, patients are cases. Docs, with the reasons and what was
+measured: docs/benchmarks_statistics.md.
 """
 
 from __future__ import annotations

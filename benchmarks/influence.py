@@ -1,9 +1,9 @@
 """How much each patient bears on the main metric of a run: one sum per patient, over units, parts, folds and repeats.
 
-The sums are scaled so that their products are covariances: that of the figures of two runs over other patients is the sum
-over patients of the products of their sums. For AUROCs that is DeLong's estimate, with several units of a patient that of
-Obuchowski (1997), Biometrics 53(2), 567-578; for all other metrics it is the jackknife that leaves out one patient after
-the other, which for a mean over patients is the usual variance of a mean.
+The sums are scaled so that their products are covariances: that of the figures of two runs over other patients is the
+sum over patients of the products of their sums. For AUROCs that is DeLong's estimate, with several units of a patient
+that of Obuchowski (1997), Biometrics 53(2), 567-578; for all other metrics it is the jackknife that leaves out one
+patient after the other, which for a mean over patients is the usual variance of a mean.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def of_part(part: Part, member: np.ndarray, patients: int):
     without = _left_out(part, own, len(names))
     if not np.isfinite(without).all():
         lost = int((~np.isfinite(without)).sum())
-        raise _Undefined(f"the number is not defined without {'one of the' if lost == 1 else f'{lost} single'} patients")
+        raise _Undefined(f"left out one by one, {lost} of {len(names)} patients leave the number undefined")
     n = len(names)
     found = np.zeros(patients)
     found[names] = np.sqrt((n - 1) / n) * (without.mean() - without)

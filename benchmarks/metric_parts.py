@@ -1,7 +1,7 @@
 """Main metrics of tasks as means of parts, each of which knows how single patients bear on it.
 
-A part is an AUROC, a recall, a mean. Parts are used only where their mean is the task's own number, on the table and on a
-resample of it; so a task that changes its metric falls back to the slow way and never to a wrong number.
+A part is an AUROC, a recall, a mean. Parts are used only where their mean is the task's own number, on the table and on
+a resample of it; so a task that changes its metric falls back to the slow way and never to a wrong number.
 """
 
 from __future__ import annotations
@@ -124,8 +124,8 @@ def placements(positive: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np
         scores: (…, n).
 
     Returns:
-        (…) AUROC, (…, m) share of negatives below each positive, (…, n - m) share of positives above each negative, ties
-        half; NaN where a class has no case.
+        (…) AUROC, (…, m) share of negatives below each positive, (…, n - m) share of positives above each negative,
+        ties half; NaN where a class has no case.
     """
     from scipy.stats import rankdata
 

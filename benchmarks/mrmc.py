@@ -1,8 +1,8 @@
 """Multi-reader multi-case analysis: training runs are readers, test patients are cases, sources are treatments.
 
-Obuchowski and Rockette (1995), Communications in Statistics - Simulation and Computation 24(2), 285-308, with the degrees
-of freedom of Hillis (2007), Statistics in Medicine 26(3), 596-619, and for nested runs Hillis (2014), Statistics in
-Medicine 33(2), 330-360.
+Obuchowski and Rockette (1995), Communications in Statistics - Simulation and Computation 24(2), 285-308, with the
+degrees of freedom of Hillis (2007), Statistics in Medicine 26(3), 596-619, and for nested runs Hillis (2014),
+Statistics in Medicine 33(2), 330-360.
 """
 
 from __future__ import annotations
@@ -63,10 +63,10 @@ def analyse(sides: Sequence[Side], sizes: np.ndarray, patients: int) -> Analysis
     With one side this is a single treatment, or two that are crossed (the side holds differences): the variance is
     s^2 / J + max(Cov, 0), where s^2 is the sample variance over J runs and Cov the mean covariance of the errors of two
     runs, in the notation of the papers 2 / J (MS(T*R) + J max(Cov2 - Cov3, 0)). With two sides runs are nested:
-    s_a^2 / J_a + s_b^2 / J_b + max(Cov2_a + Cov2_b - 2 Cov3, 0). A side of one run has no s^2, and its own error variance
-    stands for Cov2: it is fixed. Degrees of freedom are Satterthwaite's. Unlike in the papers, s_a^2 and s_b^2 are not
-    pooled, because sources need not vary alike, and the part of the patients has degrees of freedom too: those of
-    Welch over the groups, at most patients - 1. With many patients nothing is left of that.
+    s_a^2 / J_a + s_b^2 / J_b + max(Cov2_a + Cov2_b - 2 Cov3, 0). A side of one run has no s^2, and its own error
+    variance stands for Cov2: it is fixed. Degrees of freedom are Satterthwaite's. Unlike in the papers, s_a^2 and s_b^2
+    are not pooled, because sources need not vary alike, and the part of the patients has degrees of freedom too: those
+    of Welch over the groups, at most patients - 1. With many patients nothing is left of that.
 
     Args:
         sides: runs.

@@ -128,7 +128,19 @@ def facts_of(one: TestSet) -> str:
         parts.append(f"{task.evaluation[0].upper()}{task.evaluation[1:]}")
     if marks := own_marks(one.common_marks):
         parts.append(f"All runs: {'; '.join(marks)}")
+    parts.append(_rule_words(one))
     return ". ".join(part for part in parts if part) + "."
+
+
+def _rule_words(one: TestSet) -> str:
+    """Under which rule training was judged; rules have a name since verdicts stopped using what chose the weights."""
+    runs = [run for row in one.rows for run in row.runs if not run.cheap and run.trained is not None]
+    rules = list(dict.fromkeys(run.verdict_rule for run in runs))
+    if not runs or rules == [""]:
+        return "Whether runs trained was judged under an older rule, by what also chose their weights" if runs else ""
+    older = sum(not run.verdict_rule for run in runs)
+    words = f"Whether runs trained was judged by the rule {', '.join(filter(None, rules))}"
+    return words + (f"; of {older} of {len(runs)} runs under an older rule" if older else "")
 
 
 def own_marks(marks: Sequence[str]) -> list[str]:
@@ -137,52 +149,95 @@ def own_marks(marks: Sequence[str]) -> list[str]:
 
 
 def finding(c: Comparison, test_set: TestSet) -> str:
-    """The one sentence that a comparison allows.
+    """The one sentence that a comparison allows, and what must stand behind it.
 
-    Nothing is said of sources where patients are synthetic, and no gain is stated where a run did not train.
+    Nothing is said of sources where patients are synthetic or where neither side trained, and no gain is stated of a
+    side that did not train.
     """
-    pair, task = c.pair, test_set.task
+    pair, task, d = c.pair, test_set.task, c.difference
     a, b = names_of(pair)
     names = f"{a} and {b}" + (f" ({common})" if (common := _common(pair)) else "")
     if pair.why_not:
         return f"{names}: not comparable: {pair.why_not}."
     if test_set.synthetic:
         return f"{names}: {SYNTHETIC_TITLE}."
-    if untrained := c.untrained:
-        said = " and ".join(
-            f"{row.label} did not train in {row.untrained} of {len(row.runs)} runs" for row in untrained
-        )
-        return f"{names}: no gain is stated: {said}."
-    d = c.difference
+    if c.silent:
+        said = " and ".join(f"{row.label} did not in {_failures(row)}" for row in (pair.a, pair.b))
+        return f"{names}: nothing is said of their difference, because neither trained: {said}."
     head = ", ".join(filter(None, (metric_words(task.main_metric), _common(pair))))
-    basis = _basis(c)
     if d is None or d.low is None:
         return f"{head}: {a} and {b}: no interval ({'; '.join(d.notes) if d else 'no numbers'})."
-    if c.shown:
-        # the one that the metric favours comes first
-        favours_a = (d.point > 0) == task.higher_is_better
-        first, other = (a, b) if favours_a else (b, a)
-        low, high = sorted((abs(d.low), abs(d.high)))
-        word, remark = ("higher", "") if task.higher_is_better else ("lower", " (lower is better)")
-        holm = f", p {_p(c.p_holm)} after Holm" if c.primary else ""
-        text = (
-            f"{head}: {first} was {word} than {other} by {number(abs(d.point))} {bracket(low, high)}"
-            f"{remark} {basis}{holm}."
-        )
-        return text + _more_words(c)
+    if c.apart:
+        return f"{head}: {_apart_words(c, (a, b), task.higher_is_better)}.{_more_words(c)}"
     most = max(abs(d.low), abs(d.high))
     most = math.ceil(most * 1000) / 1000
     after = " after Holm's correction" if c.primary and not d.low <= 0 <= d.high else ""
     text = (
         f"{head}: no difference shown between {a} and {b}{after} ({signed(d.point)} "
-        f"{bracket(d.low, d.high, True)}); differences above {number(most)} are excluded, {basis}."
+        f"{bracket(d.low, d.high, True)}); differences above {number(most)} are excluded, {_basis(c)}."
     )
-    return text + _more_words(c)
+    return text + _fixed_words(c) + _more_words(c)
+
+
+def _apart_words(c: Comparison, names: tuple[str, str], higher_is_better: bool) -> str:
+    """Which side was better by how much; where one of them did not train, that comes first."""
+    d, better = c.difference, c.better
+    worse = c.pair.b if better is c.pair.a else c.pair.a
+    first, other = names if better is c.pair.a else names[::-1]
+    low, high = sorted((abs(d.low), abs(d.high)))
+    word, remark = ("higher", "") if higher_is_better else ("lower", " (lower is better)")
+    holm = f", p {_p(c.p_holm)} after Holm" if c.primary else ""
+    amount = f"by {number(abs(d.point))} {bracket(low, high)}{remark} {_basis(c)}{holm}"
+    if better.failed:
+        failed = f"{first} did not train ({_failures(better)})"
+        return f"no gain is stated: {failed}, though it was {word} than {other} {amount}"
+    if not worse.failed:
+        return f"{first} was {word} than {other} {amount}"
+    known = not better.first.cheap and not better.not_judged
+    return f"{other} did not train ({_failures(worse)}){f', {first} did' if known else ''}; {first} was {word} {amount}"
+
+
+def _failures(row: Row) -> str:
+    return f"{row.untrained} of {len(row.runs)} runs"
+
+
+def _fixed_words(c: Comparison) -> str:
+    """A sentence where these very runs differ, though runs differ too much to say so of their sources."""
+    d = c.difference
+    if d.design == "fixed" or d.fixed_low is None or d.fixed_low <= 0 <= d.fixed_high or c.better.failed:
+        return ""
+    return (
+        f" With these runs held fixed the interval is {bracket(d.fixed_low, d.fixed_high, True)}: these trained "
+        "networks differ, and another set of runs need not."
+    )
 
 
 def _more_words(c: Comparison) -> str:
-    """Sentences that follow a number: its margin, what else differs, what nobody judged, and synthetic pretraining."""
-    return _margin_words(c) + _system_words(c.pair) + _unjudged_words(c.pair) + _synthetic_words(c.pair)
+    """Sentences that follow a number: whom it concerns, its margin, what else differs, and marks of training."""
+    return (
+        _claim_words(c)
+        + _margin_words(c)
+        + _system_words(c.pair)
+        + _untrained_words(c)
+        + _unjudged_words(c.pair)
+        + _synthetic_words(c.pair)
+    )
+
+
+def _claim_words(c: Comparison) -> str:
+    """A sentence where a side has one run: the difference is not one of sources in general."""
+    single = [row for row in (c.pair.a, c.pair.b) if len(row.runs) == 1 and not row.first.cheap]
+    if c.difference.design == "fixed" and len(single) == 2:
+        return " With one run each this concerns these two trained networks, not their sources."
+    names = " and ".join(row.label for row in single)
+    return f" With one run of {names} this concerns that trained network, not its source." if single else ""
+
+
+def _untrained_words(c: Comparison) -> str:
+    """A sentence about runs that did not train, where the first one has not named them."""
+    named = [row for row in (c.pair.a, c.pair.b) if row.failed] if c.apart else []
+    rows = [f"{row.label} in {_failures(row)}" for row in c.untrained if not any(row is one for one in named)]
+    return f" Did not train: {', '.join(rows)}." if rows else ""
 
 
 def _unjudged_words(pair: Pair) -> str:
@@ -223,19 +278,24 @@ def _synthetic_words(pair: Pair) -> str:
 def _basis(c: Comparison) -> str:
     """``on n test patients, s seeds, one pretraining run each``."""
     d, pair = c.difference, c.pair
-    if d is None:
-        return ""
     part = "test" if pair.a.first.split == "test" else "validation"
-    count = seeds_of(c)
-    seeds = f"{count} seed{'s' if count != 1 else ''}"
-    seeds += f" (fewer than {FEW_SEEDS})" if count < FEW_SEEDS else ""
+    counts = seeds_of(c)
+    few = f" (fewer than {FEW_SEEDS})" if 1 < min(counts) < FEW_SEEDS or max(counts) == 1 else ""
+    if d.design == "crossed" or len(counts) == 1:
+        seeds = f"{counts[0]} seed{'s' if counts[0] != 1 else ''}{few}"
+    elif counts == [1, 1]:
+        seeds = "one run each"
+    else:
+        seeds = f"{counts[0]} and {counts[1]} runs{few}"
     return ", ".join(filter(None, (f"on {d.patients} {part} patients", seeds, pretraining_words(pair.a, pair.b))))
 
 
-def seeds_of(c: Comparison) -> int:
-    """Seeds behind a difference; a line without a network has none of its own, so those of the other side count."""
-    rows = (c.pair.a, c.pair.b)
-    return max(len(row.runs) for row in rows) if any(row.first.cheap for row in rows) else c.difference.seeds
+def seeds_of(c: Comparison) -> list[int]:
+    """Runs behind a difference, of each side; one number where they share seeds, or a line has none of its own."""
+    rows = [row for row in (c.pair.a, c.pair.b) if not row.first.cheap]
+    if c.difference.design == "crossed":
+        return [c.difference.runs]
+    return [len(row.runs) for row in rows] or [c.difference.runs]
 
 
 def pretraining_words(a: Row, b: Row) -> str:
@@ -290,16 +350,9 @@ def flags_of(row: Row, found: Interval, said: Sequence[str] = ()) -> list[str]:
     if any(run.stored_value_differs() for run in row.runs):
         flags.append("results.json differs from the predictions; the figure is of the predictions")
     flags += sorted({mark for run in row.runs for mark in own_marks(run.marks)} - set(said))
-    if outside(found):
-        flags.append("the figure is outside of its interval (draws of few patients lean to one side)")
-    # seeds are said above, in words of the row
-    flags += [note for note in found.notes if "seed" not in note]
+    # runs are said above, in words of the row
+    flags += [note for note in found.notes if "run" not in note]
     return flags + search_flags(row.runs)
-
-
-def outside(found: Interval) -> bool:
-    """Whether an interval misses its own figure: with few patients, draws can lean to one side."""
-    return found.low is not None and not found.low <= found.point <= found.high
 
 
 def synthetic_flags(names: Sequence[str]) -> list[str]:
