@@ -207,8 +207,8 @@ class Comparison:
     @property
     def better(self) -> Row:
         """The side that the figures favour; the first where they are equal."""
-        d = self.difference
-        return self.pair.a if (d.point >= 0) == (d.direction == "higher") or d.point == 0 else self.pair.b
+        gain = self.difference.point * (1 if self.pair.a.first.task.higher_is_better else -1)
+        return self.pair.b if gain < 0 else self.pair.a
 
     @property
     def p(self) -> float | None:

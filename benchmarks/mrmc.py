@@ -12,6 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+# Most degrees of freedom with two runs: where runs vary most, and by chance agree, Satterthwaite's are many, and equal
+# sources would be told apart in up to 13 of 100.
+TWO_RUNS = 2.0
+
 
 @dataclass(frozen=True)
 class Side:
@@ -40,7 +44,8 @@ class Analysis:
         point: the sum.
         error, freedom: standard error and degrees of freedom where runs and patients are drawn from all that could be.
         fixed_error, fixed_freedom: where patients are, and the runs stay these.
-        of_runs, of_patients: parts of ``error`` squared: spread between runs, and what all runs of a side share.
+        of_runs, of_patients: spread of the mean between runs, and what all runs of a side share over patients; together
+            ``error`` squared, or less where that is held up by ``fixed_error``.
     """
 
     point: np.ndarray
@@ -64,9 +69,12 @@ def analyse(sides: Sequence[Side], sizes: np.ndarray, patients: int) -> Analysis
     s^2 / J + max(Cov, 0), where s^2 is the sample variance over J runs and Cov the mean covariance of the errors of two
     runs, in the notation of the papers 2 / J (MS(T*R) + J max(Cov2 - Cov3, 0)). With two sides runs are nested:
     s_a^2 / J_a + s_b^2 / J_b + max(Cov2_a + Cov2_b - 2 Cov3, 0). A side of one run has no s^2, and its own error
-    variance stands for Cov2: it is fixed. Degrees of freedom are Satterthwaite's. Unlike in the papers, s_a^2 and s_b^2
-    are not pooled, because sources need not vary alike, and the part of the patients has degrees of freedom too: those
-    of Welch over the groups, at most patients - 1. With many patients nothing is left of that.
+    variance stands for Cov2: it is fixed. Degrees of freedom are Satterthwaite's.
+
+    Unlike in the papers, s_a^2 and s_b^2 are not pooled, because sources need not vary alike; the part of the patients
+    has degrees of freedom too, those of Welch over the groups and at most patients - 1; the variance is at least that
+    of these very runs, which it must be where other runs may come in their place; and with two runs there are at most
+    ``TWO_RUNS`` degrees of freedom.
 
     Args:
         sides: runs.
@@ -90,9 +98,11 @@ def analyse(sides: Sequence[Side], sizes: np.ndarray, patients: int) -> Analysis
         if not each:  # one run on each side: only patients vary
             variance, freedom = fixed, fixed_freedom
         else:
-            variance = of_runs + of_patients
+            variance = np.maximum(of_runs + of_patients, fixed)
             below = sum(part**2 / df for part, df in each) + of_patients**2 / fixed_freedom
-            freedom = variance**2 / below
+            freedom = np.minimum(variance**2 / below, fixed_freedom)
+            if min(df for _, df in each) == 1:
+                freedom = np.where(of_runs > 0, np.minimum(freedom, TWO_RUNS), freedom)
     point = sum(side.sign * side.values.mean(-1) for side in sides)
     return Analysis(
         point, np.sqrt(variance), freedom, np.sqrt(fixed), fixed_freedom, of_runs, of_patients if each else fixed

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from benchmarks.mrmc import TWO_RUNS
 from voco.errors import InputError
 from voco.stats import LEVEL
 from voco.tasks.base import Task
@@ -73,6 +74,8 @@ def power(effect: float, *, of_runs: float, of_patients: float, runs: int, patie
         return 0.0
     below = of_patients**2 / patients + (of_runs**2 / (runs - 1) if runs > 1 else 0.0)
     freedom = min(variance**2 / below, 1e6) if below > 0 else 1e6
+    if runs == 2 and of_runs > 0:
+        freedom = min(freedom, TWO_RUNS)
     critical, shift = t.ppf((1 + LEVEL) / 2, freedom), abs(effect) / math.sqrt(variance)
     return float(nct.sf(critical, freedom, shift) + nct.cdf(-critical, freedom, shift))
 

@@ -226,8 +226,10 @@ def _more_words(c: Comparison) -> str:
 
 def _claim_words(c: Comparison) -> str:
     """A sentence where a side has one run: the difference is not one of sources in general."""
+    if c.difference.design == "crossed":
+        return ""
     single = [row for row in (c.pair.a, c.pair.b) if len(row.runs) == 1 and not row.first.cheap]
-    if c.difference.design == "fixed" and len(single) == 2:
+    if len(single) == 2:
         return " With one run each this concerns these two trained networks, not their sources."
     names = " and ".join(row.label for row in single)
     return f" With one run of {names} this concerns that trained network, not its source." if single else ""
