@@ -14,6 +14,7 @@ from benchmarks.content_check import check_parts, overall
 from benchmarks.content_runs import cost_tables, health_parts, left_out_parts, provenance_table, total_hours
 from benchmarks.content_sets import set_parts
 from benchmarks.document import Bullets, Document, Fold, Heading, Paragraph, Part
+from benchmarks.findings import finding, kind_words
 from benchmarks.measure import Comparison, Plan
 from benchmarks.provenance import SCRATCH
 from benchmarks.rows import Row, TestSet
@@ -232,7 +233,7 @@ def _findings(material: Material) -> list[Part]:
 
 
 def _sentences(comparisons: Sequence[Comparison], one: TestSet) -> Bullets:
-    return Bullets([(say.kind_words(c), say.finding(c, one)) for c in comparisons])
+    return Bullets([(kind_words(c), finding(c, one)) for c in comparisons])
 
 
 def methods_text(material: Material) -> str:

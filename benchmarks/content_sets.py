@@ -11,6 +11,7 @@ from benchmarks.charts_curves import calibration, confusion, precision_overlay, 
 from benchmarks.charts_flow import flow_chart
 from benchmarks.charts_results import forests, label_curves, quality_cost
 from benchmarks.document import Cell, Figures, Fold, Heading, Paragraph, Part, Table
+from benchmarks.findings import kind_words, seeds_of
 from benchmarks.measure import Comparison
 from benchmarks.rows import Row, TestSet
 
@@ -135,13 +136,13 @@ def differences_table(name: str, one: TestSet, comparisons: Sequence[Comparison]
                 Cell(b.label),
                 *map(Cell, say.system_of(c.pair)),
                 Cell(say.either(f"{100 * a.fraction:g} %", f"{100 * b.fraction:g} %"), a.fraction),
-                Cell(say.kind_words(c)),
+                Cell(kind_words(c)),
                 Cell("" if d is None else say.signed(d.point), None if d is None else d.point),
                 Cell("" if d is None else say.bracket(d.low, d.high, True), None if d is None else d.low),
                 Cell("" if d is None else say.bracket(d.fixed_low, d.fixed_high, True), d.fixed_low if d else None),
                 Cell("" if c.p is None else f"{c.p:.2g}", c.p),
                 Cell("" if c.p_holm is None else f"{c.p_holm:.2g}", c.p_holm),
-                Cell("" if d is None else ", ".join(map(str, say.seeds_of(c))), say.seeds_of(c)[0] if d else None),
+                Cell("" if d is None else ", ".join(map(str, seeds_of(c))), seeds_of(c)[0] if d else None),
                 Cell("; ".join(remarks), flag=bool(untrained or drawn)),
             ]
         )

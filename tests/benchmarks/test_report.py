@@ -15,13 +15,14 @@ from sklearn.metrics import roc_auc_score
 from benchmarks.charts import Chart
 from benchmarks.charts_flow import flow_chart
 from benchmarks.compare import METHOD, Difference, Interval
+from benchmarks.findings import finding
 from benchmarks.flops import forward_flops
 from benchmarks.measure import Comparison, Plan, Statistics, measure
 from benchmarks.paper import escaped, latex
 from benchmarks.report import main, write_report
 from benchmarks.rows import Pair, group_runs, pairs_of
 from benchmarks.runs import read_run
-from benchmarks.sentences import facts_of, finding, flags_of, search_flags
+from benchmarks.sentences import facts_of, flags_of, search_flags
 from tests.benchmarks.run_maker import KINETICS, SYNTHETIC, VOCO, write_run
 
 # Words that no report may use, whatever comes out.

@@ -93,7 +93,7 @@ def test_the_plan_runs_nothing(tmp_path, monkeypatch, capsys):
         "scratch (3 x longer schedule); labels 100 %; 2 seeds; system comparison", "GB are free",
     ):  # fmt: skip
         assert words in said.out
-    # 6 test units, 3 of them positive: see test_delong_power for the formula
+    # 6 test units, 3 of them positive: see test_power for the formula
     from benchmarks.power import detectable
 
     rows = next(out.glob("splits/*/labels-50pct-seed0.csv")).read_text().splitlines()
