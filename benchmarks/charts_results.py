@@ -116,9 +116,9 @@ def _forest(name: str, title: str, test_set: TestSet, shown: Sequence[Comparison
     chart = Chart(name, title, top + row_height * len(shown) + 42)
     chart.note = (
         "First named minus second, same patients, with the share of labels; 95 % intervals. Filled: the interval lies "
-        "on one side of 0, and no run failed to train. A star marks comparisons named beforehand."
+        "on one side of 0, and the better side trained. A star marks comparisons named beforehand."
     )
-    numbers = ("difference", "low", "high", "p", "p_holm", "seeds")
+    numbers = ("difference", "low", "high", "p", "p_holm", "runs")
     chart.columns = ("a", "b", "network", "mode", "label_share", "kind", "primary", *numbers)
     most = max(max(abs(c.difference.low), abs(c.difference.high), abs(c.difference.point)) for c in shown) or 0.01
     x = Scale(-most * 1.05, most * 1.05, _LEFT, chart.width - _LEFT)
@@ -152,7 +152,7 @@ def _forest(name: str, title: str, test_set: TestSet, shown: Sequence[Comparison
         chart.marker(x(d.point), at, color="c0", shape="square", size=4.5, hollow=not c.shown, tip=tip)
         holm = "" if c.p_holm is None else c.p_holm
         names = (c.pair.a.label, c.pair.b.label, *system_of(c.pair), c.pair.a.fraction, c.pair.kind)
-        chart.rows.append((*names, int(c.primary), d.point, d.low, d.high, c.p, holm, d.seeds))
+        chart.rows.append((*names, int(c.primary), d.point, d.low, d.high, c.p, holm, d.runs))
     return chart
 
 

@@ -9,10 +9,12 @@ from typing import Any
 
 from benchmarks import sentences as say
 from benchmarks.charts import Style, styles
+from benchmarks.compare import METHOD
 from benchmarks.content_check import check_parts, overall
 from benchmarks.content_runs import cost_tables, health_parts, left_out_parts, provenance_table, total_hours
 from benchmarks.content_sets import set_parts
 from benchmarks.document import Bullets, Document, Fold, Heading, Paragraph, Part
+from benchmarks.findings import finding, kind_words
 from benchmarks.measure import Comparison, Plan
 from benchmarks.provenance import SCRATCH
 from benchmarks.rows import Row, TestSet
@@ -49,9 +51,14 @@ READING = (
     ),
     (
         "Interval",
-        "95 %. Test patients and seeds are drawn again, with replacement, many times; all rows see the same draws of "
-        "patients. With few seeds it is made wider than plain percentiles, by a factor that statistics.json names. "
-        "Pretraining is not drawn again: with one pretraining run, another one could come out otherwise.",
+        "95 %, for other patients and other training runs of the same kind: test patients are the cases and runs the "
+        "readers of a multi-reader multi-case analysis. With one run it is for other patients alone, and says nothing "
+        "of another run. Pretraining is not repeated: with one pretraining run, another one could come out otherwise.",
+    ),
+    (
+        "Runs fixed",
+        "The interval for other patients and these very trained networks. It is often narrower; what it shows holds of "
+        "these runs, and other runs of the same sources need not agree.",
     ),
     (
         "No difference shown",
@@ -75,9 +82,10 @@ READING = (
     ),
     (
         "Did not train",
-        "A run that is not surely better on validation than the same answer for everybody: the 95 % interval of the "
-        "difference is not above 0. No gain is stated over it. Training not judged: the labels left no patients for "
-        f"validation. With fewer than {say.FEW_PATIENTS} of them, their number stands at the row.",
+        "A run that is not surely better on validation than the same answer for everybody. A row did not train where "
+        "half of its judged runs or more did not. That another row is better than such a row may be said, and that it "
+        "did not train with it; no gain is stated of it, and of two such rows nothing. Training not judged: too few "
+        f"patients of validation, or none. With fewer than {say.FEW_PATIENTS} of them, their number stands at the row.",
     ),
     ("Looks", "How often a test set was opened so far. The more looks, the less its figures are worth."),
     (
@@ -101,6 +109,19 @@ READING = (
 )
 
 
+METHODS = (
+    "The estimand is the mean over training runs of the difference of the main metric on the same patients. Intervals "
+    "and p-values come from multi-reader multi-case analysis (Obuchowski and Rockette 1995) with training runs as "
+    "readers, test patients as cases and sources as treatments, and Satterthwaite degrees of freedom as in Hillis "
+    "(2007): runs that share their seeds are crossed with sources, others are nested in them (Hillis 2014) with "
+    "variances that are not pooled, and a side of one run is held fixed. Error covariances are DeLong's (1988) for "
+    "AUROC, with several units of a patient summed (Obuchowski 1997), and those of a jackknife over patients for other "
+    "metrics. It assumes that runs of a source are alike and independent, that patients are independent of each other, "
+    "and that means over runs are about normal; differences between pretraining runs are in it only where runs have "
+    "pretrainings of their own. Metrics that rank scores were computed within each fold and averaged."
+)
+
+
 @dataclass
 class Material:
     """Everything that a report is made of.
@@ -111,7 +132,7 @@ class Material:
         left_out: (folder, reason) of what is not in the report.
         warnings: sentences that must be read first.
         published: parts about numbers of papers, where there are any.
-        facts: ``time``, ``commit``, ``resamples`` of this report.
+        facts: ``time``, ``commit`` of this report.
     """
 
     sets: Sequence[tuple[TestSet, Sequence[Comparison]]]
@@ -212,7 +233,7 @@ def _findings(material: Material) -> list[Part]:
 
 
 def _sentences(comparisons: Sequence[Comparison], one: TestSet) -> Bullets:
-    return Bullets([(say.kind_words(c), say.finding(c, one)) for c in comparisons])
+    return Bullets([(kind_words(c), finding(c, one)) for c in comparisons])
 
 
 def methods_text(material: Material) -> str:
@@ -228,13 +249,11 @@ def methods_text(material: Material) -> str:
         f"Python {_list(v.get('python') for v in versions if v.get('python'))}, "
         f"PyTorch {_list(v.get('torch') for v in versions if v.get('torch'))}.",
     ]
-    draws = material.facts.get("resamples", "")
-    facts.append(
-        "Each model was scored once per study, and every figure here was computed again from the stored predictions. "
-        "The estimand is the mean over training seeds of the paired difference of the main metric on the same "
-        f"patients; intervals come from a bootstrap over patients and seeds with {draws} resamples that all rows "
-        "share. Metrics that rank scores were computed within each fold and averaged."
-    )
+    facts += [
+        "Each model was scored once per study, and every figure here was computed again from the stored predictions.",
+        METHODS,
+        f"Statistical method: {METHOD['name']}, version {METHOD['version']}.",
+    ]
     if material.plan.primary:
         several = len(material.plan.primary) != 1
         corrected = sum(c.p_holm is not None for _, found in material.sets for c in found)

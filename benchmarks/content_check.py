@@ -115,10 +115,7 @@ def check_verdict(one: TestSet, whole: Sequence[Row], lines: Sequence[Row], inte
 
 def _figure(one: TestSet, row: Row, intervals: Mapping[int, Any]) -> str:
     figure = intervals[id(row)]
-    words = (
-        f"{say.metric_words(one.task.main_metric)} {say.number(figure.point)} {say.bracket(figure.low, figure.high)}"
-    )
-    return words + (" (outside of its interval)" if say.outside(figure) else "")
+    return f"{say.metric_words(one.task.main_metric)} {say.number(figure.point)} {say.bracket(figure.low, figure.high)}"
 
 
 def primaries_table(name: str, one: TestSet, primary: Sequence[Comparison]) -> Table:

@@ -11,6 +11,7 @@ from benchmarks.charts_curves import calibration, confusion, precision_overlay, 
 from benchmarks.charts_flow import flow_chart
 from benchmarks.charts_results import forests, label_curves, quality_cost
 from benchmarks.document import Cell, Figures, Fold, Heading, Paragraph, Part, Table
+from benchmarks.findings import kind_words, seeds_of
 from benchmarks.measure import Comparison
 from benchmarks.rows import Row, TestSet
 
@@ -128,33 +129,34 @@ def differences_table(name: str, one: TestSet, comparisons: Sequence[Comparison]
         drawn = list(dict.fromkeys(row.label for row in (a, b) if row.synthetic_pretraining))
         remarks += say.synthetic_flags(drawn)
         cheap = a.first.cheap or b.first.cheap
-        remarks += [note for note in d.notes if not (cheap and "seed" in note)] if d is not None else []
-        remarks += [f"DeLong's test: p {c.p_delong:.2g}"] if c.p_delong is not None and c.p is not None else []
+        remarks += [note for note in d.notes if not (cheap and "run" in note)] if d is not None else []
         rows.append(
             [
                 Cell(a.label),
                 Cell(b.label),
                 *map(Cell, say.system_of(c.pair)),
                 Cell(say.either(f"{100 * a.fraction:g} %", f"{100 * b.fraction:g} %"), a.fraction),
-                Cell(say.kind_words(c)),
+                Cell(kind_words(c)),
                 Cell("" if d is None else say.signed(d.point), None if d is None else d.point),
                 Cell("" if d is None else say.bracket(d.low, d.high, True), None if d is None else d.low),
+                Cell("" if d is None else say.bracket(d.fixed_low, d.fixed_high, True), d.fixed_low if d else None),
                 Cell("" if c.p is None else f"{c.p:.2g}", c.p),
                 Cell("" if c.p_holm is None else f"{c.p_holm:.2g}", c.p_holm),
-                Cell("" if d is None else str(say.seeds_of(c)), None if d is None else say.seeds_of(c)),
+                Cell("" if d is None else ", ".join(map(str, seeds_of(c))), seeds_of(c)[0] if d else None),
                 Cell("; ".join(remarks), flag=bool(untrained or drawn)),
             ]
         )
     way = "above 0 favours the first" if one.task.higher_is_better else "below 0 favours the first"
-    columns = ("first", "second", "network", "mode", "labels", "kind", "difference", "95 % interval", "p, uncorrected",
-               "p (Holm)", "seeds", "remarks")  # fmt: skip
+    columns = ("first", "second", "network", "mode", "labels", "kind", "difference", "95 % interval", "runs fixed",
+               "p, uncorrected", "p (Holm)", "runs", "remarks")  # fmt: skip
     caption = (
-        f"Differences in {say.metric_words(one.task.main_metric)}, first minus second: {way}. Exploratory comparisons "
-        "with a row that did not train have no p."
+        f"Differences in {say.metric_words(one.task.main_metric)}, first minus second: {way}. 95 % interval: for other "
+        "patients and other training runs; runs fixed: the same for other patients and these very runs. Exploratory "
+        "comparisons of two rows that did not train have no p."
     )
     if one.synthetic:
         caption += f" Synthetic: {say.SYNTHETIC_TITLE}."
-    return Table(f"{name}-differences", caption, columns, rows, frozenset({4, 6, 7, 8, 9, 10}))
+    return Table(f"{name}-differences", caption, columns, rows, frozenset({4, 6, 7, 8, 9, 10, 11}))
 
 
 def _tried(row: Row) -> bool:

@@ -182,10 +182,10 @@ def detectable_lines(store: Store, cell: Cell) -> list[str]:
     task_name = cell.facts["task"]
     if not store.finished(cell):
         return [f"  {task_name}: unknown until its data set is there and split"]
-    seeds = max(c.facts["seed"] + 1 for c in store.work.of("final") if c.facts["task"] == task_name)
+    runs = max(c.facts["seed"] + 1 for c in store.work.of("final") if c.facts["task"] == task_name)
     try:
         task, units = units_of_test(store, cell)
-        smallest, why = detectable_in(task, units, seeds=seeds)
+        smallest, why = detectable_in(task, units, runs=runs)
     except InputError as error:
         return [f"  {task_name}: unknown ({error})"]
     amount = f"{smallest:.3f}" if math.isfinite(smallest) else "none"
@@ -196,6 +196,7 @@ def detectable_lines(store: Store, cell: Cell) -> list[str]:
         patients = training_patients(store.folder(cell) / fraction_file(share, seen[0]))
         lines.append(
             f"  {task_name}, {100 * share:g} % of the labels ({patients} training patients): {amount} in "
-            f"{task.main_metric} on {len(units)} test units ({why}; spread between seeds not counted)"
+            f"{task.main_metric} on {len(units)} test units with {runs} run{'s' if runs != 1 else ''} of each source "
+            f"({why}; runs that also differ beyond single patients need more)"
         )
     return lines

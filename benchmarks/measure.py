@@ -16,41 +16,48 @@ from benchmarks.rows import Pair, Row, TestSet, paired_runs
 from voco.errors import InputError
 
 if TYPE_CHECKING:
-    from benchmarks.compare import Difference, Drawn, Interval
+    from benchmarks.compare import Difference, Influence, Interval
     from benchmarks.runs import Run
 
 _SAVE_EVERY_SECONDS = 20.0
-_KEPT_BYTES = 2**29  # of draws, in memory
+_KEPT_BYTES = 2**28  # of influences, in memory
 
 
 class Statistics:
-    """Intervals and differences, each computed once for the same predictions, metric, code and number of draws.
+    """Intervals and differences, each computed once for the same predictions, metric, code and statistical method.
 
     Args:
-        path: JSON file that keeps them from one report to the next; made if missing.
-        resamples: of every bootstrap.
-        seed: of the draws.
+        path: JSON file that keeps them from one report to the next, with the method; made if missing. Numbers of
+            another method are left behind.
         say: takes lines of progress.
     """
 
-    def __init__(self, path: Path, *, resamples: int, seed: int = 0, say: Callable[[str], None] = lambda text: None):
-        self.path, self.resamples, self.seed, self.say = path, resamples, seed, say
+    def __init__(self, path: Path, *, say: Callable[[str], None] = lambda text: None):
+        from benchmarks.compare import METHOD
+
+        self.path, self.say = path, say
         self.computed = 0
         self._known: dict[str, dict[str, Any]] = {}
-        self._draws: dict[str, Drawn] = {}  # the oldest first
+        self._influences: dict[str, Influence] = {}  # the oldest first
         self._saved = time.monotonic()
         if path.is_file():
             try:
-                self._known = json.loads(path.read_text())
+                found = json.loads(path.read_text())
             except ValueError:  # of a process that was killed before files were renamed into place
-                self._known = {}
+                found = {}
+            if isinstance(found, dict) and found.get("method") == METHOD:
+                self._known = found["values"]
+            elif found:
+                old = found.get("method") if isinstance(found, dict) else None
+                name = f"{old['name']} {old['version']}" if isinstance(old, dict) else "an older method"
+                say(f"numbers in {path} are those of {name}; all are computed again")
 
     def interval(self, row: Row) -> Interval:
-        """Main metric of a row, mean over its seeds."""
+        """Main metric of a row, mean over its runs."""
         from benchmarks.compare import Interval, interval
 
         def compute() -> Interval:
-            return interval(row.first.task, self._drawn(row.runs), resamples=self.resamples, seed=self.seed)
+            return interval(row.first.task, self._influence(row.runs))
 
         return Interval(**self._keep(["interval", [run.digest for run in row.runs]], compute))
 
@@ -61,38 +68,38 @@ class Statistics:
         a, b, paired = paired_runs(pair)
 
         def compute() -> Difference:
-            sides, options = map(self._drawn, (a, b)), {"resamples": self.resamples, "seed": self.seed}
-            return difference(pair.a.first.task, *sides, **options, paired_seeds=paired)
+            return difference(pair.a.first.task, self._influence(a), self._influence(b), paired=paired)
 
         key = ["difference", [run.digest for run in a], [run.digest for run in b], paired]
         return Difference(**self._keep(key, compute))
 
-    def _drawn(self, runs: Sequence[Run]) -> list[Drawn]:
-        """Runs under the shared draws; those used last are kept, because a run stands in many comparisons."""
-        from benchmarks.compare import draw
+    def _influence(self, runs: Sequence[Run]) -> list[Influence]:
+        """Influences of runs; those used last are kept, because a run stands in many comparisons."""
+        from benchmarks.compare import influence
 
         found = []
         for run in runs:
-            own = self._draws.pop(run.digest, None) or draw(
-                run.task, run.units, resamples=self.resamples, seed=self.seed
-            )
-            self._draws[run.digest] = own
+            own = self._influences.pop(run.digest, None) or influence(run.task, run.units)
+            self._influences[run.digest] = own
             found.append(own)
-        while sum(own.draws.nbytes for own in self._draws.values()) > _KEPT_BYTES and len(self._draws) > len(found):
-            del self._draws[next(iter(self._draws))]
+        while sum(own.sums.nbytes for own in self._influences.values()) > _KEPT_BYTES and len(self._influences) > len(
+            found
+        ):
+            del self._influences[next(iter(self._influences))]
         return found
 
     def save(self) -> None:
         """Write what is known, whole or not at all."""
+        from benchmarks.compare import METHOD
+
         self.path.parent.mkdir(parents=True, exist_ok=True)
         part = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        part.write_text(json.dumps(self._known))
+        part.write_text(json.dumps({"method": METHOD, "values": self._known}))
         os.replace(part, self.path)
         self._saved = time.monotonic()
 
     def _keep(self, key: Sequence[Any], compute: Callable[[], Any]) -> dict[str, Any]:
-        text = json.dumps([key, self.resamples, self.seed, _code()])
-        name = hashlib.sha256(text.encode()).hexdigest()[:24]
+        name = hashlib.sha256(json.dumps([key, _code()]).encode()).hexdigest()[:24]
         if name not in self._known:
             self._known[name] = asdict(compute())
             self.computed += 1
@@ -108,7 +115,7 @@ def _code() -> str:
     import voco.tasks
 
     here, tasks = Path(__file__).parent, Path(voco.tasks.__file__).parent
-    own = ("compare", "pairing", "weighted", "delong", "power")
+    own = ("compare", "influence", "metric_parts", "mrmc", "pairing")
     files = [*(here / f"{name}.py" for name in own), tasks.parent / "stats.py"]
     digest = hashlib.sha256()
     for path in (*files, *sorted(tasks.glob("*.py"))):
@@ -179,7 +186,6 @@ class Comparison:
         primary: whether it was named before the test set was opened.
         p_holm: p after Holm's correction over the primaries; None for all others.
         margin: below which a difference does not matter, as named beforehand.
-        p_delong: of DeLong's test; None where it does not apply.
     """
 
     pair: Pair
@@ -187,28 +193,40 @@ class Comparison:
     primary: bool = False
     p_holm: float | None = None
     margin: float | None = None
-    p_delong: float | None = None
 
     @property
     def untrained(self) -> list[Row]:
-        """Rows with a network of which some run did not train: nothing is said to be better than they are."""
+        """Rows with a network of which some run did not train: they are marked."""
         return [row for row in (self.pair.a, self.pair.b) if row.untrained and not row.first.cheap]
 
     @property
+    def silent(self) -> bool:
+        """Whether neither side trained: nothing is said of such two."""
+        return self.pair.a.failed and self.pair.b.failed
+
+    @property
+    def better(self) -> Row:
+        """The side that the figures favour; the first where they are equal."""
+        gain = self.difference.point * (1 if self.pair.a.first.task.higher_is_better else -1)
+        return self.pair.b if gain < 0 else self.pair.a
+
+    @property
     def p(self) -> float | None:
-        """p to be printed: none of an exploratory comparison with a row that did not train."""
-        return None if self.difference is None or (self.untrained and not self.primary) else self.difference.p
+        """p to be printed: none of an exploratory comparison of two sides that did not train."""
+        return None if self.difference is None or (self.silent and not self.primary) else self.difference.p
+
+    @property
+    def apart(self) -> bool:
+        """Whether the interval lies on one side of 0, for primaries also after Holm."""
+        d = self.difference
+        if d is None or d.low is None or d.low <= 0 <= d.high:
+            return False
+        return not self.primary or (self.p_holm is not None and self.p_holm < 0.05)
 
     @property
     def shown(self) -> bool:
-        """Whether a difference is shown: the interval lies on one side of 0, for primaries also after Holm.
-
-        Never beside a row of which a run did not train.
-        """
-        d = self.difference
-        if d is None or d.low is None or d.low <= 0 <= d.high or self.untrained:
-            return False
-        return not self.primary or (self.p_holm is not None and self.p_holm < 0.05)
+        """Whether a difference is shown: the sides lie apart, and the better one is not known to have failed."""
+        return self.apart and not self.better.failed
 
 
 def measure(
@@ -241,8 +259,7 @@ def measure(
             if named and not in_time:
                 late.add(f"{one.task.name}: primaries were not stored before the first look; they count as exploratory")
             number = None if turned.why_not else statistics.difference(turned)
-            exact = None if turned.why_not else delong_p(turned)
-            found.append(Comparison(turned, number, bool(named) and in_time, margin=margin, p_delong=exact))
+            found.append(Comparison(turned, number, bool(named) and in_time, margin=margin))
     for item in plan.primary:
         if not any(plan.names(c.pair) and _same(item, c.pair) for c in found):
             warnings.append(
@@ -252,19 +269,6 @@ def measure(
     for i, p in zip(places, holm([found[i].difference.p for i in places]) if places else ()):
         found[i] = replace(found[i], p_holm=float(p))
     return intervals, found, [*sorted(late), *warnings]
-
-
-def delong_p(pair: Pair) -> float | None:
-    """DeLong's p where one run stands against one run, and the test applies."""
-    from benchmarks.delong import delong_of
-
-    runs = [*pair.a.runs, *pair.b.runs]
-    if len(runs) != 2 or any(run.cheap for run in runs):
-        return None
-    try:
-        return delong_of(runs[0].task, runs[0].units, runs[1].units).p
-    except InputError:
-        return None
 
 
 def _same(item: Mapping[str, Any], pair: Pair) -> bool:

@@ -30,14 +30,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--reference", default="scratch", help="source that others are compared with")
     parser.add_argument("--title", default="", help="heading of the page")
-    parser.add_argument("--resamples", type=int, default=10_000, help="draws behind every interval")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the draws")
+    for name in ("--resamples", "--seed"):
+        parser.add_argument(name, type=int, help="without effect, as intervals need no draws any more")
     parser.add_argument("--no-paper", action="store_true", help="leave out paper/")
     args = parser.parse_args(argv)
     try:
         write_report(
-            args.runs, args.out, plan=args.plan, reference=args.reference, title=args.title, resamples=args.resamples,
-            seed=args.seed, paper=not args.no_paper, say=lambda text: print(text, file=sys.stderr, flush=True),
+            args.runs, args.out, plan=args.plan, reference=args.reference, title=args.title,
+            paper=not args.no_paper, say=lambda text: print(text, file=sys.stderr, flush=True),
         )  # fmt: skip
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -52,8 +52,6 @@ def write_report(
     plan=None,
     reference: str = "scratch",
     title: str = "",
-    resamples: int = 10_000,
-    seed: int = 0,
     paper: bool = True,
     left_out: Sequence[tuple[Path, str]] = (),
     warnings: Sequence[str] = (),
@@ -67,7 +65,6 @@ def write_report(
         plan: ``benchmarks.measure.Plan``, or the JSON file of one: what was named before the test set was opened.
         reference: source that others are compared with.
         title: heading of the page.
-        resamples, seed: of every bootstrap.
         paper: also write ``paper/``.
         left_out: (folder, reason) of cells that a grid knows to have failed.
         warnings: sentences to stand at the top.
@@ -89,14 +86,12 @@ def write_report(
 
     out = Path(out)
     plan = Plan.read(plan) if isinstance(plan, str | Path) else plan or Plan()
-    if resamples < 100:
-        raise InputError(f"--resamples must be at least 100 for 95 % intervals, found {resamples}")
     found, lost = _read(runs, say)
     sets, again = group_runs(found)
     paired = [(one, pairs_of(one, reference)) for one in sets]
     count = sum(len(one.rows) for one in sets)
     say(f"{len(found)} runs in {count} rows, {sum(len(p) for _, p in paired)} comparisons")
-    statistics = Statistics(out / CACHE, resamples=resamples, seed=seed, say=say)
+    statistics = Statistics(out / CACHE, say=say)
     intervals, comparisons, notes = measure(paired, statistics, plan)
     if statistics.computed:
         statistics.save()
@@ -106,7 +101,6 @@ def write_report(
     facts = {
         "time": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "commit": git_commit() or "",
-        "resamples": resamples,
     }
     material = Material(
         by_set, intervals, plan, [*lost, *again, *left_out], [*warnings, *notes], published, facts, title

@@ -76,6 +76,17 @@ class Row:
     def not_judged(self) -> int:
         return sum(run.trained is None for run in self.runs)
 
+    @property
+    def failed(self) -> bool:
+        """Whether it did not train: at least half of the runs that were judged did not. A line has nothing to train."""
+        judged = len(self.runs) - self.not_judged
+        return not self.first.cheap and judged > 0 and 2 * self.untrained >= judged
+
+    @property
+    def older_verdicts(self) -> int:
+        """Runs whose verdict on training was made before rules of verdicts were named."""
+        return sum(run.trained is not None and not run.verdict_rule for run in self.runs if not run.cheap)
+
     @cached_property
     def train_patients(self) -> int | None:
         """Labeled training patients, mean over folds and seeds; None where the runs do not say."""
@@ -251,16 +262,16 @@ def make_pair(a: Row, b: Row) -> Pair:
 
 
 def paired_runs(pair: Pair) -> tuple[list[Run], list[Run], bool]:
-    """Runs of both sides, seed by seed where both have the same seeds, and whether they are paired."""
+    """Runs of both sides, and whether they are paired: both have the same seeds, each once.
+
+    Where they have others, or one side has more, all runs count and each belongs to its side alone. A line that has no
+    seed of its own is paired with nothing, unless it is one run against one.
+    """
     a, b = pair.a.runs, pair.b.runs
-    common = sorted(set(pair.a.seeds) & set(pair.b.seeds))
-    if common and len(set(pair.a.seeds)) == len(a) and len(set(pair.b.seeds)) == len(b) and not _cheap(pair):
-        return [r for r in a if r.seed in common], [r for r in b if r.seed in common], True
+    same = sorted(pair.a.seeds) == sorted(pair.b.seeds) and len(set(pair.a.seeds)) == len(a)
+    if same and not (pair.a.first.cheap or pair.b.first.cheap):
+        return *(sorted(runs, key=lambda run: run.seed) for runs in (a, b)), True
     return a, b, False
-
-
-def _cheap(pair: Pair) -> bool:
-    return pair.a.first.cheap or pair.b.first.cheap
 
 
 def _searched() -> tuple[str, ...]:

@@ -150,6 +150,12 @@ class Run:
         """Whether it is surely better than a constant predictor on validation; None where that was not judged."""
         return self.results["verdict"]["trained"]
 
+    @property
+    def verdict_rule(self) -> str:
+        """Name and version of the rule behind ``trained``; empty where the run is older than such names."""
+        rule = self.results["verdict"].get("rule") or ""
+        return " ".join(map(str, rule.values())) if isinstance(rule, Mapping) else str(rule)
+
     @cached_property
     def predictions(self) -> pd.DataFrame:
         """Rows of ``predictions.csv``."""

@@ -1,4 +1,4 @@
-"""The words of the report: every statement is a template filled with numbers, so that none says more than they do."""
+"""The words of the report about rows and test sets: templates filled with numbers, and nothing more than they say."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from benchmarks.measure import Comparison
 from benchmarks.rows import Pair, Row, TestSet
 from benchmarks.runs import Run, plural
 
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
 CEILING = 0.95
 FEW_SEEDS = 5
 FEW_PATIENTS = 10  # of validation: with fewer, a verdict on training hangs on one or two of them
-_NAMED = 3  # settings in a sentence at most
 SYNTHETIC_TITLE = "pipeline check, says nothing about sources"
 _BOUNDED = ("auroc", "ap", "auc", "kappa", "accuracy", "f1", "recall", "precision", "sensitivity", "specificity")
 
@@ -91,13 +89,6 @@ def names_of(pair: Pair) -> tuple[str, str]:
     return first, second
 
 
-def _common(pair: Pair) -> str:
-    """What both rows share of network, mode and labels."""
-    rows = (pair.a, pair.b)
-    pairs = ([row.first.encoder for row in rows], [row.first.mode for row in rows], [share(r.fraction) for r in rows])
-    return ", ".join(values[0] for values in pairs if values[0] == values[1] and values[0])
-
-
 def title_of(one: TestSet) -> str:
     """Heading of a test set."""
     who = f"{one.counts['patients']} {'synthetic ' if one.synthetic else ''}patients"
@@ -128,135 +119,24 @@ def facts_of(one: TestSet) -> str:
         parts.append(f"{task.evaluation[0].upper()}{task.evaluation[1:]}")
     if marks := own_marks(one.common_marks):
         parts.append(f"All runs: {'; '.join(marks)}")
+    parts.append(_rule_words(one))
     return ". ".join(part for part in parts if part) + "."
+
+
+def _rule_words(one: TestSet) -> str:
+    """Under which rule training was judged; rules have a name since verdicts stopped using what chose the weights."""
+    runs = [run for row in one.rows for run in row.runs if not run.cheap and run.trained is not None]
+    rules = list(dict.fromkeys(run.verdict_rule for run in runs))
+    if not runs or rules == [""]:
+        return "Whether runs trained was judged under an older rule, by what also chose their weights" if runs else ""
+    older = sum(not run.verdict_rule for run in runs)
+    words = f"Whether runs trained was judged by the rule {', '.join(filter(None, rules))}"
+    return words + (f"; of {older} of {len(runs)} runs under an older rule" if older else "")
 
 
 def own_marks(marks: Sequence[str]) -> list[str]:
     """Marks of runs without those that the page says in its own words."""
     return [mark for mark in marks if not mark.startswith(("synthetic", "pretraining of the encoder"))]
-
-
-def finding(c: Comparison, test_set: TestSet) -> str:
-    """The one sentence that a comparison allows.
-
-    Nothing is said of sources where patients are synthetic, and no gain is stated where a run did not train.
-    """
-    pair, task = c.pair, test_set.task
-    a, b = names_of(pair)
-    names = f"{a} and {b}" + (f" ({common})" if (common := _common(pair)) else "")
-    if pair.why_not:
-        return f"{names}: not comparable: {pair.why_not}."
-    if test_set.synthetic:
-        return f"{names}: {SYNTHETIC_TITLE}."
-    if untrained := c.untrained:
-        said = " and ".join(
-            f"{row.label} did not train in {row.untrained} of {len(row.runs)} runs" for row in untrained
-        )
-        return f"{names}: no gain is stated: {said}."
-    d = c.difference
-    head = ", ".join(filter(None, (metric_words(task.main_metric), _common(pair))))
-    basis = _basis(c)
-    if d is None or d.low is None:
-        return f"{head}: {a} and {b}: no interval ({'; '.join(d.notes) if d else 'no numbers'})."
-    if c.shown:
-        # the one that the metric favours comes first
-        favours_a = (d.point > 0) == task.higher_is_better
-        first, other = (a, b) if favours_a else (b, a)
-        low, high = sorted((abs(d.low), abs(d.high)))
-        word, remark = ("higher", "") if task.higher_is_better else ("lower", " (lower is better)")
-        holm = f", p {_p(c.p_holm)} after Holm" if c.primary else ""
-        text = (
-            f"{head}: {first} was {word} than {other} by {number(abs(d.point))} {bracket(low, high)}"
-            f"{remark} {basis}{holm}."
-        )
-        return text + _more_words(c)
-    most = max(abs(d.low), abs(d.high))
-    most = math.ceil(most * 1000) / 1000
-    after = " after Holm's correction" if c.primary and not d.low <= 0 <= d.high else ""
-    text = (
-        f"{head}: no difference shown between {a} and {b}{after} ({signed(d.point)} "
-        f"{bracket(d.low, d.high, True)}); differences above {number(most)} are excluded, {basis}."
-    )
-    return text + _more_words(c)
-
-
-def _more_words(c: Comparison) -> str:
-    """Sentences that follow a number: its margin, what else differs, what nobody judged, and synthetic pretraining."""
-    return _margin_words(c) + _system_words(c.pair) + _unjudged_words(c.pair) + _synthetic_words(c.pair)
-
-
-def _unjudged_words(pair: Pair) -> str:
-    """A sentence about rows of which nobody knows whether they trained."""
-    rows = [row for row in (pair.a, pair.b) if row.not_judged and not row.first.cheap]
-    names = dict.fromkeys(row.label for row in rows)
-    return f" Whether training worked was not judged: {', '.join(names)}." if names else ""
-
-
-def _system_words(pair: Pair) -> str:
-    """In which settings the systems differ; empty for a source effect, and for lines that have no network."""
-    if pair.kind == "source" or not pair.differs or pair.a.first.cheap or pair.b.first.cheap:
-        return ""
-    named, more = pair.differs[:_NAMED], len(pair.differs) - _NAMED
-    return f" They differ in {'; '.join(named)}" + (f"; and {more} more settings." if more > 0 else ".")
-
-
-def _margin_words(c: Comparison) -> str:
-    """Whether all of the interval is within what was said beforehand not to matter.
-
-    Empty where nothing was said, and where a difference is shown that may be larger than that.
-    """
-    if c.margin is None:
-        return ""
-    inside = -c.margin < c.difference.low and c.difference.high < c.margin
-    if c.shown and not inside:
-        return ""
-    how = "lies within" if inside else "reaches beyond"
-    return f" The interval {how} the margin of {c.margin:g} that was named beforehand."
-
-
-def _synthetic_words(pair: Pair) -> str:
-    """A sentence about rows whose pretraining was fed synthetic data; the patients of the test set may be real."""
-    names = list(dict.fromkeys(row.label for row in (pair.a, pair.b) if row.synthetic_pretraining))
-    return f" Pretrained on synthetic data: {', '.join(names)}." if names else ""
-
-
-def _basis(c: Comparison) -> str:
-    """``on n test patients, s seeds, one pretraining run each``."""
-    d, pair = c.difference, c.pair
-    if d is None:
-        return ""
-    part = "test" if pair.a.first.split == "test" else "validation"
-    count = seeds_of(c)
-    seeds = f"{count} seed{'s' if count != 1 else ''}"
-    seeds += f" (fewer than {FEW_SEEDS})" if count < FEW_SEEDS else ""
-    return ", ".join(filter(None, (f"on {d.patients} {part} patients", seeds, pretraining_words(pair.a, pair.b))))
-
-
-def seeds_of(c: Comparison) -> int:
-    """Seeds behind a difference; a line without a network has none of its own, so those of the other side count."""
-    rows = (c.pair.a, c.pair.b)
-    return max(len(row.runs) for row in rows) if any(row.first.cheap for row in rows) else c.difference.seeds
-
-
-def pretraining_words(a: Row, b: Row) -> str:
-    """How many pretraining runs stand behind two rows."""
-    counts = [row.pretrainings for row in (a, b)]
-    if counts == [1, 1]:
-        return "one pretraining run each"
-    if counts == [0, 0]:
-        return ""
-    if 0 in counts:
-        count, row = max(zip(counts, (a, b)), key=lambda pair: pair[0])
-        return f"{'one pretraining run' if count == 1 else f'{count} pretraining runs'} of {row.label}"
-    return f"{counts[0]} and {counts[1]} pretraining runs"
-
-
-def kind_words(c: Comparison) -> str:
-    """``source effect`` or ``system comparison``, and whether it was named beforehand."""
-    if c.pair.why_not:
-        return "not comparable"
-    head = "source effect" if c.pair.kind == "source" else "system comparison"
-    return f"{head}, {'primary' if c.primary else 'exploratory'}"
 
 
 def flags_of(row: Row, found: Interval, said: Sequence[str] = ()) -> list[str]:
@@ -290,16 +170,9 @@ def flags_of(row: Row, found: Interval, said: Sequence[str] = ()) -> list[str]:
     if any(run.stored_value_differs() for run in row.runs):
         flags.append("results.json differs from the predictions; the figure is of the predictions")
     flags += sorted({mark for run in row.runs for mark in own_marks(run.marks)} - set(said))
-    if outside(found):
-        flags.append("the figure is outside of its interval (draws of few patients lean to one side)")
-    # seeds are said above, in words of the row
-    flags += [note for note in found.notes if "seed" not in note]
+    # runs are said above, in words of the row
+    flags += [note for note in found.notes if "run" not in note]
     return flags + search_flags(row.runs)
-
-
-def outside(found: Interval) -> bool:
-    """Whether an interval misses its own figure: with few patients, draws can lean to one side."""
-    return found.low is not None and not found.low <= found.point <= found.high
 
 
 def synthetic_flags(names: Sequence[str]) -> list[str]:
@@ -342,9 +215,3 @@ def cost_words(hours: float | None, words: str = "") -> str:
     if hours >= 1:
         return f"{hours:.1f} h"
     return f"{60 * hours:.1f} min" if hours >= 1 / 60 else f"{3600 * hours:.2g} s"
-
-
-def _p(value: float | None) -> str:
-    if value is None:
-        return "n/a"
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"

@@ -35,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--jobs", type=int, help="cells at a time (each with its own GPUs where there are any)")
     parser.add_argument("--processes", type=int, help="training processes of each cell, through accelerate")
     parser.add_argument("--slurm", type=int, metavar="N", help="print a SLURM script for an array of N jobs; stop")
-    parser.add_argument("--resamples", type=int, default=10_000, help="draws behind every interval of the report")
+    parser.add_argument("--resamples", type=int, help="without effect, as intervals need no draws any more")
     parser.add_argument("--no-paper", action="store_true", help="leave out paper/: figures and tables as files")
     return parser
 
@@ -133,7 +133,7 @@ def _report(args, store, outcome, shard: tuple[int, int], status: int, say: Call
     warnings = [f"{len(lost)} cells have not finished; see the end of the page."] if lost else []
     write_report(
         done, store.out, plan=store.out / PLAN, reference=work.grid.reference, title=work.grid.title,
-        resamples=args.resamples, left_out=left_out, paper=not args.no_paper,
+        left_out=left_out, paper=not args.no_paper,
         warnings=[*warnings, *edge_warnings(store)], say=say,
     )  # fmt: skip
     return status

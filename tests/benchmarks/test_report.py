@@ -14,18 +14,17 @@ from sklearn.metrics import roc_auc_score
 
 from benchmarks.charts import Chart
 from benchmarks.charts_flow import flow_chart
-from benchmarks.compare import Difference, Interval
-from benchmarks.delong import delong_of
+from benchmarks.compare import METHOD, Difference, Interval
+from benchmarks.findings import finding
 from benchmarks.flops import forward_flops
 from benchmarks.measure import Comparison, Plan, Statistics, measure
 from benchmarks.paper import escaped, latex
 from benchmarks.report import main, write_report
 from benchmarks.rows import Pair, group_runs, pairs_of
 from benchmarks.runs import read_run
-from benchmarks.sentences import finding, flags_of, search_flags
+from benchmarks.sentences import facts_of, flags_of, search_flags
 from tests.benchmarks.run_maker import KINETICS, SYNTHETIC, VOCO, write_run
 
-DRAWS = 200
 # Words that no report may use, whatever comes out.
 FORBIDDEN = r"\b(best|winner|superior|outperform\w*|clinical\w*|diagnos\w*|radiologist\w*|state.of.the.art)\b"
 
@@ -52,7 +51,7 @@ def out(root, tmp_path_factory):
     out = tmp_path_factory.mktemp("report")
     with pytest.MonkeyPatch.context() as patch:  # tests of charts write real ones, which take a tenth of a second each
         patch.setattr(Chart, "_pdf", lambda chart, path: path.write_text("%PDF"))
-        assert main([str(root), "--out", str(out), "--resamples", str(DRAWS)]) == 0
+        assert main([str(root), "--out", str(out)]) == 0
     return out
 
 
@@ -124,17 +123,6 @@ def test_figures_are_those_of_scikit_learn(page, root):
     assert differences["voco3d", "scratch"] == f"{expected:+.3f}"
 
 
-def test_delongs_test_stands_where_one_run_meets_one(page, root):
-    found = {pair: [] for pair in (("voco3d", "scratch"), ("kinetics400 → voco3d", "kinetics400"))}
-    for row in page.rows("first"):
-        found.get((row[0], row[1]), []).append(row[-1])
-    one, other = (read_run(root / name) for name in ("phantom-b", "phantom-a"))
-    p = delong_of(one.task, one.units, other.units).p
-    seeds, single = found["voco3d", "scratch"]  # two seeds each on the first test set, one run each on the second
-    assert "DeLong" not in seeds and f"DeLong's test: p {p:.2g}" in single
-    assert all("DeLong" not in remark for remark in found["kinetics400 → voco3d", "kinetics400"])  # did not train
-
-
 def test_the_page_loads_nothing_and_forbids_it(page, out):
     assert page.links and all(link.startswith("#") for link in page.links)
     text = (out / "report.html").read_text()
@@ -168,7 +156,7 @@ def test_nothing_is_said_of_sources_from_synthetic_patients(page, out):
 
 
 def test_a_report_on_synthetic_patients_alone_says_so_in_its_title(root, tmp_path):
-    found = write_report([root / "phantom-a", root / "phantom-b"], tmp_path, resamples=100, paper=False)
+    found = write_report([root / "phantom-a", root / "phantom-b"], tmp_path, paper=False)
     shown = Page(found.read_text())
     assert "Pretraining sources compared: pipeline check, says nothing about sources" in shown.text
     assert "was higher than" not in shown.text and "no difference shown" not in shown.text
@@ -181,7 +169,7 @@ def test_pretraining_on_synthetic_data_is_marked_wherever_its_row_stands(tmp_pat
         write_run(tmp_path / "runs" / f"voco-{seed}", seed=seed, gain=5, provenance=[drawn])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Chart, "_pdf", lambda chart, path: path.write_text("%PDF"))
-        found = write_report([tmp_path / "runs"], tmp_path, resamples=100)
+        found = write_report([tmp_path / "runs"], tmp_path)
     shown, text = Page(found.read_text()), (tmp_path / "report.md").read_text()
     banner = "Pretraining on synthetic data stands behind 1 of 2 rows (voco3d). They say nothing about"
     for words in (banner, "one pretraining run of voco3d. Pretrained on synthetic data: voco3d."):
@@ -237,7 +225,7 @@ def comparison(sets, a="voco3d", b="scratch", index=0, **kw) -> Comparison:
     one = next(one for one in sets if one.synthetic == bool(index))
     rows = {row.label: row for row in one.rows}
     values = {"point": 0.1, "low": 0.05, "high": 0.15, "p": 0.001} | kw.pop("numbers", {})
-    found = Difference(units=60, patients=60, seeds=5, direction="higher", **values)
+    found = Difference(units=60, patients=60, runs=5, runs_a=5, runs_b=5, direction="higher", **values)
     return Comparison(Pair(rows[a], rows[b], "source"), found, **kw), one
 
 
@@ -261,12 +249,56 @@ def test_sentences(sets):
     assert finding(replace(shown, margin=0.2), one).endswith("within the margin of 0.2 that was named beforehand.")
 
 
-def test_no_gain_is_stated_where_a_run_did_not_train(sets):
-    for names in (("voco3d", "kinetics400 → voco3d"), ("kinetics400 → voco3d", "voco3d")):
-        text = finding(*comparison(sets, *names))
-        assert "no gain is stated: kinetics400 → voco3d did not train in 1 of 1 runs." in text
-        assert "higher" not in text
+def test_a_difference_is_shown_when_the_better_side_trained(sets):
+    text = finding(*comparison(sets, "voco3d", "kinetics400 → voco3d"))
+    assert text.startswith(
+        "AUROC, cnn3d_s, full, all labels: kinetics400 → voco3d did not train (1 of 1 runs), voco3d did; voco3d was "
+        "higher by 0.100 [0.050, 0.150] on 60 test patients"
+    )
+    text = finding(*comparison(sets, "kinetics400 → voco3d", "voco3d"))
+    assert "no gain is stated: kinetics400 → voco3d did not train (1 of 1 runs), though it was higher than" in text
     assert finding(*comparison(sets, index=1)).endswith("pipeline check, says nothing about sources.")
+
+
+def test_only_where_neither_side_trained_nothing_is_said(sets, monkeypatch):
+    one = next(one for one in sets if not one.synthetic)
+    rows = {row.label: row for row in one.rows}
+    for run in rows["scratch"].runs:
+        monkeypatch.setitem(run.results["verdict"], "trained", False)
+    neither, _ = comparison(sets, "scratch", "kinetics400 → voco3d")
+    assert not neither.shown and neither.p is None
+    assert finding(neither, one).endswith(
+        "nothing is said of their difference, because neither trained: scratch did not in 2 of 2 runs and "
+        "kinetics400 → voco3d did not in 1 of 1 runs."
+    )
+    # not known to have failed is not failed: the number is shown, and that nobody judged
+    monkeypatch.setitem(rows["kinetics400 → voco3d"].first.results["verdict"], "trained", None)
+    unknown, _ = comparison(sets, "kinetics400 → voco3d", "scratch")
+    text = finding(unknown, one)
+    assert unknown.shown and "scratch did not train (2 of 2 runs); kinetics400 → voco3d was higher by 0.100" in text
+    assert text.endswith("Whether training worked was not judged: kinetics400 → voco3d.")
+    # one failed run of three does not silence a row, and is named
+    monkeypatch.setitem(rows["voco3d"].first.results["verdict"], "trained", False)
+    monkeypatch.setattr(rows["voco3d"], "runs", [*rows["voco3d"].runs, rows["voco3d"].runs[1]])
+    some, _ = comparison(sets, "voco3d", "kinetics400")
+    assert some.shown and finding(some, one).endswith("Did not train: voco3d in 1 of 3 runs.")
+
+
+def test_sentences_say_whom_they_concern(sets):
+    fixed, one = comparison(sets, "kinetics400", "kinetics400 → voco3d", numbers={"design": "fixed"})
+    assert "on 60 test patients, one run each, one pretraining run each. With" in finding(fixed, one)
+    assert "this concerns these two trained networks, not their sources." in finding(fixed, one)
+    nested, _ = comparison(sets, "voco3d", "kinetics400", numbers={"design": "nested"})
+    text = finding(nested, one)
+    assert "2 and 1 runs" in text and "With one run of kinetics400 this concerns that trained network" in text
+    numbers = {"low": -0.02, "high": 0.22, "fixed_low": 0.04, "fixed_high": 0.16}
+    text = finding(*comparison(sets, numbers=numbers))
+    assert "no difference shown between voco3d and scratch" in text
+    assert text.endswith(
+        "With these runs held fixed the interval is [+0.040, +0.160]: these trained networks differ, and another set "
+        "of runs need not."
+    )
+    assert "held fixed" not in finding(*comparison(sets, numbers=numbers | {"fixed_low": -0.01}))
 
 
 def test_a_primary_that_does_not_hold_after_holm_is_not_shown(sets):
@@ -278,6 +310,8 @@ def test_a_primary_that_does_not_hold_after_holm_is_not_shown(sets):
 
 def test_where_lower_is_better_the_words_turn_round(sets, monkeypatch):
     shown, one = comparison(sets)
+    for row in (shown.pair.a, shown.pair.b):
+        monkeypatch.setattr(row.first.task, "higher_is_better", False)
     monkeypatch.setattr(one.task, "higher_is_better", False)
     text = finding(shown, one)
     assert "scratch was lower than voco3d by 0.100 [0.050, 0.150] (lower is better)" in text
@@ -297,7 +331,7 @@ def test_primaries_count_only_when_named_before_the_first_look(sets, root, tmp_p
     item = {"a": "scratch", "b": "voco3d", "task": "table"}
     look = {"time": "2026-05-02T00:00:00+00:00", "test_set": ""}
     (one.run.folder / "test_ledger.jsonl").write_text(json.dumps(look) + "\n")
-    statistics = Statistics(tmp_path / "numbers.json", resamples=100)
+    statistics = Statistics(tmp_path / "numbers.json")
     pairs = [(one, pairs_of(one))]
     _, found, warnings = measure(pairs, statistics, Plan((item,), {"": 0.02}, time="2026-05-01T00:00:00+00:00"))
     named = [c for c in found if c.primary]
@@ -318,7 +352,7 @@ def test_swapping_two_runs_swaps_the_signs(root, tmp_path):
     for reference in ("scratch", "voco3d"):
         one = group_runs(runs)[0][0]
         (pair,) = pairs_of(one, reference)
-        d = Statistics(tmp_path / "numbers.json", resamples=DRAWS).difference(pair)
+        d = Statistics(tmp_path / "numbers.json").difference(pair)
         signs.append((d.point, d.low, d.high))
     assert signs[0] == pytest.approx([-signs[1][0], -signs[1][2], -signs[1][1]], abs=1e-12)
 
@@ -333,7 +367,7 @@ def test_numbers_are_computed_once_for_the_same_predictions(root, tmp_path):
                 ::-1
             ].values
             rows.to_csv(folder / "predictions.csv", index=False)
-        statistics = Statistics(tmp_path / "numbers.json", resamples=100)
+        statistics = Statistics(tmp_path / "numbers.json")
         row = group_runs([read_run(folder)])[0][0].rows[0]
         found = statistics.interval(row)
         statistics.save()
@@ -342,15 +376,54 @@ def test_numbers_are_computed_once_for_the_same_predictions(root, tmp_path):
     assert any("results.json differs" in flag for flag in flags_of(row, found))
 
 
-def test_memory_for_draws_is_bounded(root, tmp_path, monkeypatch):
+def test_memory_for_influences_is_bounded(root, tmp_path, monkeypatch):
     one = group_runs([read_run(root / name) for name in ("scratch-0", "voco-0", "kinetics")])[0][0]
     found = {}
     for kept in (2**29, 1):
         monkeypatch.setattr("benchmarks.measure._KEPT_BYTES", kept)
-        statistics = Statistics(tmp_path / f"{kept}.json", resamples=100)
+        statistics = Statistics(tmp_path / f"{kept}.json")
         found[kept] = [statistics.interval(row) for row in one.rows] + [statistics.difference(p) for p in pairs_of(one)]
-        assert len(statistics._draws) == (3 if kept > 1 else 1)
+        assert len(statistics._influences) == (3 if kept > 1 else 1)
     assert found[1] == found[2**29]
+
+
+def test_numbers_of_an_older_method_are_not_used_again(tmp_path):
+    row = group_runs([read_run(write_run(tmp_path / "run", patients=20))])[0][0].rows[0]
+    path, said = tmp_path / "numbers.json", []
+    for _ in range(2):
+        statistics = Statistics(path, say=said.append)
+        found = statistics.interval(row)
+        statistics.save()
+    assert statistics.computed == 0 and said == []
+    kept = json.loads(path.read_text())
+    assert kept["method"] == METHOD
+    (name,) = kept["values"]
+    wrong = kept["values"][name] | {"point": 0.123}
+    bootstrap = {name: wrong}  # as files were before they named their method
+    for old in ({"method": METHOD | {"version": 0}, "values": {name: wrong}}, bootstrap):
+        path.write_text(json.dumps(old))
+        statistics = Statistics(path, say=said.append)
+        assert statistics.interval(row) == found and statistics.computed == 1
+    assert f"those of {METHOD['name']} 0" in said[0] and "those of an older method" in said[1]
+
+
+def test_the_page_names_its_method_and_the_rule_of_verdicts(page, out, root, sets):
+    method = f"Statistical method: {METHOD['name']}, version {METHOD['version']}."
+    assert method in page.text and method in (out / "paper" / "methods.txt").read_text()
+    one = next(one for one in sets if not one.synthetic)
+    runs = [run for row in one.rows for run in row.runs]
+    with pytest.MonkeyPatch.context() as patch:
+        for run in runs:
+            patch.delitem(run.results["verdict"], "rule", raising=False)
+        assert "was judged under an older rule" in facts_of(one)
+        patch.setitem(runs[0].results["verdict"], "rule", {"name": "nested folds", "version": 2})
+        words = facts_of(one)
+        assert f"by the rule nested folds 2; of {len(runs) - 1} of {len(runs)} runs under an older rule" in words
+
+
+def test_old_options_of_the_bootstrap_are_still_taken(root, tmp_path):
+    words = [str(root / "scratch-0"), "--out", str(tmp_path), "--no-paper", "--resamples", "200", "--seed", "1"]
+    assert main(words) == 0
 
 
 def test_bad_input_is_one_message(tmp_path, capsys):
@@ -360,7 +433,6 @@ def test_bad_input_is_one_message(tmp_path, capsys):
     (tmp_path / "plan.json").write_text('{"primaries": []}')
     assert main([str(tmp_path), "--out", str(tmp_path / "out"), "--plan", str(tmp_path / "plan.json")]) == 2
     assert "found primaries" in capsys.readouterr().err
-    assert main([str(tmp_path), "--out", str(tmp_path / "out"), "--resamples", "5"]) == 2
 
 
 def test_latex_of_a_table_without_rows_is_whole():
@@ -379,7 +451,7 @@ def test_rows_say_when_their_pretraining_did_not_learn_and_when_seeds_change_not
             settings.replace("weights: null", f"weights: {tmp_path}/pretraining/encoder")
         )
     (row,) = group_runs([read_run(tmp_path / f"voco-{seed}") for seed in range(2)])[0][0].rows
-    found = Interval(0.6, 0.5, 0.7, units=20, patients=20, seeds=2, direction="higher")
+    found = Interval(0.6, 0.5, 0.7, units=20, patients=20, runs=2, direction="higher")
     flags = flags_of(row, found)
     assert "pretraining voco3d did not learn (see below)" in flags and not any("every seed" in flag for flag in flags)
     for run in row.runs:

@@ -90,7 +90,7 @@ addEventListener("load", () => {
 def report(tmp_path_factory):
     root = write_grid(tmp_path_factory.mktemp("grid"), seeds=2, patients=40)
     write_run(root / "phantom", patients=20, labels_seed=4, marks=[SYNTHETIC])
-    return write_report([root], tmp_path_factory.mktemp("page"), resamples=100, paper=False)
+    return write_report([root], tmp_path_factory.mktemp("page"), paper=False)
 
 
 def opened(folder: Path, page: Path, width: int, dark: bool) -> dict:

@@ -59,7 +59,7 @@ def call(monkeypatch, capsys, *words, runner=None):
 def test_from_a_yaml_file_to_a_report(tmp_path, monkeypatch, capsys):
     config = write_grid_file(tmp_path, put("modes", {"linear": {}}))
     out = tmp_path / "out"
-    status, said = call(monkeypatch, capsys, "--config", config, "--out", out, "--resamples", 200, "--no-paper")
+    status, said = call(monkeypatch, capsys, "--config", config, "--out", out, "--no-paper")
     assert status == 0, said.err
     page, text = (out / "report.html").read_text(), (out / "report.md").read_text()
     assert "video → voco3d" in page and "tiny" in text
@@ -68,14 +68,14 @@ def test_from_a_yaml_file_to_a_report(tmp_path, monkeypatch, capsys):
     assert plan["primary"] and plan["digest"] in text
     assert (out / "grid.yaml").read_text() == config.read_text()
     before = sorted((out / "cells").iterdir())
-    status, said = call(monkeypatch, capsys, "--config", config, "--out", out, "--resamples", 200, "--no-paper")
+    status, said = call(monkeypatch, capsys, "--config", config, "--out", out, "--no-paper")
     assert status == 0 and "12 cells are finished, 0 to do" in said.err and sorted((out / "cells").iterdir()) == before
 
 
 def test_a_crash_shows_in_status_and_report(tmp_path, monkeypatch, capsys):
     config = write_grid_file(tmp_path, put("modes", {"linear": {"fractions": [1.0]}}))
     runner = RunMaker(crash=["block-3d-voco3d-linear-100pct-seed1"])
-    words = ("--config", config, "--out", tmp_path / "out", "--resamples", 200, "--no-paper")
+    words = ("--config", config, "--out", tmp_path / "out", "--no-paper")
     status, said = call(monkeypatch, capsys, *words, runner=runner)
     assert status == 1 and "not finished: final/block-3d-voco3d-linear-100pct-seed1" in said.err
     text = (tmp_path / "out" / "report.md").read_text()
@@ -93,12 +93,12 @@ def test_the_plan_runs_nothing(tmp_path, monkeypatch, capsys):
         "scratch (3 x longer schedule); labels 100 %; 2 seeds; system comparison", "GB are free",
     ):  # fmt: skip
         assert words in said.out
-    # 6 test units, 3 of them positive: see test_delong_power for the formula
+    # 6 test units, 3 of them positive: see test_power for the formula
     from benchmarks.power import detectable
 
     rows = next(out.glob("splits/*/labels-50pct-seed0.csv")).read_text().splitlines()
     training = sum(row.endswith(",train,1") for row in rows)
-    words = f"block, 50 % of the labels ({training} training patients): {detectable(6, 3, seeds=2):.3f} in auroc"
+    words = f"block, 50 % of the labels ({training} training patients): {detectable(6, 3, runs=2):.3f} in auroc"
     assert training == 9 and words in said.out
 
 
@@ -159,7 +159,7 @@ def test_changed_primaries_are_refused_after_a_look(tmp_path, monkeypatch, capsy
 
 def test_shards_leave_the_report_to_the_last(tmp_path, monkeypatch, capsys):
     config = write_grid_file(tmp_path, put("modes", {"linear": {"fractions": [1.0]}}))
-    words = ("--config", config, "--out", tmp_path / "out", "--resamples", 200, "--no-paper")
+    words = ("--config", config, "--out", tmp_path / "out", "--no-paper")
     status, said = call(monkeypatch, capsys, *words, "--shard", "1/2")
     assert status == 0 and "cells of other shards are left" in said.err and not (tmp_path / "out/report.html").exists()
     status, said = call(monkeypatch, capsys, *words, "--shard", "2/2")
@@ -224,7 +224,7 @@ def test_a_small_grid_runs_through_the_stages(tmp_path, monkeypatch, capsys):
     }  # fmt: skip
     (tmp_path / "grid.yaml").write_text(yaml.safe_dump(grid))
     out = tmp_path / "out"
-    words = ("--config", tmp_path / "grid.yaml", "--out", out, "--resamples", 200, "--no-paper")
+    words = ("--config", tmp_path / "grid.yaml", "--out", out, "--no-paper")
     status, said = call(monkeypatch, capsys, *words, runner=Forked)
     assert status == 0, said.err
     folders = sorted((out / "cells").iterdir())
