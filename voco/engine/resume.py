@@ -6,17 +6,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from voco.config import changed
+from voco.config import changed, flatten
 from voco.errors import InputError
 
 
-def check_same_settings(saved: Path, settings: Mapping[str, Any], free: Sequence[str]) -> None:
+def check_same_settings(
+    saved: Path, settings: Mapping[str, Any], free: Sequence[str], new: Mapping[str, Any] | None = None
+) -> None:
     """Compare the settings with those that a run was started with; differing ones are listed, not guessed at.
 
     Args:
         saved: ``config.yaml`` of the run; nothing is compared where there is none.
         settings: plain nested values, see ``voco.config.to_dict``.
         free: settings that may differ, as ``voco.config.changed`` takes them.
+        new: settings that runs of an earlier version do not have, with the value that they stood for.
 
     Raises:
         InputError: other settings.
@@ -25,7 +28,8 @@ def check_same_settings(saved: Path, settings: Mapping[str, Any], free: Sequence
 
     if not saved.is_file():
         return
-    if lines := changed(yaml.safe_load(saved.read_text()), settings, free):
+    old = {**(new or {}), **flatten(yaml.safe_load(saved.read_text()))}
+    if lines := changed(old, settings, free):
         raise InputError(
             f"{saved.parent} was started with other settings:\n  "
             + "\n  ".join(lines)
