@@ -31,8 +31,10 @@ def check_is_no_fold(out: Path) -> None:
     Raises:
         InputError: the folder is that of a fold.
     """
-    record = out / "run.json"
-    fold = json.loads(record.read_text()).get("fold") if record.is_file() else None
+    try:
+        fold = json.loads((out / "run.json").read_text()).get("fold")
+    except (OSError, ValueError):
+        return
     if fold is not None:
         raise InputError(
             f"{out} is fold {fold['number']} of {fold['of']} of the run in {out.resolve().parents[1]}; give that "

@@ -240,9 +240,15 @@ class VolumeJob:
         if heldout == 0:
             return ["no held-out scans (--data.heldout): nothing will tell whether the run learns"]
         if heldout < LEAST_CLUSTERS:
+            all_patients = heldout + counts["train_patients"]
             return [
                 f"{heldout} held-out patients are too few to say whether the run learns, at least {LEAST_CLUSTERS} are "
-                "needed: raise --data.heldout, or judge the recipe on every scan with --eval.cross 5"
+                "needed: "
+                + (
+                    "raise --data.heldout, or judge the recipe on every scan with --eval.cross 5"
+                    if all_patients >= LEAST_CLUSTERS
+                    else f"all {all_patients} patients together are too few"
+                )
             ]
         return []
 

@@ -66,6 +66,8 @@ def test_notes_say_when_there_are_no_pairs_or_no_report(tmp_path):
     assert "one patient" in plain.notes(1, cohort(train=1))[0]
     assert "nothing will tell" in plain.notes(1, cohort(heldout=0))[0]
     assert "5 held-out patients are too few" in plain.notes(1, cohort(heldout=5))[0]
+    assert "--eval.cross 5" in plain.notes(1, cohort(heldout=5))[0]
+    assert "all 5 patients together are too few" in plain.notes(1, cohort(train=3, heldout=2))[0]
     assert plain.notes(1, cohort(heldout=6)) == []
     assert VolumeJob(settings(tmp_path, "--method.preset", "v1", "--train.batch_size", "1")).notes(1, cohort()) == []
 
