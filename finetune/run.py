@@ -14,7 +14,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from finetune.config import FREE_ON_RESUME, LATER, Command, check, schema
-from voco.config import parse, save_yaml, to_dict
+from voco.config import flatten, parse, save_yaml, to_dict
 from voco.errors import InputError
 
 
@@ -80,7 +80,9 @@ def _run(config: dict, rank: int, world: int) -> int:
     encoder = build_encoder(config)
     settle_view(config, encoder)
     if has_begun(out):
-        check_same_settings(out / "config.yaml", to_dict(config), FREE_ON_RESUME, LATER)
+        settings = to_dict(config)
+        unheld = {name: value for name, value in flatten(settings).items() if name in LATER}
+        check_same_settings(out / "config.yaml", settings, FREE_ON_RESUME, unheld)
     task, manifest, view, mask_channel, splits = _read(config, encoder, say)
     check_same_split(out, splits)
     cache = Path(config["data"].cache or out.parent / "cache")

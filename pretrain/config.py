@@ -206,11 +206,14 @@ class EvalConfig:
     every: int = 500
     """Steps between reports; one is always written at the start and at the end. 0 = only those."""
     scans: int = 64
-    """Held-out scans used at most."""
+    """Held-out scans used at most, with --eval.cross of each fold."""
     windows: int = 2
     """Windows per scan."""
     queries: int = 12
     """Random crops per window."""
+    cross: int = 0
+    """For few scans: so many folds of the patients, each judged by a pretraining without it, then a pretraining on all
+    scans. The verdict is about the recipe, and takes the place of held-out scans (docs/health.md). 0 = off."""
 
 
 @dataclass
@@ -294,6 +297,9 @@ FREE_ON_RESUME = (
     "log.with",
 )
 
+# Settings that runs of earlier versions do not have, and what they did.
+NEW = {"eval.cross": 0}
+
 
 def check(config: dict, world: int) -> None:
     """Everything that can be wrong with the settings alone, before any work."""
@@ -316,11 +322,25 @@ def check(config: dict, world: int) -> None:
         if getattr(train, name) < 1:
             raise InputError(f"--train.{name} must be at least 1, found {getattr(train, name)}")
     _check_probe(config)
+    _check_cross(config)
     if data.workers < 0:
         raise InputError(f"--data.workers must be 0 or more, found {data.workers}")
     if late := [step for step in train.milestones if not 0 < step <= train.steps]:
         raise InputError(f"--train.milestones {late} are never reached: steps count from 1 to {train.steps}")
     StepSampler(0, 0, train.batch_size, train.accumulate, 0, world)
+
+
+def _check_cross(config: dict) -> None:
+    cross, resume = config["eval"].cross, config["train"].resume
+    if cross < 0 or cross == 1:
+        raise InputError(f"--eval.cross is a number of folds, at least 2, or 0 for none; found {cross}")
+    if cross and config["method"].name == "video":
+        raise InputError("--eval.cross is for scans; videos are judged on the groups of --data.heldout")
+    if cross and resume not in ("auto", "never"):
+        raise InputError(
+            f"--train.resume {resume} with --eval.cross: no fold can go on from a checkpoint that may have seen its "
+            "held-out patients; use auto, which continues every fold of --out"
+        )
 
 
 def _check_probe(config: dict) -> None:

@@ -10,9 +10,20 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pretrain.config import FREE_ON_RESUME, SCHEMA, check, check_same_data
-from pretrain.training import Training, autocast_dtype, ready_to_train, training_loader
-from voco.config import flatten, parse, save_yaml, to_dict
+from pretrain.config import FREE_ON_RESUME, NEW, SCHEMA, check, check_same_data
+from pretrain.cross import check_is_no_fold, fold_config, judge_recipe, run_folds
+from pretrain.pretraining import (
+    MEMORY_SETTINGS,
+    Session,
+    build_encoder,
+    build_network,
+    is_finished,
+    is_own,
+    pretrain,
+    write_fingerprints,
+)
+from pretrain.training import ready_to_train, training_loader
+from voco.config import parse, save_yaml, to_dict
 from voco.errors import InputError
 
 _TIMED_STEPS = 20
@@ -40,6 +51,7 @@ def run(config: dict) -> int:
     job = _job(config)
     check(config, world)
     job.check()
+    check_is_no_fold(Path(config["out"]))
     check_precision(config["train"].precision)
     check_trackers([] if config["plan"] else config["log"].with_)
     die_with_parent()
@@ -61,27 +73,23 @@ def _job(config: dict):
 
 def _run(config: dict, job, rank: int, world: int) -> int:
     """Reads top to bottom: prepare data, build, train, export."""
-    from voco.engine.launch import build_accelerator, start_trackers
-    from voco.engine.log import MetricLog, read_rows
-    from voco.engine.loop import LoopState, explain_out_of_memory, resolve_resume
-    from voco.engine.record import RunRecord, describe_device
-    from voco.engine.resume import check_same_settings
-    from voco.engine.signals import StopRequest
+    from voco.engine.launch import build_accelerator
+    from voco.engine.log import read_rows
+    from voco.engine.loop import explain_out_of_memory
 
     main_process = rank == 0
+    writes = main_process and not config["plan"]
 
     def say(text: str) -> None:
         if main_process:
             print(text, file=sys.stderr, flush=True)
 
     out, train = Path(config["out"]), config["train"]
-    resume = None if config["plan"] else resolve_resume(train.resume, out)
-    if resume is not None:
-        check_same_settings(resume.parent.parent / "config.yaml", to_dict(config), FREE_ON_RESUME)
-        if _is_finished(out, resume, train.steps):
-            say(f"{out} is already finished ({train.steps} steps); its encoder is in {out / 'encoder'}")
-            return 0
-    encoder = _build_encoder(config)
+    resume = None if config["plan"] else _resume(config, out)
+    if resume is not None and is_finished(out, resume, train.steps):
+        say(f"{out} is already finished ({train.steps} steps); its encoder is in {out / 'encoder'}")
+        return 0
+    encoder = build_encoder(config)
     if encoder.load_report is not None:
         say(f"weights: {encoder.load_report}")
     job.check_encoder(encoder)  # refuses crops and clips that do not fit, before hours of preparing
@@ -90,82 +98,87 @@ def _run(config: dict, job, rank: int, world: int) -> int:
     method = job.build_method(encoder, data)
     if resume is not None:
         check_same_data(resume, data)
-    if main_process and not config["plan"]:
+    if writes:
         data.write(out)
         save_yaml(config, out / "config.yaml")
     data.check(config["data"].max_rejected)
-    probe = job.start_probe(data, say) if main_process and not config["plan"] else None
-    if main_process and not config["plan"]:
-        _write_fingerprints(job.fingerprints(data), out)
-    goes_on = resume is not None and _is_own(resume, out)
+    folds = job.folds(data)
+    _check_folds(config, folds)
+    probe = job.start_probe(data, say) if writes else None
+    if writes:
+        write_fingerprints(job.fingerprints(data), out)
+    goes_on = resume is not None and is_own(resume, out)
     for note in job.notes(world, data):
         say(f"note: {note}")
     for note in job.fallen(read_rows(out / "metrics.jsonl")) if goes_on or config["plan"] else ():
         say(note)
 
-    flops = _count_flops(job, data, method) if main_process and not config["plan"] else None
-    trackers = [] if config["plan"] else config["log"].with_
+    flops = _count_flops(job, data, method) if writes else None
     accelerator = build_accelerator(
         precision=train.precision,
         out=out,
-        trackers=trackers,
+        trackers=[] if config["plan"] else config["log"].with_,
         find_unused=job.find_unused(method),
         threads=train.threads,
     )
     _check_agreement(accelerator, data.fingerprint)
-    with explain_out_of_memory(_MEMORY_SETTINGS):
-        method.to(accelerator.device)
-        if config["plan"]:
+    if config["plan"]:
+        with explain_out_of_memory(MEMORY_SETTINGS):
+            method.to(accelerator.device)
             return _plan(config, job, data, accelerator, method, say)
-    record = RunRecord(out, active=main_process)
-    log = MetricLog(out, accelerator)
-    state = LoopState()
     try:
-        with StopRequest() as stop, explain_out_of_memory(_MEMORY_SETTINGS):
-            untrained = lambda i: job.build_method(_build_encoder(config, like=encoder, number=i), data)  # noqa: E731
-            monitor = None
-            if main_process:
-                monitor = job.start_monitor(data, method, untrained, accelerator, goes_on)
-            model, optimizer, checkpoints = ready_to_train(config, accelerator, method, out)
-            if resume is not None:
-                state = LoopState.from_dict(checkpoints.load(resume, method, optimizer))
-                say(f"resumed {resume.name} of {resume.parent.parent}")
-            log.rewind(state.step if goes_on else None)
-            start_trackers(accelerator, flatten(to_dict(config)), names=trackers, out=out, resumed_at=state.step)
-            facts = _facts(config, data, encoder, method, accelerator, flops)
-            record.update(**facts | {"cost": record.values.get("cost", {}) | facts["cost"]})
-            record.session(first_step=state.step, **describe_device(accelerator))
-            training = Training(config, job, data, accelerator, method, log, record, monitor, probe)
-            if monitor is not None and state.step == 0 and resume is None:
-                log.metrics(0, monitor.report(method, 0, accelerator.device, autocast_dtype(accelerator)))
-                accelerator.log(monitor.constants(), step=0)
-            if state.step == 0 and resume is None:
-                training.probe_now(0)
-            accelerator.wait_for_everyone()
-            state = training.train(model, optimizer, state, checkpoints, stop)
-            training.finish(state, stop.received)
-    except BaseException as error:
-        record.close("failed", error=f"{type(error).__name__}: {error}"[:500], last_step=state.step)
-        raise
+        return _train(config, job, data, folds, (encoder, method), accelerator, resume, probe, flops, say)
     finally:
         accelerator.end_training()
+
+
+def _train(config: dict, job, data, folds, network, accelerator, resume, probe, flops, say) -> int:
+    """The folds, where there are any, then the training whose encoder is the run's."""
+    from voco.engine.record import RunRecord
+    from voco.engine.signals import StopRequest
+
+    record, recipe = RunRecord(Path(config["out"]), active=accelerator.is_main_process), None
+    scaler = None if accelerator.scaler is None else accelerator.scaler.state_dict()
+    try:
+        with StopRequest() as stop:
+            session = Session(accelerator, stop, flops, say, scaler)
+            if folds:
+                if not run_folds(session, config, job, folds, record):
+                    record.close("stopped", signal=stop.received)
+                    return 0
+                recipe = judge_recipe(config) if accelerator.is_main_process else None
+                say(f"the recipe is judged, see {Path(config['out']) / 'health.json'}; now the encoder, on all scans")
+                network = build_network(config, job, data)
+            pretrain(session, config, job, data, network, record, resume, probe=probe, recipe=recipe)
+    except BaseException as error:
+        record.fail(error)
+        raise
     return 0
 
 
-_MEMORY_SETTINGS = (
-    "--train.batch_size (or raise --train.accumulate), the size of crops or clips, --encoder.name, or turn on "
-    "--encoder.activation_checkpointing true (on a GPU also --train.precision bf16); --plan prints the largest batch"
-)
+def _resume(config: dict, out: Path) -> Path | None:
+    """The checkpoint to go on from; the settings must be those that it, or a fold, was begun with."""
+    from voco.engine.checkpoint import list_checkpoints
+    from voco.engine.loop import resolve_resume
+    from voco.engine.resume import check_same_settings
+
+    resume = resolve_resume(config["train"].resume, out)
+    folds_began = any(list_checkpoints(folder) for folder in out.glob("folds/fold-*/checkpoints"))
+    if resume is not None or folds_began:
+        begun = out if resume is None else resume.parent.parent
+        check_same_settings(begun / "config.yaml", to_dict(config), FREE_ON_RESUME, NEW)
+    return resume
 
 
-def _write_fingerprints(fingerprints, out: Path) -> None:
-    """Which scans are used; absent for data that are no scans, also where an earlier run in this folder left some."""
-    from voco.data.fingerprint import FILE
+def _check_folds(config: dict, folds) -> None:
+    """Folds that began must have seen the scans of today; before any of them goes on, or is taken as finished."""
+    from voco.engine.loop import resolve_resume
 
-    if fingerprints is None:
-        (out / FILE).unlink(missing_ok=True)
-    else:
-        fingerprints.write(out / FILE)
+    for number, fold in enumerate(() if config["plan"] else folds, 1):
+        own = fold_config(config, number)
+        resume = resolve_resume(own["train"].resume, Path(own["out"]))
+        if resume is not None:
+            check_same_data(resume, fold)
 
 
 def _check_agreement(accelerator, fingerprint: str) -> None:
@@ -174,82 +187,6 @@ def _check_agreement(accelerator, fingerprint: str) -> None:
 
     if len(found := set(gather_object([fingerprint]))) > 1:
         raise InputError(f"processes found different scans ({sorted(found)}), did files change just now? Start again")
-
-
-def _is_own(resume: Path, out: Path) -> bool:
-    return resume.resolve().parent == (out / "checkpoints").resolve()
-
-
-def _is_finished(out: Path, resume: Path, steps: int) -> bool:
-    """Whether the checkpoint is the last one of this very folder, and the run went on to its end after it."""
-    import json
-
-    from voco.engine.checkpoint import folder_name
-
-    if not (_is_own(resume, out) and resume.name == folder_name(steps) and (out / "run.json").is_file()):
-        return False
-    ended = json.loads((out / "run.json").read_text()).get("state") == "finished"
-    return ended and (out / "encoder" / "config.json").is_file()
-
-
-def _build_encoder(config: dict, *, like=None, number: int = 0):
-    """The encoder with the weights asked for, or, given ``like``, an untrained one of the same kind and input."""
-    import torch
-
-    from voco.encoders import create_encoder
-    from voco.rng import derive_seed
-
-    settings = config["encoder"]
-    if like is not None:  # not the weights that the run itself starts from
-        torch.manual_seed(derive_seed(config["seed"], "untrained", number))
-        return create_encoder(like.name, input_spec=like.input_spec, **like.arguments)
-    torch.manual_seed(derive_seed(config["seed"], "init"))
-    arguments = settings.arguments | ({"depth_stride": settings.depth_stride} if settings.depth_stride else {})
-    pairs = list(zip(settings.window[::2], settings.window[1::2])) or None
-    encoder = create_encoder(settings.name, checkpoint=settings.weights, window=pairs, **arguments)
-    encoder.set_grad_checkpointing(settings.activation_checkpointing)
-    return encoder
-
-
-def _facts(config: dict, data, encoder, method, accelerator, flops: int | None) -> dict:
-    """Entries of ``run.json`` that do not change while the run goes on."""
-    report = encoder.load_report
-    parameters = sum(p.numel() for p in encoder.parameters())
-    return {
-        "method": config["method"].name,
-        "encoder": encoder.name,
-        "parameters": parameters,
-        "seed": config["seed"],
-        "processes": accelerator.num_processes,
-        "batch_statistics": _batch_statistics(config, method, accelerator.num_processes),
-        "data_fingerprint": data.fingerprint,
-        "data": data.counts,
-        "load_report": report.to_dict() if report is not None else None,
-        "cost": {
-            "parameters_encoder": parameters,
-            "parameters_trained": sum(p.numel() for p in method.parameters() if p.requires_grad),
-            "flops_per_volume": flops,
-        },
-    }
-
-
-def _batch_statistics(config: dict, method, world: int) -> dict:
-    """What norms and pairs of volumes are taken over: the part of a step that depends on how its batch is cut."""
-    from voco.encoders.timm_nets import batch_norms
-
-    train, options = config["train"], config["method"].options
-    own = train.batch_size // (train.accumulate * world)
-    processes = world if options.norm_scope == "global" else 1
-    found = {
-        "norm_scope": options.norm_scope,
-        "layers": sum(norm.training for norm in batch_norms(method.encoder.train())),
-        "processes": processes,
-        "samples": own * processes,
-    }
-    if hasattr(options, "inter_scope"):
-        pairs = own * (world if options.inter_scope == "global" else 1) if options.inter_weight > 0 else 0
-        found |= {"projector_norm": options.projector_norm, "volumes_paired": pairs}
-    return found
 
 
 def _count_flops(job, data, method) -> int | None:
@@ -278,6 +215,7 @@ def _plan(config: dict, job, data, accelerator, method, say) -> int:
             batch_size=train.batch_size,
             steps=train.steps,
             keep=train.keep,
+            pretrainings=config["eval"].cross + 1,
         )
     say(plan.text())
     say(f"  disk: {job.disk(data)}")

@@ -21,6 +21,8 @@ class Training:
         method: the unwrapped ``nn.Module`` with ``encoder``.
         monitor: of held-out data; None without any, and on all processes but the first.
         probe: of labeled scans; None without labels, and on all processes but the first.
+        recipe: what folds said of the recipe (``voco.health.recipe.Recipe``), for a run on all scans after them.
+        fold: number of the fold that this training is of; 0 is none.
     """
 
     config: dict
@@ -32,6 +34,8 @@ class Training:
     record: Any
     monitor: Any
     probe: Any = None
+    recipe: Any = None
+    fold: int = 0
 
     @property
     def out(self) -> Path:
@@ -123,15 +127,21 @@ class Training:
             return
         if self.monitor is not None and self.monitor.latest is None:  # killed after the last checkpoint: row is written
             self._health(state.step)
-        folder = self.export(self.out / "encoder", state.step, self.monitor)
+        if self.recipe is not None:
+            self.recipe.draw(self.log.rows())
+        judged = self.monitor or self.recipe
+        folder = self.export(self.out / "encoder", state.step, judged)
         self.record.close("finished", last_step=state.step, skipped_steps=state.skipped)
+        if self.fold:
+            self.log.say(f"fold {self.fold} of {self.config['eval'].cross} is done, in {self.out}")
+            return
         lines = ["", f"finished {state.step} steps; wrote"]
         lines += [f"  {folder}   load with: voco.load_encoder({str(folder)!r})"]
         files = ("figures", "metrics.jsonl", "run.json", "rejected.csv")
         lines += [f"  {self.out / name}" for name in files if (self.out / name).exists()]
         lines += [f"  curves: tensorboard --logdir {self.out}"] if "tensorboard" in self.config["log"].with_ else []
-        if self.monitor is not None:
-            lines += ["did it learn?", *(f"  {sentence}" for sentence in self.monitor.verdict)]
+        if judged is not None:
+            lines += ["did it learn?", *(f"  {sentence}" for sentence in judged.verdict)]
         for line in lines:
             self.log.say(line)
 
@@ -153,16 +163,17 @@ class Training:
             "peak_memory_bytes": max(peak, known.get("peak_memory_bytes", 0)),
         }
 
-    def export(self, folder: Path, step: int, monitor=None) -> Path:
-        """Write the encoder as it is now, with its history."""
+    def export(self, folder: Path, step: int, judged=None) -> Path:
+        """Write the encoder as it is now, with its history and what was judged."""
         from voco import __version__
         from voco.data.fingerprint import FILE
         from voco.data.layouts.labeled import holds_phantoms
         from voco.weights.export import save_encoder
 
-        train, facts = self.config["train"], self.job.provenance(self.data, monitor)
+        train, facts = self.config["train"], self.job.provenance(self.data, judged)
         provenance = {
             "method": self.config["method"].name,
+            **({"fold": f"{self.fold} of {self.config['eval'].cross}"} if self.fold else {}),
             **facts,
             "synthetic": holds_phantoms(self.config["data"].root),
             "data_fingerprint": self.data.fingerprint,

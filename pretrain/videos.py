@@ -78,6 +78,10 @@ class VideoJob:
             say=say,
         )
 
+    def folds(self, cohort) -> list:
+        """None: folds are for scans."""
+        return []
+
     def as_fed(self, spec):
         """The encoder's input spec with the size of the clips; pixels of a video have no size in mm."""
         return replace(spec, spacing_mm=None, size=self.clip_size)

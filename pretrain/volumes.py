@@ -73,13 +73,18 @@ class VolumeJob:
             select=data.select,
             exclude=data.exclude,
             patient_regex=data.patient_regex,
-            heldout=data.heldout,
+            heldout=0.0 if self.config["eval"].cross else data.heldout,  # folds hold out in its place
             seed=self.config["seed"],
             workers=data.workers,
             rank=rank,
             world=world,
             say=say,
         )
+
+    def folds(self, cohort) -> list:
+        """The scans once for each fold, with its patients held out; empty where no folds are asked for."""
+        count = self.config["eval"].cross
+        return cohort.folds(count, self.config["seed"]) if count else []
 
     def _spacing(self, spec) -> list:
         """Spacing of the prepared volumes: the user's, else the encoder's where a voxel has a fixed size."""
@@ -143,6 +148,7 @@ class VolumeJob:
             max_scans=scope.scans,
             seed=self.config["seed"],
             warmup=self.config["train"].warmup,
+            is_fold=scope.cross > 0,
         )
         monitor.measure_lines(method, build_untrained, accelerator.device, reuse=goes_on)
         return monitor
@@ -206,23 +212,45 @@ class VolumeJob:
 
     def notes(self, world: int, cohort) -> list[str]:
         """What a user may not expect of settings that are not wrong."""
-        from voco.health.inference import LEAST_CLUSTERS
-
         train, options, found = self.config["train"], self.config["method"].options, []
         processes = world if options.inter_scope == "local" else 1
         together = train.batch_size // (train.accumulate * processes)
         if options.inter_weight > 0 and (together == 1 or cohort.counts["train_patients"] == 1):
             why = "one volume at a time" if together == 1 else "one patient"
             found.append(f"with {why} there are no pairs of volumes: the inter-volume loss is 0")
-        heldout = cohort.counts["heldout_patients"]
+        return [*found, *self._about_heldout(cohort.counts), *self._padding(cohort)]
+
+    def _about_heldout(self, counts) -> list[str]:
+        """Who is held out, and whether that is enough to say anything."""
+        from voco.health.inference import LEAST_CLUSTERS
+
+        cross, steps, heldout = self.config["eval"].cross, self.config["train"].steps, counts["heldout_patients"]
+        if cross:
+            found = [
+                f"--eval.cross {cross}: {cross} pretrainings of {steps} steps, each judged on the patients that it "
+                f"does not see, then one on all {counts['train_scans']} scans, which makes the encoder; --data.heldout "
+                f"{self.config['data'].heldout:g} is not used"
+            ]
+            if counts["train_patients"] < LEAST_CLUSTERS:
+                found.append(
+                    f"{counts['train_patients']} patients are too few to say whether the recipe learns, at least "
+                    f"{LEAST_CLUSTERS} are needed"
+                )
+            return found
         if heldout == 0:
-            found.append("no held-out scans (--data.heldout): nothing will tell whether the run learns")
-        elif heldout < LEAST_CLUSTERS:
-            found.append(
+            return ["no held-out scans (--data.heldout): nothing will tell whether the run learns"]
+        if heldout < LEAST_CLUSTERS:
+            all_patients = heldout + counts["train_patients"]
+            return [
                 f"{heldout} held-out patients are too few to say whether the run learns, at least {LEAST_CLUSTERS} are "
-                "needed: raise --data.heldout, or judge the recipe on every scan with --eval.cross 5"
-            )
-        return [*found, *self._padding(cohort)]
+                "needed: "
+                + (
+                    "raise --data.heldout, or judge the recipe on every scan with --eval.cross 5"
+                    if all_patients >= LEAST_CLUSTERS
+                    else f"all {all_patients} patients together are too few"
+                )
+            ]
+        return []
 
     def _padding(self, cohort) -> list[str]:
         """Whether windows are larger than the scans, from the shapes of the prepared scans alone."""

@@ -186,3 +186,13 @@ def test_other_settings_are_listed_and_free_ones_are_not(tmp_path):
     with pytest.raises(InputError, match=r"(?s)seed: 0 -> 3.*train.lr: 0.1 -> 0.2") as error:
         check_same_settings(saved, other, ["data.workers", "data.root"])
     assert "steps" not in str(error.value) and "workers" not in str(error.value)
+
+
+def test_a_setting_of_a_later_version_stands_for_what_was_done_without_it(tmp_path):
+    saved = tmp_path / "config.yaml"
+    saved.write_text("seed: 0\neval: {every: 5}\n")
+    check_same_settings(saved, {"seed": 0, "eval": {"every": 5, "cross": 0}}, [], {"eval.cross": 0})
+    with pytest.raises(InputError, match=r"eval.cross: 0 -> 3"):
+        check_same_settings(saved, {"seed": 0, "eval": {"every": 5, "cross": 3}}, [], {"eval.cross": 0})
+    with pytest.raises(InputError, match=r"eval.cross: \(not set\) -> 0"):
+        check_same_settings(saved, {"seed": 0, "eval": {"every": 5, "cross": 0}}, [])

@@ -12,7 +12,6 @@ from voco.encoders.spec import InputSpec
 from voco.errors import InputError
 
 SPEC = InputSpec(spacing_mm=(1.5, 1.5, 1.5))
-COUNTS = {"train_patients": 20, "heldout_scans": 8, "heldout_patients": 8}
 
 
 def settings(tmp_path, *options):
@@ -29,6 +28,10 @@ def settings(tmp_path, *options):
         (["--data.heldout", "1"], "data.heldout"),
         (["--train.steps", "10", "--train.milestones", "5", "11"], r"\[11\] are never reached"),
         (["--train.batch_size", "8", "--train.accumulate", "3"], "multiple of processes"),
+        (["--eval.cross", "1"], "eval.cross is a number of folds, at least 2, or 0 for none; found 1"),
+        (["--eval.cross=-2"], "eval.cross .* found -2"),
+        (["--eval.cross", "3", "--train.resume", "runs/other"], "no fold can go on from a checkpoint"),
+        (["--eval.cross", "3", "--method.name", "video"], "eval.cross is for scans"),
     ],
 )
 def test_settings_that_cannot_work_are_named(tmp_path, options, words):
@@ -45,36 +48,41 @@ def test_processes_count_for_the_batch(tmp_path):
         check(config, world=4)
 
 
-def cohort(shape=(60, 200, 200), **counts):
-    """Scans of one shape, as far as notes look at them."""
-    entry = SimpleNamespace(case=SimpleNamespace(id="thin"), shape=shape)
-    return SimpleNamespace(counts=COUNTS | counts, train=[[entry]], heldout=[[entry]])
+def cohort(train: int = 9, heldout: int = 8, shape=(200, 300, 300)):
+    """Counts and shapes of so many patients with a scan each."""
+    names = (f"p{number}" for number in range(train + heldout))
+    one = lambda: [SimpleNamespace(case=SimpleNamespace(id=next(names)), shape=shape)]  # noqa: E731
+    counts = {"train_scans": train, "train_patients": train, "heldout_scans": heldout, "heldout_patients": heldout}
+    return SimpleNamespace(train=[one() for _ in range(train)], heldout=[one() for _ in range(heldout)], counts=counts)
 
 
 def test_notes_say_when_there_are_no_pairs_or_no_report(tmp_path):
-    roomy = cohort((400, 400, 400))
+    plain = VolumeJob(settings(tmp_path))
+    assert plain.notes(1, cohort()) == []
+    alone = settings(tmp_path, "--train.batch_size", "4", "--train.accumulate", "4")
+    assert "one volume at a time" in VolumeJob(alone).notes(1, cohort())[0]
+    local = VolumeJob(settings(tmp_path, "--train.batch_size", "4", "--method.preset", "v2"))
+    assert local.notes(2, cohort()) == [] and "one volume at a time" in local.notes(4, cohort())[0]
+    assert "one patient" in plain.notes(1, cohort(train=1))[0]
+    assert "nothing will tell" in plain.notes(1, cohort(heldout=0))[0]
+    assert "5 held-out patients are too few" in plain.notes(1, cohort(heldout=5))[0]
+    assert "--eval.cross 5" in plain.notes(1, cohort(heldout=5))[0]
+    assert "all 5 patients together are too few" in plain.notes(1, cohort(train=3, heldout=2))[0]
+    assert plain.notes(1, cohort(heldout=6)) == []
+    assert VolumeJob(settings(tmp_path, "--method.preset", "v1", "--train.batch_size", "1")).notes(1, cohort()) == []
 
-    def notes(world, *options, **counts):
-        return VolumeJob(settings(tmp_path, *options)).notes(world, cohort((400, 400, 400), **counts))
 
-    assert VolumeJob(settings(tmp_path)).notes(1, roomy) == []
-    assert "one volume at a time" in notes(1, "--train.batch_size", "4", "--train.accumulate", "4")[0]
-    local = ("--train.batch_size", "4", "--method.preset", "v2")
-    assert notes(2, *local) == [] and "one volume at a time" in notes(4, *local)[0]
-    assert "one patient" in notes(1, train_patients=1)[0]
-    assert "held-out" in notes(1, heldout_scans=0, heldout_patients=0)[0]
-    assert "5 held-out patients are too few" in notes(1, heldout_patients=5)[0]
-    assert notes(1, "--method.preset", "v1", "--train.batch_size", "1") == []
+def test_notes_say_what_folds_cost_and_when_they_are_no_help(tmp_path):
+    job = VolumeJob(settings(tmp_path, "--eval.cross", "5", "--train.steps", "300", "--train.milestones", "[]"))
+    [note] = job.notes(1, cohort(train=9, heldout=0))
+    assert "5 pretrainings of 300 steps" in note and "one on all 9 scans" in note and "0.1 is not used" in note
+    assert "5 patients are too few to say whether the recipe learns" in job.notes(1, cohort(train=5, heldout=0))[1]
 
 
-def test_notes_name_the_scans_that_are_smaller_than_the_window(tmp_path):
-    config = settings(tmp_path, "--method.geometry.crop", "64")  # a window of 64 x 192 x 192 voxels
-    train, heldout = VolumeJob(config).notes(1, cohort((32, 192, 400)))
-    assert train.startswith("50% of the voxels in windows of training scans") and "thin 50%" in train
-    assert "held-out scans" in heldout
-    assert VolumeJob(config).notes(1, cohort((60, 192, 192))) == []
-    whole = settings(tmp_path, "--method.preset", "v1", "--train.batch_size", "1")
-    assert VolumeJob(whole).notes(1, cohort((32, 100, 100))) == []
+def test_notes_name_scans_that_are_smaller_than_the_windows(tmp_path):
+    [note] = VolumeJob(settings(tmp_path)).notes(1, cohort(heldout=0, shape=(64, 96, 192)))[1:]
+    # windows of 64 x 192 x 192: half of each lies outside
+    assert note.startswith("50% of the voxels in windows of training scans") and "p0 50%" in note and "4 more" in note
 
 
 def test_a_continued_run_must_see_the_same_scans(tmp_path):

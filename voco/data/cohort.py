@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from voco.data.manifest import (
@@ -16,6 +16,7 @@ from voco.data.manifest import (
     Rejection,
     build_manifest,
     check_rejected,
+    deal_patients,
     split_patients,
     write_rejected,
     write_series,
@@ -63,6 +64,29 @@ class Cohort:
         if not self.train:
             raise InputError(f"no scan is left to train on: {self.counts}; see rejected.csv and --data.exclude")
 
+    def folds(self, count: int, seed: int) -> list[Cohort]:
+        """The same scans ``count`` times, each time without another fold of the patients; all of them once held out.
+
+        Raises:
+            InputError: fewer patients than folds, or a list that already says who is held out.
+        """
+        if self.heldout:
+            raise InputError(
+                f"the list of scans says by itself that {len(self.heldout)} patients are held out, and --eval.cross "
+                f"{count} holds every patient out once: take one of the two, the list without these marks (or these "
+                "patients), or --eval.cross 0"
+            )
+        dealt = deal_patients([patient[0].case.patient for patient in self.train], count, seed)
+        parts = []
+        for held in dealt:
+            sides = ([p for p in self.train if (p[0].case.patient in held) == side] for side in (False, True))
+            parts.append(self._split(*sides))
+        return parts
+
+    def _split(self, train: list[list[PreparedEntry]], heldout: list[list[PreparedEntry]]) -> Cohort:
+        counts = self.counts | _counts(train, heldout)
+        return replace(self, train=train, heldout=heldout, fingerprint=_fingerprint(train, heldout), counts=counts)
+
 
 def load_cohort(
     root: str,
@@ -95,21 +119,16 @@ def load_cohort(
     )
     rejected = [*manifest.rejected, *rejected]
     by_case = {e.case.id: e for e in entries}
-    train, held = split_patients([e.case for e in entries], heldout, seed)
+    sides = split_patients([e.case for e in entries], heldout, seed)
+    train, held = (_by_patient(cases, by_case) for cases in sides)
+    scans = len(manifest.cases) + len(manifest.rejected)
     return Cohort(
-        train=_by_patient(train, by_case),
-        heldout=_by_patient(held, by_case),
+        train=train,
+        heldout=held,
         rejected=rejected,
         series=manifest.series,
-        fingerprint=_fingerprint(train, held, by_case),
-        counts={
-            "scans": len(manifest.cases) + len(manifest.rejected),
-            "train_scans": len(train),
-            "train_patients": len({c.patient for c in train}),
-            "heldout_scans": len(held),
-            "heldout_patients": len({c.patient for c in held}),
-            "rejected_scans": len(rejected),
-        },
+        fingerprint=_fingerprint(train, held),
+        counts={"scans": scans, **_counts(train, held), "rejected_scans": len(rejected)},
     )
 
 
@@ -143,12 +162,19 @@ def _by_patient(cases: Sequence[Case], by_case: dict[str, PreparedEntry]) -> lis
     return [groups[patient] for patient in sorted(groups)]
 
 
-def _fingerprint(train, held, by_case) -> str:
+def _counts(train: Sequence[Sequence[PreparedEntry]], heldout: Sequence[Sequence[PreparedEntry]]) -> dict[str, int]:
+    counts = {}
+    for name, patients in (("train", train), ("heldout", heldout)):
+        counts |= {f"{name}_scans": sum(len(found) for found in patients), f"{name}_patients": len(patients)}
+    return counts
+
+
+def _fingerprint(train: Sequence[Sequence[PreparedEntry]], held: Sequence[Sequence[PreparedEntry]]) -> str:
     digest = hashlib.sha256()
-    for name, cases in (("train", train), ("heldout", held)):
-        for case in sorted(cases, key=lambda c: c.id):
+    for name, patients in (("train", train), ("heldout", held)):
+        for entry in sorted((entry for found in patients for entry in found), key=lambda e: e.case.id):
             # not the cache file's name, which holds file times: a copy of the data must count as the same data
-            entry = by_case[case.id]
+            case = entry.case
             row = f"{name}\t{case.id}\t{case.patient}\t{tuple(entry.shape)}\t{tuple(entry.spacing_mm)}\n"
             digest.update(row.encode(errors="surrogateescape"))
     return digest.hexdigest()[:16]

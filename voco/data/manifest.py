@@ -7,7 +7,7 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -308,6 +308,26 @@ def split_patients(cases: Sequence[Case], heldout: float, seed: int) -> tuple[li
         ranked = sorted(patients, key=lambda patient: _rank(seed, patient))
         chosen = set(ranked[:count])
     return [c for c in cases if c.patient not in chosen], [c for c in cases if c.patient in chosen]
+
+
+def deal_patients(patients: Iterable[str], folds: int, seed: int) -> list[set[str]]:
+    """Deal patients into folds whose sizes differ by one at most, as a function of the seed and of who they are.
+
+    Args:
+        patients: names; the order does not matter.
+        folds: at least 2.
+        seed: another seed, another deal.
+
+    Raises:
+        InputError: fewer patients than folds.
+    """
+    ranked = sorted(set(patients), key=lambda patient: (_rank(seed, patient), patient))
+    if not 2 <= folds <= len(ranked):
+        raise InputError(
+            f"{folds} folds of {len(ranked)} patients cannot be dealt: a fold needs a patient, and one alone leaves "
+            "nobody to train on; expected --eval.cross from 2 to the number of patients, or 0"
+        )
+    return [set(ranked[number::folds]) for number in range(folds)]
 
 
 def _rank(seed: int, patient: str) -> bytes:

@@ -25,6 +25,7 @@ class Plan:
         largest_batch: per process and micro-batch, extrapolated linearly from two measured sizes; None if unknown.
         memory_bytes: what one process has to itself, GPU or its share of the machine.
         checkpoint_bytes: of one checkpoint, derived from the tensors it holds.
+        pretrainings: how often these steps are taken, in folders of their own, such as once per fold and once more.
     """
 
     seconds_per_step: float
@@ -37,27 +38,43 @@ class Plan:
     steps: int
     keep: int
     processes: int
+    pretrainings: int = 1
 
     def text(self) -> str:
         """For the console."""
         hours = self.seconds_per_step * self.steps
         volumes = self.batch_size / self.seconds_per_step * 3600
         largest = "not known" if self.largest_batch is None else f"about {self.largest_batch}"
+        several, each = [], ""
+        if self.pretrainings > 1:
+            all_hours, each = hours * self.pretrainings, " of each pretraining"
+            several = [f"  {self.pretrainings} such pretrainings: {duration(all_hours)} ({all_hours / 3600:.2f} h)"]
         return "\n".join(
             [
                 f"plan for {self.steps} steps of {self.batch_size} volumes on {self.processes} process(es):",
                 f"  {self.seconds_per_step:.3f} s per step (median of {self.timed_steps} timed), "
                 f"{volumes:,.0f} volumes per hour",
                 f"  {duration(hours)} in all ({hours / 3600:.2f} h), without evaluation",
+                *several,
                 f"  peak memory {self.peak_memory_bytes / _GB:.2f} GB of {self.memory_bytes / _GB:.1f} GB per process",
                 f"  largest batch per process and micro-batch: {largest} (linear extrapolation)",
-                f"  disk: {self.checkpoint_bytes / _GB:.2f} GB per checkpoint, {self.keep} kept, one more while saving",
+                f"  disk: {self.checkpoint_bytes / _GB:.2f} GB per checkpoint, {self.keep} kept{each}, "
+                "one more while saving",
             ]
         )
 
 
 def make_plan(
-    accelerator, model, optimizer, batches: Iterator[dict], *, timed: int, batch_size: int, steps: int, keep: int
+    accelerator,
+    model,
+    optimizer,
+    batches: Iterator[dict],
+    *,
+    timed: int,
+    batch_size: int,
+    steps: int,
+    keep: int,
+    pretrainings: int = 1,
 ) -> Plan:
     """Take real steps (the model is changed: throw it away afterwards) and extrapolate.
 
@@ -65,6 +82,7 @@ def make_plan(
         model, optimizer: prepared.
         batches: at least ``timed + 3`` batches of the real loader, one micro-batch each.
         batch_size: global.
+        pretrainings: see ``Plan``.
     """
     seconds, first, accumulate = [], None, 1
     for index in range(timed + _WARMUP):
@@ -97,6 +115,7 @@ def make_plan(
         steps=steps,
         keep=keep,
         processes=accelerator.num_processes,
+        pretrainings=pretrainings,
     )
 
 

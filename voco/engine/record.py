@@ -58,6 +58,10 @@ class RunRecord:
         self.values["wall_seconds"] = round(sum(s.get("seconds", 0.0) for s in self.values["sessions"]), 3)
         self._write()
 
+    def fail(self, error: BaseException, **values) -> None:
+        """Close with what ended the run."""
+        self.close("failed", error=f"{type(error).__name__}: {error}"[:500], **values)
+
     def _write(self) -> None:
         if self.active:
             part = self.path.with_suffix(".part")

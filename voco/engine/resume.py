@@ -11,7 +11,7 @@ from voco.errors import InputError
 
 
 def check_same_settings(
-    saved: Path, settings: Mapping[str, Any], free: Sequence[str], later: Sequence[str] = ()
+    saved: Path, settings: Mapping[str, Any], free: Sequence[str], new: Mapping[str, Any] | None = None
 ) -> None:
     """Compare the settings with those that a run was started with; differing ones are listed, not guessed at.
 
@@ -19,7 +19,7 @@ def check_same_settings(
         saved: ``config.yaml`` of the run; nothing is compared where there is none.
         settings: plain nested values, see ``voco.config.to_dict``.
         free: settings that may differ, as ``voco.config.changed`` takes them.
-        later: settings that may be new: a run from before they existed is not held to them.
+        new: settings that runs of an earlier version do not have, with the value that they stood for.
 
     Raises:
         InputError: other settings.
@@ -28,9 +28,8 @@ def check_same_settings(
 
     if not saved.is_file():
         return
-    before = yaml.safe_load(saved.read_text())
-    new = [name for name in later if name not in flatten(before)]
-    if lines := changed(before, settings, [*free, *new]):
+    old = {**(new or {}), **flatten(yaml.safe_load(saved.read_text()))}
+    if lines := changed(old, settings, free):
         raise InputError(
             f"{saved.parent} was started with other settings:\n  "
             + "\n  ".join(lines)

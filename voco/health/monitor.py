@@ -12,12 +12,12 @@ import torch
 
 from voco.health.evaluate import calibrate_batchnorm, evaluate, evaluate_histogram, outer_window
 from voco.health.examples import similarity_examples
-from voco.health.judgement import for_card, in_numbers
-from voco.health.report import HEADLINE, PARTS, POSITION_SCORES, HealthReport, better_of, mean_of
-from voco.health.verdict import LINES, RULE, judgements, verdict
+from voco.health.judged import LINES_FILE, Judged, lines_of
+from voco.health.recipe import write_states
+from voco.health.report import HealthReport
+from voco.health.verdict import LINES
 from voco.health.windows import EvalWindow, build_eval_windows
 
-_LINES_FILE = "health_lines.json"
 # A projector without running statistics normalises over the crops that pass together: with one number for all runs,
 # scores of runs with other batch sizes or numbers of processes can be compared.
 _BATCH_VOLUMES = 4
@@ -26,7 +26,7 @@ _BATCH_VOLUMES = 4
 NETWORKS = 6
 
 
-class HealthMonitor:
+class HealthMonitor(Judged):
     """Evaluates one method on held-out scans and keeps what is needed to judge it.
 
     Args:
@@ -38,6 +38,7 @@ class HealthMonitor:
         per_scan, queries, max_scans: how much is looked at.
         seed: of the run.
         warmup: steps after which the loss is judged.
+        is_fold: keep what a verdict on several folds needs.
     """
 
     def __init__(
@@ -56,10 +57,11 @@ class HealthMonitor:
         max_scans: int,
         seed: int,
         warmup: int,
+        is_fold: bool = False,
     ):
-        self.out, self.geometry, self.hu_windows = Path(out), geometry, hu_windows
-        self.references = asdict(references) if is_dataclass(references) else dict(references)
-        self.queries, self.seed, self.warmup = queries, seed, warmup
+        super().__init__(out, asdict(references) if is_dataclass(references) else references, warmup)
+        self.geometry, self.hu_windows = geometry, hu_windows
+        self.queries, self.seed, self.is_fold = queries, seed, is_fold
         self.windows: list[EvalWindow] = build_eval_windows(
             volumes,
             geometry,
@@ -70,9 +72,6 @@ class HealthMonitor:
             patients=patients,
             max_scans=max_scans,
         )
-        self.lines: dict[str, HealthReport] = {}
-        self.latest: HealthReport | None = None
-        self.verdict: list[str] = []
 
     def measure_lines(
         self, method: torch.nn.Module, build_untrained: Callable[[int], torch.nn.Module], device, *, reuse: bool
@@ -87,7 +86,7 @@ class HealthMonitor:
             build_untrained: makes the method with fresh weights of a given number.
             reuse: take what an earlier session of this very run measured, with the same settings and scans.
         """
-        path = self.out / _LINES_FILE
+        path = self.out / LINES_FILE
         if reuse and path.is_file():
             saved = {k: HealthReport.from_dict(v) for k, v in json.loads(path.read_text()).items()}
             if set(LINES) <= set(saved):  # version 0.1 knew no step 0
@@ -96,26 +95,29 @@ class HealthMonitor:
         from voco.data.progress import Progress
 
         bar = Progress("lines that need no learning", NETWORKS + 2, unit="lines")
-        self.lines = {"step0": self._in_both_states(method, device, "step0", positions_only=False)}
+        states = {"step0": self._in_both_states(method, device, "step0", positions_only=False)}
         bar.step()
-        networks = []
         for number in range(NETWORKS):
-            networks.append(self._in_both_states(build_untrained(number).to(device), device, f"untrained {number}"))
+            name = f"untrained {number}"
+            states[name] = self._in_both_states(build_untrained(number).to(device), device, name)
             bar.step()
-        self.lines["untrained"] = mean_of(networks, "untrained")
-        self.lines["histogram"] = evaluate_histogram(
-            self.windows, self.geometry, outer_window(self.hu_windows), queries=self.queries, seed=self.seed
-        )
+        outer = outer_window(self.hu_windows)
+        states["histogram"] = [
+            evaluate_histogram(self.windows, self.geometry, outer, queries=self.queries, seed=self.seed)
+        ]
         bar.step()
         bar.close()
-        _write_json(path, {k: v.to_dict() for k, v in self.lines.items()})
+        self.lines = lines_of(states)
+        if self.is_fold:
+            write_states(self.out, states)
+        self.write_lines()
 
-    def _in_both_states(self, method, device, name: str, *, positions_only: bool = True) -> HealthReport:
+    def _in_both_states(self, method, device, name: str, *, positions_only: bool = True) -> list[HealthReport]:
         states = [self._evaluate(method, device, name, positions_only=positions_only)]
         calibrated = copy.deepcopy(method)
         if calibrate_batchnorm(calibrated, self.windows, batch_volumes=_BATCH_VOLUMES, device=device):
             states.append(self._evaluate(calibrated, device, name, positions_only=positions_only))
-        return better_of(states, name)
+        return states
 
     def report(
         self, method: torch.nn.Module, step: int, device, autocast_dtype=None, earlier: Sequence[Mapping] = ()
@@ -126,36 +128,9 @@ class HealthMonitor:
             earlier: rows of metrics.jsonl so far, for what was better before.
         """
         self.latest = self._evaluate(method, device, "trained", autocast_dtype)
-        self.verdict = verdict(
-            self.latest, self.references, step=step, warmup_steps=self.warmup, lines=self.lines, earlier=earlier
-        )
-        record = {
-            "step": step,
-            "verdict": self.verdict,
-            "rule": RULE,
-            "judged": self.judged(),
-            "references": self.references,
-            "report": self.latest.to_dict(),
-        }
-        _write_json(self.out / "health.json", record)
+        self.judge(step, earlier)
+        self.write(step)
         return self.latest.metrics("heldout")
-
-    def judged(self) -> list[dict]:
-        """What the verdict rests on, in numbers: value, lines, differences and limit of each score that decides."""
-        return in_numbers(judgements(self.latest, self.lines, self.references))
-
-    def provenance(self, results: dict[str, float]) -> dict:
-        """What travels with the weights: scores, the lines that they stand beside, and the verdict in words."""
-        return for_card(judgements(self.latest, self.lines, self.references), results, self.verdict)
-
-    def constants(self) -> dict[str, float]:
-        """Reference losses and the lines, for trackers that draw them beside the curves."""
-        found = {f"lines/{name}": float(value) for name, value in self.references.items()}
-        for name, line in self.lines.items():
-            for score in (HEADLINE, *PARTS, *(f"{s}{suffix}" for s in POSITION_SCORES for suffix in ("", "_balanced"))):
-                if line.score(score) is not None:
-                    found[f"lines/{name}_{score}"] = line.score(score)
-        return found
 
     def warnings(self) -> list[str]:
         """Sentences of the verdict that a person should not learn of only at the end."""
@@ -210,9 +185,3 @@ class HealthMonitor:
             autocast_dtype=autocast_dtype,
             positions_only=positions_only,
         )
-
-
-def _write_json(path: Path, values) -> None:
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(values, default=float))
-    part.replace(path)

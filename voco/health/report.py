@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 
 import numpy as np
 
+from voco.errors import InputError
 from voco.health.inference import interval
 from voco.health.scores import Tally
 
@@ -121,28 +122,43 @@ def mean_of(networks: Sequence[HealthReport], name: str) -> HealthReport:
 
 
 def joined(parts: Sequence[HealthReport]) -> HealthReport:
-    """Reports on different patients as one, such as those of folds; numbers without patients are means over parts."""
-    scores = [score for score in parts[0].tallies if all(score in part.tallies for part in parts)]
-    count = min(len(part.networks) for part in parts)
+    """Reports on different patients as one, such as those of folds.
+
+    A score that some parts do not have, because their scans are too shallow for it, is of the patients of the others.
+    Numbers without patients are means over windows.
+    """
+    networks = [part.networks for part in parts]
+    if len({len(found) for found in networks}) > 1:
+        raise InputError(f"lines of {sorted({len(found) for found in networks})} networks are not the same line")
     sums = ("scans", "disjoint_scans", "windows")
-    values = {name: [part.values[name] for part in parts if name in part.values] for name in parts[0].values}
+    measured = [part for part in parts if part.disjoint_missing is None]
     return _like(
         parts[0],
         parts[0].name,
-        {score: _stacked([part.tallies[score] for part in parts]) for score in scores},
-        networks=tuple(
-            {score: _stacked([part.networks[i][score] for part in parts]) for score in parts[0].networks[i]}
-            for i in range(count)
-        ),
-        values={name: float(np.mean(found)) for name, found in values.items()},
+        _stacked([part.tallies for part in parts]),
+        networks=tuple(_stacked(tallies) for tallies in zip(*networks)),
+        values=_weighted_means([(part.values, part.windows) for part in parts]),
         padded={scan: share for part in parts for scan, share in part.padded.items()},
+        disjoint_missing=None if measured else parts[0].disjoint_missing,
         **{name: sum(getattr(part, name) for part in parts) for name in sums},
     )
 
 
-def _stacked(tallies: Sequence[Tally]) -> Tally:
-    hits, weight = (np.concatenate([getattr(tally, part) for tally in tallies]) for part in ("hits", "weight"))
-    return Tally(hits, weight, tallies[0].share)
+def _stacked(parts: Sequence[Mapping[str, Tally]]) -> dict[str, Tally]:
+    found: dict[str, Tally] = {}
+    for name in dict.fromkeys(name for part in parts for name in part):
+        own = [part[name] for part in parts if name in part]
+        hits, weight = (np.concatenate([getattr(tally, sums) for tally in own]) for sums in ("hits", "weight"))
+        found[name] = Tally(hits, weight, own[0].share)
+    return found
+
+
+def _weighted_means(parts: Sequence[tuple[Mapping[str, float], int]]) -> dict[str, float]:
+    means = {}
+    for name in dict.fromkeys(name for values, _ in parts for name in values):
+        own = [(values[name], count) for values, count in parts if name in values]
+        means[name] = float(np.average([value for value, _ in own], weights=[count for _, count in own]))
+    return means
 
 
 def _like(report: HealthReport, name: str, tallies: dict[str, Tally], **changes) -> HealthReport:

@@ -1,0 +1,94 @@
+"""Every patient judged by a pretraining that did not see it: folds, one after another, and what they say together."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from pretrain.pretraining import Session, build_network, is_finished, pretrain, write_fingerprints
+from voco.config import save_yaml
+from voco.errors import InputError
+
+
+def fold_config(config: dict, number: int) -> dict:
+    """Settings of one fold: those of the run, in a folder of its own, without what only the encoder of the run is for.
+
+    Args:
+        number: counted from 1.
+    """
+    return config | {
+        "out": str(Path(config["out"]) / "folds" / f"fold-{number}"),
+        "train": replace(config["train"], milestones=[]),
+        "probe": replace(config["probe"], labels=None),
+    }
+
+
+def check_is_no_fold(out: Path) -> None:
+    """A fold goes on with its run: on its own it would be taken for a run with folds of its own.
+
+    Raises:
+        InputError: the folder is that of a fold.
+    """
+    try:
+        fold = json.loads((out / "run.json").read_text()).get("fold")
+    except (OSError, ValueError):
+        return
+    if fold is not None:
+        raise InputError(
+            f"{out} is fold {fold['number']} of {fold['of']} of the run in {out.resolve().parents[1]}; give that "
+            "folder as --out: its folds go on with it"
+        )
+
+
+def run_folds(session: Session, config: dict, job, folds: Sequence, record) -> bool:
+    """Train every fold that is not finished yet; False after a stop was asked for.
+
+    Args:
+        job: of the run.
+        folds: its data, each time with other patients held out.
+        record: of the run.
+    """
+    for number, data in enumerate(folds, 1):
+        record.update(cross={"folds": len(folds), "done": number - 1})
+        if not _run_fold(session, fold_config(config, number), type(job), data, number) or session.stop_asked():
+            return False
+    record.update(cross={"folds": len(folds), "done": len(folds)})
+    return True
+
+
+def _run_fold(session: Session, config: dict, kind: type, data, number: int) -> bool:
+    from voco.engine.loop import resolve_resume
+    from voco.engine.record import RunRecord
+
+    out, main_process = Path(config["out"]), session.accelerator.is_main_process
+    resume, of = resolve_resume(config["train"].resume, out), config["eval"].cross
+    if resume is not None and is_finished(out, resume, config["train"].steps):
+        session.say(f"fold {number} of {of} is done already, in {out}")
+        return True
+    counts = data.counts
+    session.say(
+        f"fold {number} of {of}: {counts['train_patients']} patients train, {counts['heldout_patients']} are held out; "
+        f"in {out}"
+    )
+    job = kind(config)
+    network = build_network(config, job, data)
+    if main_process:
+        data.write(out)
+        save_yaml(config, out / "config.yaml")
+        write_fingerprints(job.fingerprints(data), out)
+    session.accelerator.wait_for_everyone()
+    record = RunRecord(out, active=main_process)
+    record.update(fold={"number": number, "of": of})
+    return pretrain(session, config, job, data, network, record, resume, fold=number)
+
+
+def judge_recipe(config: dict):
+    """What all folds of a run say together, from their folders; also left in the folder of the run."""
+    from voco.engine.log import read_rows
+    from voco.health.recipe import Recipe
+
+    folders = [Path(fold_config(config, number + 1)["out"]) for number in range(config["eval"].cross)]
+    rows = {folder: read_rows(folder / "metrics.jsonl") for folder in folders}
+    return Recipe(Path(config["out"]), rows, config["train"].warmup)

@@ -1,0 +1,189 @@
+"""One pretraining from a fresh network to its encoder, in its folder; a command may take several after one another."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pretrain.training import Training, autocast_dtype, ready_to_train
+from voco.config import flatten, to_dict
+
+MEMORY_SETTINGS = (
+    "--train.batch_size (or raise --train.accumulate), the size of crops or clips, --encoder.name, or turn on "
+    "--encoder.activation_checkpointing true (on a GPU also --train.precision bf16); --plan prints the largest batch"
+)
+
+
+@dataclass(frozen=True)
+class Session:
+    """What the pretrainings of one command share.
+
+    Attributes:
+        accelerator: one for all, as a process can have one group.
+        stop: the command's ``StopRequest``.
+        flops: operations of one training sample; None where they are not known.
+        say: tells the user, on the main process.
+        scaler: state of the loss scaler before any step; None without one.
+    """
+
+    accelerator: Any
+    stop: Any
+    flops: int | None
+    say: Callable[[str], None]
+    scaler: dict | None
+
+    def stop_asked(self) -> bool:
+        """Whether any process was asked to stop; all of them get the same answer, so that none waits for the others."""
+        from accelerate.utils import gather_object
+
+        own = self.stop.received is not None
+        return own if self.accelerator.num_processes == 1 else any(gather_object([own]))
+
+
+def pretrain(session: Session, config: dict, job, data, network, record, resume: Path | None, **parts) -> bool:
+    """Train one network in its folder, from its newest checkpoint on; False after a stop was asked for.
+
+    Args:
+        network: (encoder, method) as they are before the first step.
+        record: of ``config["out"]``; closed in the end.
+        resume: checkpoint to go on from.
+        parts: ``probe``, ``recipe`` and ``fold`` of ``Training``.
+    """
+    from voco.engine.launch import start_trackers, stop_trackers
+    from voco.engine.log import MetricLog
+    from voco.engine.loop import LoopState, explain_out_of_memory
+    from voco.engine.record import describe_device
+
+    out, accelerator, (encoder, method) = Path(config["out"]), session.accelerator, network
+    goes_on = resume is not None and is_own(resume, out)
+    log, state = MetricLog(out, accelerator), LoopState()
+    try:
+        with explain_out_of_memory(MEMORY_SETTINGS):
+            if session.scaler is not None:  # nothing of a training before this one
+                accelerator.scaler.load_state_dict(session.scaler)
+            method.to(accelerator.device)
+            untrained = lambda i: job.build_method(build_encoder(config, like=encoder, number=i), data)  # noqa: E731
+            monitor = None
+            if accelerator.is_main_process:
+                monitor = job.start_monitor(data, method, untrained, accelerator, goes_on)
+            model, optimizer, checkpoints = ready_to_train(config, accelerator, method, out)
+            if resume is not None:
+                state = LoopState.from_dict(checkpoints.load(resume, method, optimizer))
+                session.say(f"resumed {resume.name} of {resume.parent.parent}")
+            log.rewind(state.step if goes_on else None)
+            trackers = config["log"].with_
+            start_trackers(accelerator, flatten(to_dict(config)), names=trackers, out=out, resumed_at=state.step)
+            facts = _facts(config, data, encoder, method, accelerator, session.flops)
+            record.update(**facts | {"cost": record.values.get("cost", {}) | facts["cost"]})
+            record.session(first_step=state.step, **describe_device(accelerator))
+            training = Training(config, job, data, accelerator, method, log, record, monitor, **parts)
+            if monitor is not None and state.step == 0 and resume is None:
+                log.metrics(0, monitor.report(method, 0, accelerator.device, autocast_dtype(accelerator)))
+                accelerator.log(monitor.constants(), step=0)
+            if state.step == 0 and resume is None:
+                training.probe_now(0)
+            accelerator.wait_for_everyone()
+            state = training.train(model, optimizer, state, checkpoints, session.stop)
+            training.finish(state, session.stop.received)
+    except BaseException as error:
+        record.fail(error, last_step=state.step)
+        raise
+    finally:
+        stop_trackers(accelerator)
+    accelerator.free_memory()
+    return state.step >= config["train"].steps
+
+
+def is_own(resume: Path, out: Path) -> bool:
+    """Whether a checkpoint is of this very run."""
+    return resume.resolve().parent == (out / "checkpoints").resolve()
+
+
+def is_finished(out: Path, resume: Path, steps: int) -> bool:
+    """Whether the checkpoint is the last one of this very folder, and the run went on to its end after it."""
+    from voco.engine.checkpoint import folder_name
+
+    if not (is_own(resume, out) and resume.name == folder_name(steps) and (out / "run.json").is_file()):
+        return False
+    ended = json.loads((out / "run.json").read_text()).get("state") == "finished"
+    return ended and (out / "encoder" / "config.json").is_file()
+
+
+def write_fingerprints(fingerprints, out: Path) -> None:
+    """Which scans are used; absent for data that are no scans, also where an earlier run in this folder left some."""
+    from voco.data.fingerprint import FILE
+
+    if fingerprints is None:
+        (out / FILE).unlink(missing_ok=True)
+    else:
+        fingerprints.write(out / FILE)
+
+
+def build_network(config: dict, job, data):
+    """(encoder, method) before the first step, the same each time."""
+    encoder = build_encoder(config)
+    encoder.input_spec = job.as_fed(encoder.input_spec)
+    return encoder, job.build_method(encoder, data)
+
+
+def build_encoder(config: dict, *, like=None, number: int = 0):
+    """The encoder with the weights asked for, or, given ``like``, an untrained one of the same kind and input."""
+    import torch
+
+    from voco.encoders import create_encoder
+    from voco.rng import derive_seed
+
+    settings = config["encoder"]
+    if like is not None:  # not the weights that the run itself starts from
+        torch.manual_seed(derive_seed(config["seed"], "untrained", number))
+        return create_encoder(like.name, input_spec=like.input_spec, **like.arguments)
+    torch.manual_seed(derive_seed(config["seed"], "init"))
+    arguments = settings.arguments | ({"depth_stride": settings.depth_stride} if settings.depth_stride else {})
+    pairs = list(zip(settings.window[::2], settings.window[1::2])) or None
+    encoder = create_encoder(settings.name, checkpoint=settings.weights, window=pairs, **arguments)
+    encoder.set_grad_checkpointing(settings.activation_checkpointing)
+    return encoder
+
+
+def _facts(config: dict, data, encoder, method, accelerator, flops: int | None) -> dict:
+    """Entries of ``run.json`` that do not change while the run goes on."""
+    report = encoder.load_report
+    parameters = sum(p.numel() for p in encoder.parameters())
+    return {
+        "method": config["method"].name,
+        "encoder": encoder.name,
+        "parameters": parameters,
+        "seed": config["seed"],
+        "processes": accelerator.num_processes,
+        "batch_statistics": _batch_statistics(config, method, accelerator.num_processes),
+        "data_fingerprint": data.fingerprint,
+        "data": data.counts,
+        "load_report": report.to_dict() if report is not None else None,
+        "cost": {
+            "parameters_encoder": parameters,
+            "parameters_trained": sum(p.numel() for p in method.parameters() if p.requires_grad),
+            "flops_per_volume": flops,
+        },
+    }
+
+
+def _batch_statistics(config: dict, method, world: int) -> dict:
+    """What norms and pairs of volumes are taken over: the part of a step that depends on how its batch is cut."""
+    from voco.encoders.timm_nets import batch_norms
+
+    train, options = config["train"], config["method"].options
+    own = train.batch_size // (train.accumulate * world)
+    processes = world if options.norm_scope == "global" else 1
+    found = {
+        "norm_scope": options.norm_scope,
+        "layers": sum(norm.training for norm in batch_norms(method.encoder.train())),
+        "processes": processes,
+        "samples": own * processes,
+    }
+    if hasattr(options, "inter_scope"):
+        pairs = own * (world if options.inter_scope == "global" else 1) if options.inter_weight > 0 else 0
+        found |= {"projector_norm": options.projector_norm, "volumes_paired": pairs}
+    return found
