@@ -64,7 +64,7 @@ def test_the_recipe_is_judged_on_all_patients_together(folds):
     saved = json.loads((out / "health.json").read_text())
     assert saved["concerns"] == "recipe" and saved["folds"] == 3 and saved["step"] == 5
     [judged] = saved["judged"]
-    assert judged["patients"] == 8 and judged["learned"]
+    assert judged["clusters"] == 8 and judged["learned"]
     assert any(sentence.startswith("learned: position accuracy") for sentence in saved["verdict"])
     # alone, no fold could be judged
     for folder in states:

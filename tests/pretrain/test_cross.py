@@ -102,7 +102,7 @@ def test_the_verdict_is_pooled_over_patients_and_says_what_it_concerns(crossed):
     own = [HealthReport.from_dict(read(fold / "health.json")["report"]).tallies[score] for fold in folds_of(out)]
     hits, weight = (sum(getattr(tally, name).sum(0) for tally in own) for name in ("hits", "weight"))
     judged = {one["score"]: one for one in health["judged"]}[score]
-    assert judged["patients"] == PATIENTS
+    assert judged["clusters"] == PATIENTS
     assert judged["value"] == pytest.approx(np.mean(hits[weight > 0] / weight[weight > 0]))
     pooled = HealthReport.from_dict(health["report"])
     lines = {name: HealthReport.from_dict(line) for name, line in read(out / "health_lines.json").items()}

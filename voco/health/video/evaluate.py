@@ -13,6 +13,7 @@ import torch
 from voco.errors import InputError
 from voco.health.evaluate import estimate_batchnorm, evaluating
 from voco.health.video.report import ClipLine, VideoReport, better_of, line_of, report_of
+from voco.short_repr import short_repr
 
 # Batches of training clips that BatchNorm statistics of networks without training are estimated from.
 _CALIBRATION_BATCHES = 8
@@ -20,6 +21,7 @@ _CALIBRATION_BATCHES = 8
 Batches = Iterable[Mapping[str, torch.Tensor]]
 
 
+@short_repr
 @dataclass(frozen=True)
 class Seen:
     """What M samples look like to K networks.
