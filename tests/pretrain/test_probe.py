@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+import voco
 from pretrain.probe import Probe, match_labels
 from pretrain.training import Training
 from voco.data.cache import write_entry
@@ -22,6 +23,7 @@ from voco.encoders import create_encoder
 from voco.errors import InputError
 from voco.geometry import Geometry
 from voco.methods.voco3d import VoCo3D
+from voco.transfer.views import View
 
 GEOMETRY = Geometry(grid=(2, 2), crop=16)
 
@@ -141,6 +143,11 @@ def test_features_are_those_of_the_encoder(cohort, tmp_path):
     with torch.no_grad():
         wanted = method.encoder(boxes.unsqueeze(1)).mean(0)
     np.testing.assert_allclose(got, wanted.numpy(), rtol=1e-4, atol=1e-6)
+    view = View("tiles", GEOMETRY.size)
+    for windows in (100, 3):
+        found = Probe(scans, GEOMETRY, "window", windows=windows).features(method)
+        same = [voco.embed(method.encoder, entry, view=view, windows=windows) for entry in scans.entries]
+        np.testing.assert_allclose(found, np.stack(same), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
