@@ -189,7 +189,7 @@ def test_intervals_cover_the_truth(scans):
 @pytest.mark.parametrize("cases", [(2, 2), (3, 5), (5, 10), (10, 30)])
 @pytest.mark.parametrize("truth", [0.5, 0.75, 0.9, 0.97])
 def test_aurocs_of_few_cases_are_covered(scans, cases, truth):
-    """Both limits: each misses in at most 5 % (2.5 % and Monte Carlo error; 12 % for two against two)."""
+    """In 91 % of draws at least, of two against two in 86 %; percentiles cover 9 % there."""
     from scipy.stats import norm
 
     patients = sum(cases)
@@ -200,5 +200,5 @@ def test_aurocs_of_few_cases_are_covered(scans, cases, truth):
         y = (who < cases[0]).astype(float)
         s = shift * y + np.sqrt(0.7) * rng.normal(size=patients)[who] + np.sqrt(0.3) * rng.normal(size=len(who))
         found = bootstrap(pd.DataFrame({"y": y, "s": s}), who, Ranking("y", "s"), n=100, seed=seed)
-        missed.append((found.low > truth, found.high < truth))
-    assert (np.mean(missed, axis=0) <= (0.14 if cases == (2, 2) else 0.06)).all()
+        missed.append(found.low > truth or found.high < truth)
+    assert np.mean(missed) <= (0.14 if cases == (2, 2) else 0.09)
