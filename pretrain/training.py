@@ -137,7 +137,7 @@ class Training:
             return
         lines = ["", f"finished {state.step} steps; wrote"]
         lines += [f"  {folder}   load with: voco.load_encoder({str(folder)!r})"]
-        files = ("figures", "metrics.jsonl", "run.json", "rejected.csv")
+        files = ("figures", "folds", "metrics.jsonl", "run.json", "rejected.csv")
         lines += [f"  {self.out / name}" for name in files if (self.out / name).exists()]
         lines += [f"  curves: tensorboard --logdir {self.out}"] if "tensorboard" in self.config["log"].with_ else []
         if judged is not None:

@@ -10,8 +10,9 @@ import pytest
 from voco.errors import InputError
 from voco.health.judged import Judged, lines_of
 from voco.health.recipe import Recipe, write_states
-from voco.health.report import HealthReport, joined
+from voco.health.report import HealthReport, joined, mean_of
 from voco.health.scores import Tally
+from voco.health.verdict import judge
 
 REFERENCES = {"balanced_chance": 1 / 9, "position_chance": 0.25, "best_constant": 0.6}
 SCORE = "encoder_position_accuracy_balanced"
@@ -125,3 +126,38 @@ def test_joined_reports():
     assert mixed.tallies[SCORE].clusters == 5
     with pytest.raises(InputError, match="not the same line"):
         joined([one, HealthReport("untrained", two.tallies, networks=(two.tallies,))])
+
+
+def draw(rng, quality: np.ndarray, patient: np.ndarray) -> HealthReport:
+    """Answers of networks of a quality, one for each patient, to patients of a difficulty (both in log odds)."""
+    odds = -1.2 + quality + patient + 0.3 * rng.normal(size=len(patient))
+    return report(rng.binomial(QUERIES, np.repeat(1 / (1 + np.exp(-odds)), CELLS).reshape(-1, CELLS)))
+
+
+def is_called_learned(rng, patients: int, folds: int, luck: float, shared: float, effect: float = 0.0) -> bool:
+    """One recipe in a world where networks differ by luck, a share of which the folds have in common by their start."""
+    patient, fold = 0.3 * rng.normal(size=patients), np.arange(patients) % folds
+    start = np.sqrt(shared) * luck * rng.normal()
+    drift = np.sqrt(1 - shared) * luck * rng.normal(size=folds)
+    networks = [draw(rng, np.full(patients, luck * rng.normal()), patient) for _ in range(6)]
+    lines = {
+        "step0": draw(rng, np.full(patients, start), patient),
+        "untrained": mean_of(networks, "untrained"),
+        "histogram": draw(rng, np.full(patients, -0.3), patient),
+    }
+    return judge(draw(rng, (start + drift)[fold] + effect, patient), lines, REFERENCES, SCORE).above
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("patients", "folds"), [(6, 3), (9, 3), (9, 9), (14, 5)])
+def test_the_rate_holds_when_folds_share_their_luck_and_when_they_do_not(patients, folds):
+    """Patients of a fold share a network, so they are not independent: the limit of untrained networks covers that."""
+    count = 400
+    most = 0.025 + 1.96 * np.sqrt(0.025 * 0.975 / count)
+    for world, (luck, shared) in enumerate(((0.0, 1.0), (0.4, 1.0), (0.4, 0.5), (0.4, 0.0))):
+        rng = np.random.default_rng([patients, folds, world])
+        rate = np.mean([is_called_learned(rng, patients, folds, luck, shared) for _ in range(count)])
+        assert rate <= most, (luck, shared, rate)
+    rng = np.random.default_rng([patients, folds, 9])
+    found = np.mean([is_called_learned(rng, patients, folds, 0.4, 0.5, effect=1.5) for _ in range(100)])
+    assert found >= 0.5, found

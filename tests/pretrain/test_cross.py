@@ -205,7 +205,7 @@ def test_the_plan_counts_every_pretraining(work):
 
 
 def test_two_processes_give_the_folds_of_one(crossed, work):
-    launcher = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29671", "-m", "pretrain.run")
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "pretrain.run")
     done = subprocess.run(
         [sys.executable, *launcher, *command(work, "two")],
         capture_output=True, text=True, timeout=480, env=environment(), check=False,

@@ -160,7 +160,7 @@ def test_two_processes_give_the_curve_of_one(work, scans, accumulate):
     options = ["--train.accumulate", str(accumulate), "--train.batch_size", str(4 * accumulate), "--train.lr", "1e-4"]
     options += ["--train.steps", "3", "--eval.every", "0"]
     run(command(work, scans, f"one{accumulate}", *options))
-    launcher = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(29611 + accumulate))
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")  # finds a free port
     run(command(work, scans, f"two{accumulate}", *options), launcher=(*launcher, "-m", "pretrain.run"))
     one, two = metrics(work / f"one{accumulate}"), metrics(work / f"two{accumulate}")
     assert [r["step"] for r in one] == [r["step"] for r in two]

@@ -134,7 +134,8 @@ class HealthMonitor(Judged):
 
     def warnings(self) -> list[str]:
         """Sentences of the verdict that a person should not learn of only at the end."""
-        return [s for s in self.verdict if s.startswith(("nothing learned", "collapsed", "broken", "note: fell"))]
+        heard = ("nothing learned", "collapsed", "broken") + (() if self.is_fold else ("note: fell",))  # of two scans
+        return [s for s in self.verdict if s.startswith(heard)]
 
     def draw(
         self, method: torch.nn.Module, rows: Sequence[dict], draws: dict, device, autocast_dtype=None
