@@ -86,9 +86,9 @@ def _cells(out: Path) -> list[str]:
         if value is None:
             cells.append("")
             continue
-        low, high = interval or (float("nan"),) * 2
+        between = "" if interval is None else f" [{interval[0]:.2f}, {interval[1]:.2f}]"
         without = " / ".join(f"{lines[k].score(score):.2f}" for k in ("untrained", "histogram"))
-        cells.append(f"{value:.2f} [{low:.2f}, {high:.2f}] ({without})")
+        cells.append(f"{value:.2f}{between} ({without})")
     minutes = json.loads((out / "run.json").read_text()).get("wall_seconds", 0) / 60
     return [*cells, f"{report.score('mean_cosine'):.2f}", f"{report.score('effective_rank'):.1f}", f"{minutes:.1f}"]
 

@@ -324,8 +324,8 @@ def deal_patients(patients: Iterable[str], folds: int, seed: int) -> list[set[st
     ranked = sorted(set(patients), key=lambda patient: (_rank(seed, patient), patient))
     if not 2 <= folds <= len(ranked):
         raise InputError(
-            f"{folds} folds of {len(ranked)} patients cannot be dealt: a fold needs a patient, and one alone leaves "
-            "nobody to train on; expected --eval.cross from 2 to the number of patients, or 0"
+            f"{folds} folds of {len(ranked)} patients cannot be dealt: a fold needs a patient, and one fold alone "
+            "leaves nobody to train on; expected --eval.cross from 2 to the number of patients, or 0"
         )
     return [set(ranked[number::folds]) for number in range(folds)]
 
