@@ -41,5 +41,5 @@ def test_arrays_tensors_and_long_lists_are_short_wherever_they_are():
     ).replace("Held(", f"{Held.__name__}(")
     many = Embedded([f"case{i}" for i in range(500)], ["p"] * 500, np.zeros((500, 96)), [])
     assert "features=float64 (500, 96)" in repr(many) and len(repr(many)) < 200
-    window = EvalWindow(0, ("a", 1), np.zeros((64, 64, 64), np.int16), None, 0, 0.0, "")
+    window = EvalWindow(0, 0, ("a", 1), np.zeros((64, 64, 64), np.int16), None, 0, 0.0, "")
     assert "hu=int16 (64, 64, 64), slabs=None" in repr(window) and len(repr(window)) < 200

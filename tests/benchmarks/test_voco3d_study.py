@@ -35,5 +35,5 @@ def test_the_table_shows_scores_beside_their_lines_and_failed_runs(tmp_path):
     dump(done / "health_lines.json", {"untrained": report("untrained", 3), "histogram": report("histogram", 2)})
     dump(done / "run.json", {"wall_seconds": 120})
     rows = table({"base": done, "other": tmp_path / "missing"}).splitlines()
-    assert "0.60 [0.60, 0.60] (0.30 / 0.20)" in rows[2] and "2.0" in rows[2] and "12.0" in rows[2]
+    assert "| 0.60 (0.30 / 0.20) |" in rows[2] and "2.0" in rows[2] and "12.0" in rows[2]
     assert "failed" in rows[3]
