@@ -40,8 +40,8 @@ def accuracy_curves(
         path: PNG to write.
         limit: how high untrained networks come by their draw.
     """
-    figure = style.new_figure(580)
-    left, right = (style.pixels(figure, x, 150, 355, 350) for x in (64, 640))
+    figure = style.new_figure(600)
+    left, right = (style.pixels(figure, x, 168, 355, 350) for x in (64, 640))
     _draw(left, rows, _LOSS, [("not knowing", lines.get("lines/constant_loss"), INK, _DOTTED)], top=None)
     style.panel_title(left, "cross-entropy", "training clips are augmented, held-out clips as they are")
     levels = [(words, lines.get(f"lines/{name}_top1_balanced"), *how) for name, (words, *how) in _LEVELS.items()]
