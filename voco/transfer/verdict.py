@@ -224,6 +224,9 @@ def _kinds(task: Task, fold: _Fold) -> Counter:
 def log_arrangements(kinds: Mapping[tuple, int], times: float = 1.0) -> float:
     """Logarithm of the number of ways to shuffle the labels of patients, and of their units within each.
 
+    Of a patient whose units differ only two orders count: units of a patient may drift together, and many of them must
+    not stand in for other patients.
+
     Args:
         kinds: labels of the units of a patient, and how many patients have them.
         times: as if there were so many times the patients.
@@ -231,7 +234,7 @@ def log_arrangements(kinds: Mapping[tuple, int], times: float = 1.0) -> float:
     counts = {kind: times * count for kind, count in kinds.items()}
     total = math.lgamma(sum(counts.values()) + 1) - sum(math.lgamma(count + 1) for count in counts.values())
     for kind, count in counts.items():
-        total += count * (math.lgamma(len(kind) + 1) - sum(math.lgamma(n + 1) for n in Counter(kind).values()))
+        total += count * math.log(2) * (len(kind) > 1)
     return total
 
 
