@@ -17,6 +17,8 @@ _SUPERVISED = "finetune "
 _AGAINST = ("not learned", "nothing learned", "collapsed", "broken")
 # Learning scores of a pretraining run, in the order of the table, and what they are called.
 HEALTH_SCORES = {
+    "encoder_place_accuracy_balanced": "place accuracy of the features",
+    "features_top1_balanced": "clip accuracy of the features",
     "position_accuracy_balanced": "position accuracy (balanced)",
     "disjoint_accuracy_balanced": "disjoint accuracy (balanced)",
     "intra": "held-out intra loss ↓",
@@ -102,7 +104,8 @@ class Training:
     def doubt(self) -> str:
         """What its own report on held-out data has against it; empty where nothing, or where there is no report."""
         if not any(sentence.startswith(_AGAINST) for sentence in self.verdict):
-            return ""
+            unknown = any(sentence.startswith("cannot be judged") for sentence in self.verdict)
+            return "could not be judged" if unknown else ""
         in_part = any(sentence.startswith("learned") for sentence in self.verdict)
         return "learned not all that was measured" if in_part else "did not learn"
 
@@ -138,12 +141,12 @@ def trainings(provenance: Sequence[Mapping[str, Any]], weights: str | None = Non
 
 
 def _verdicts(provenance: Sequence[Mapping[str, Any]], weights: str | None) -> list[tuple[str, ...]]:
-    """Of each training the sentences of its last evaluation; a run's settings say where the run before it lies."""
-    found: list[tuple[str, ...]] = [()] * len(provenance)
+    """Of each training the sentences of its last evaluation: its own, or, where it carries none, those in its folder."""
+    found = [tuple(map(str, entry.get("verdict") or ())) for entry in provenance]
     for place in reversed(range(len(provenance))):
         if "method" not in provenance[place] or not weights:
             break
-        found[place] = _verdict(weights)
+        found[place] = found[place] or _verdict(weights)
         weights = _started_from(weights)
     return found
 

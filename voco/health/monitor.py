@@ -21,8 +21,8 @@ from voco.health.windows import EvalWindow, build_eval_windows
 # A projector without running statistics normalises over the crops that pass together: with one number for all runs,
 # scores of runs with other batch sizes or numbers of processes can be compared.
 _BATCH_VOLUMES = 4
-# Random networks that the untrained line is made of: with eight, one network must lie 2.5 standard deviations above their
-# mean to be more than a lucky draw; five would ask for 3.0, ten for 2.4.
+# Random networks that the untrained line is made of: with eight, one must lie 2.5 standard deviations above their mean
+# to be more than a lucky draw; five would ask for 3.0, ten for 2.4.
 NETWORKS = 8
 
 
