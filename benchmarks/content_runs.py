@@ -100,8 +100,8 @@ def health_parts(rows: Sequence[Row]) -> list[Part]:
     caption = (
         "Every training that rows of this report start from, and the scores on held-out data that it was left with. "
         "Position accuracy: how often a crop is most like the base crop that it was taken from, mean over the cells of "
-        "the grid; disjoint: the same for crops that share no voxel with any base crop; place: the mean of both, of the "
-        "encoder's features, which the verdict is about; clip accuracy: how often the "
+        "the grid; disjoint: the same for crops that share no voxel with any base crop; place: the mean of both, "
+        "of the encoder's features, which the verdict is about; clip accuracy: how often the "
         "class of a clip is named. Mean cosine: likeness of different base crops, near 1 where an encoder sees no "
         "difference any more. Learned: surely above a constant answer and the other lines that the verdict names; it "
         "is the run's own."

@@ -141,7 +141,7 @@ def trainings(provenance: Sequence[Mapping[str, Any]], weights: str | None = Non
 
 
 def _verdicts(provenance: Sequence[Mapping[str, Any]], weights: str | None) -> list[tuple[str, ...]]:
-    """Of each training the sentences of its last evaluation: its own, or, where it carries none, those in its folder."""
+    """Of each training the sentences of its last evaluation: its own, or where it carries none, those in its folder."""
     found = [tuple(map(str, entry.get("verdict") or ())) for entry in provenance]
     for place in reversed(range(len(provenance))):
         if "method" not in provenance[place] or not weights:
