@@ -21,6 +21,7 @@ from voco.tasks.rsna_pe import RSNAPE
 from voco.transfer.probes import GRID, fit_probe, knn_scores, linear_probe
 from voco.transfer.verdict import verdict
 
+
 class _Scans(RSNAPE):
     """Cases are units here, so nothing need be put together."""
 

@@ -94,8 +94,8 @@ def summarise(
         "marks": list(marks),
         "interval": {
             "level": LEVEL,
-            "method": "percentiles of a bootstrap over patients, a draw serves all folds and repeats; AUROC of few cases: "
-            "Newcombe 2006, method 5",
+            "method": "percentiles of a bootstrap over patients, a draw serves all folds and repeats; AUROC of few "
+            "cases by Newcombe 2006, method 5",
             "says": "how figures vary with other patients, not with another training run",
             "resamples": n,
             "seed": seed,
