@@ -213,6 +213,8 @@ def _build_encoder(config: dict, *, like=None, number: int = 0):
 
 def _facts(config: dict, data, encoder, method, accelerator, flops: int | None) -> dict:
     """Entries of ``run.json`` that do not change while the run goes on."""
+    from voco.engine.cost import FLOPS_RULE
+
     report = encoder.load_report
     parameters = sum(p.numel() for p in encoder.parameters())
     return {
@@ -229,6 +231,7 @@ def _facts(config: dict, data, encoder, method, accelerator, flops: int | None) 
             "parameters_encoder": parameters,
             "parameters_trained": sum(p.numel() for p in method.parameters() if p.requires_grad),
             "flops_per_volume": flops,
+            "flops_rule": FLOPS_RULE,
         },
     }
 

@@ -43,7 +43,7 @@ def run(work, out, *options):
     assert record["state"] == "finished"
     cost = record["cost"]
     assert cost["volumes_seen"] == 6
-    assert cost["parameters_encoder"] > 1e5 and cost["flops_per_volume"] > 1e6
+    assert cost["parameters_encoder"] > 1e5 and cost["flops_per_volume"] > 1e6 and cost["flops_rule"] == 2
     assert cost["peak_memory_bytes"] > 1e8 and cost["seconds_per_volume"] > 0
     return voco.load_encoder(work / out), done.stderr
 
