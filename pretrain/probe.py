@@ -248,7 +248,7 @@ class Probe:
         rows = []
         with evaluating(method, device, dtype):
             for entry in self.scans.entries:
-                hu, corners = self._read(PreparedVolume.open(entry.path))
+                hu, corners = self._read(PreparedVolume.open(entry.path), method.encoder.input_spec.windows)
                 found = []
                 for first in range(0, len(corners), _CHUNK):
                     part, corner = hu[first : first + _CHUNK], corners[first : first + _CHUNK]
@@ -257,12 +257,13 @@ class Probe:
                 rows.append(np.concatenate(found).mean(0))
         return np.stack(rows).astype(np.float32)
 
-    def _read(self, volume) -> tuple[np.ndarray, np.ndarray]:
+    def _read(self, volume, hu_windows) -> tuple[np.ndarray, np.ndarray]:
         """(W, D, H, W) int16 boxes that hold a crop each, and the (W, 1, 3) corners of the crops in them."""
         if self.region == "whole":
             from voco.data.windows import read_window
+            from voco.health.evaluate import outer_window
 
-            hu = read_window(volume, self.geometry.window, None, "whole").hu
+            hu = read_window(volume, self.geometry.window, None, "whole", outer_window(hu_windows)).hu
             corners = self.geometry.base_starts().numpy()
             corners = corners[_spread(len(corners), self.windows)]
             return np.repeat(hu[None], len(corners), 0), corners[:, None]

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pretrain.config import FREE_ON_RESUME, SCHEMA, check, check_same_data
+from pretrain.config import FREE_ON_RESUME, LATER, SCHEMA, check, check_same_data
 from pretrain.training import Training, autocast_dtype, ready_to_train, training_loader
 from voco.config import flatten, parse, save_yaml, to_dict
 from voco.errors import InputError
@@ -77,9 +77,9 @@ def _run(config: dict, job, rank: int, world: int) -> int:
     out, train = Path(config["out"]), config["train"]
     resume = None if config["plan"] else resolve_resume(train.resume, out)
     if resume is not None:
-        check_same_settings(resume.parent.parent / "config.yaml", to_dict(config), FREE_ON_RESUME)
-        if _is_finished(out, resume, train.steps):
-            say(f"{out} is already finished ({train.steps} steps); its encoder is in {out / 'encoder'}")
+        check_same_settings(resume.parent.parent / "config.yaml", to_dict(config), FREE_ON_RESUME, LATER)
+        if _is_finished(out, resume):
+            say(f"{out} is already finished ({resume.name}); its encoder is in {out / 'encoder'}")
             return 0
     encoder = _build_encoder(config)
     if encoder.load_report is not None:
@@ -180,15 +180,17 @@ def _is_own(resume: Path, out: Path) -> bool:
     return resume.resolve().parent == (out / "checkpoints").resolve()
 
 
-def _is_finished(out: Path, resume: Path, steps: int) -> bool:
+def _is_finished(out: Path, resume: Path) -> bool:
     """Whether the checkpoint is the last one of this very folder, and the run went on to its end after it."""
     import json
 
     from voco.engine.checkpoint import folder_name
 
-    if not (_is_own(resume, out) and resume.name == folder_name(steps) and (out / "run.json").is_file()):
+    if not (_is_own(resume, out) and (out / "run.json").is_file()):
         return False
-    ended = json.loads((out / "run.json").read_text()).get("state") == "finished"
+    record = json.loads((out / "run.json").read_text())
+    last = (record.get("sessions") or [{}])[-1].get("last_step")
+    ended = record.get("state") == "finished" and last is not None and resume.name == folder_name(last)
     return ended and (out / "encoder" / "config.json").is_file()
 
 
@@ -208,7 +210,30 @@ def _build_encoder(config: dict, *, like=None, number: int = 0):
     pairs = list(zip(settings.window[::2], settings.window[1::2])) or None
     encoder = create_encoder(settings.name, checkpoint=settings.weights, window=pairs, **arguments)
     encoder.set_grad_checkpointing(settings.activation_checkpointing)
+    if settings.freeze:
+        _freeze(encoder, settings.freeze)
     return encoder
+
+
+def _freeze(encoder, parts) -> None:
+    """Keep parts of the network as they are.
+
+    Raises:
+        InputError: random weights, a name that no parameter has, or a norm whose statistics would move all the same.
+    """
+    from voco.encoders.timm_nets import batch_norms
+
+    if encoder.load_report is None:
+        raise InputError(f"--encoder.freeze {parts} would keep random weights: give --encoder.weights")
+    for part in parts:
+        found = [p for name, p in encoder.named_parameters() if name == part or name.startswith(f"{part}.")]
+        if not found:
+            known = dict.fromkeys(name.partition(".")[0] for name, _ in encoder.named_parameters())
+            raise InputError(f"--encoder.freeze {part}: no parameter begins so; parts are {', '.join(known)}")
+        if any(batch_norms(module) for name, module in encoder.named_modules() if name == part):
+            raise InputError(f"--encoder.freeze {part}: it has BatchNorms, whose statistics would move; not supported")
+        for parameter in found:
+            parameter.requires_grad_(False)
 
 
 def _facts(config: dict, data, encoder, method, accelerator, flops: int | None) -> dict:

@@ -100,12 +100,14 @@ class VolumeJob:
     def dataset(self, cohort, method):
         """Windows of training scans by position."""
         from voco.data.dataset import WindowDataset
+        from voco.health.evaluate import outer_window
 
         settings = self.config["method"]
         return WindowDataset(
             [[entry.path for entry in patient] for patient in cohort.train],
             size=settings.geometry.window,
             region=settings.region,
+            clip=outer_window(method.encoder.input_spec.windows),
             draws=method.sampler,
             seed=self.config["seed"],
         )

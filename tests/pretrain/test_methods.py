@@ -48,15 +48,46 @@ def run(work, out, *options):
     return voco.load_encoder(work / out), done.stderr
 
 
-def test_video_then_voco3d_and_2d_voco(work):
+@pytest.fixture(scope="module")
+def clips(work):
     from voco.phantom.cohort import write_cohort
 
     pytest.importorskip("av")
     write_cohort(work / "clips", layout="video", cases=16, seed=0, workers=1, progress=False)
-    (work / "clips" / "moves_left").mkdir(exist_ok=True)
-    (work / "clips" / "broken.mp4").write_bytes(b"no video")
+    return work / "clips"
+
+
+def test_a_run_on_clips_ends_when_the_heldout_loss_does_and_exports_its_best(work, clips):
+    """Nothing but the running statistics moves, so the loss wanders: three reports without a lower one come soon."""
+    options = ["--config", str(work / "small.yaml"), "--out", str(work / "early"), "--method.name", "video"]
+    options += ["--data.root", str(clips), "--encoder.name", "cnn3d_s", "--method.clip.frames", "16"]
+    options += ["--method.clip.size", "32", "32", "--train.optimizer", "sgd", "--train.lr", "1e-9", "--train.momentum"]
+    options += ["0", "--train.steps", "60", "--train.patience", "3", "--train.plateau", "1", "--eval.every", "1"]
+    options += ["--train.lr_floor", "1", "--train.warmup", "0"]
+    done = forked(main, options)
+    assert done.returncode == 0, done.stderr[-3000:]
+    record = json.loads((work / "early" / "run.json").read_text())
+    rows = [json.loads(line) for line in (work / "early" / "metrics.jsonl").read_text().splitlines()]
+    losses = {row["step"]: row["heldout/loss"] for row in rows if "heldout/loss" in row and row["step"]}
+    best, stale, expected = float("inf"), 0, None
+    for step in sorted(losses):
+        best, stale, expected = (losses[step], 0, step) if losses[step] < best else (best, stale + 1, expected)
+    session = record["sessions"][-1]
+    assert record["state"] == "finished" and session["last_step"] == max(losses) == expected + stale
+    rates = [row["lr"] for row in rows if "lr" in row]
+    assert rates[0] == 1e-9 and rates[-1] < 1.01e-10  # a plateau before the end
+    assert stale == 3 and session["best_step"] == expected and session["stopped_early"]
+    assert json.loads((work / "early" / "video.json").read_text())["step"] == expected
+    assert voco.load_encoder(work / "early").provenance[0]["steps"] == expected
+    again = forked(main, options)
+    assert again.returncode == 0 and "is already finished" in again.stderr
+
+
+def test_video_then_voco3d_and_2d_voco(work, clips):
+    (clips / "moves_left").mkdir(exist_ok=True)
+    (clips / "broken.mp4").write_bytes(b"no video")
     clip = ("--method.clip.frames", "16", "--method.clip.size", "32", "32", "--encoder.name", "cnn3d_s")
-    encoder, _ = run(work, "video", "--method.name", "video", "--data.root", str(work / "clips"), *clip)
+    encoder, _ = run(work, "video", "--method.name", "video", "--data.root", str(clips), *clip)
     [first] = encoder.provenance
     assert first["method"] == "video" and len(first["classes"]) > 2 and first["cost"]["volumes_seen"] == 6
     for name in ("video.json", "figures/confusion.png", "figures/accuracy.png", "rejected.csv"):
