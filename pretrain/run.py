@@ -309,6 +309,8 @@ def _plan(config: dict, job, data, accelerator, method, say) -> int:
         )
     say(plan.text())
     say(f"  disk: {job.disk(data)}")
+    if note := job.size_note(method.encoder, data):
+        say(f"  {note}")
     return 0
 
 

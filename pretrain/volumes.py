@@ -200,6 +200,12 @@ class VolumeJob:
         scans = (entry for patients in (cohort.train, cohort.heldout) for found in patients for entry in found)
         return f"{sum(entry.bytes for entry in scans) / 1e9:.2f} GB of prepared scans (already there)"
 
+    def size_note(self, encoder, cohort) -> str:
+        """Advice on the size of the network, for ``--plan``."""
+        from pretrain.sizes import size_note
+
+        return size_note(sum(p.numel() for p in encoder.parameters()), cohort.counts["train_scans"])
+
     def check(self) -> None:
         """Settings that cannot work, before any work."""
         for name in ("scans", "windows", "queries"):
