@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks.cells import SETTINGS, Store, read_json, read_lines
 from benchmarks.grid import Cell
+from benchmarks.provenance import flops_per_volume
 from voco.errors import InputError
 
 _VOCO = "import sys; from voco.cli import main; sys.exit(main())"
@@ -103,11 +104,11 @@ def budget_steps(store: Store, cell: Cell, processes: int = 1) -> int:
         # hours of one GPU: several of them spend them together
         each = steady[len(steady) // 2] * processes / 3600
     else:
-        flops = (read_json(folder / "run.json").get("cost") or {}).get("flops_per_volume")
+        flops = flops_per_volume(read_json(folder / "run.json").get("cost") or {})
         if not flops:
             raise InputError(
-                f"budget.unit flops: the operations of pretraining.{cell.facts['name']} cannot be counted; use steps, "
-                "volumes or gpu_hours"
+                f"budget.unit flops: the operations of pretraining.{cell.facts['name']} cannot be counted, or were by "
+                f"an older rule; remove {folder} to count again, or use steps, volumes or gpu_hours"
             )
         each = flops * cell.facts["batch_size"]
     return max(1, round(amount / each))

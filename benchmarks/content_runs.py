@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks import sentences as say
 from benchmarks.document import Bullets, Cell, Fold, Paragraph, Part, Table
-from benchmarks.flops import ESTIMATE
+from benchmarks.flops import COUNTED, ESTIMATE
 from benchmarks.measure import Comparison
 from benchmarks.provenance import HEALTH_SCORES, Training
 from benchmarks.rows import Row, TestSet
@@ -60,7 +60,7 @@ def cost_tables(sets: Sequence[tuple[TestSet, Sequence[Comparison]]], intervals:
     )
     caption = (
         "Cost per row, mean over seeds. Hours are those of the device named, of one run; what published weights took "
-        f"is published by their authors or unknown, and never counted as nothing. {ESTIMATE}."
+        f"is published by their authors or unknown, and never counted as nothing. {COUNTED}. {ESTIMATE}."
     )
     return [Table("cost", caption, columns, rows, frozenset(range(4, 14)))]
 

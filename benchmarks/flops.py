@@ -15,6 +15,11 @@ ESTIMATE = (
     "is not counted, and probes on frozen features are not estimated"
 )
 
+COUNTED = (
+    "FLOPs of pretraining are those that its run counted, a grouped convolution by its groups; counts of runs from "
+    "before that rule are left out"
+)
+
 
 def training_flops(facts: Mapping[str, Any], settings: Mapping[str, Any], encoder: Mapping[str, Any]) -> float | None:
     """Operations of training, over all folds; scoring is not counted.
@@ -62,16 +67,15 @@ def forward_flops(
         None where the network is not known or needs values.
     """
     import torch
-    from torch.utils.flop_counter import FlopCounterMode
 
     from voco.encoders import create_encoder
+    from voco.engine.cost import count_operations
     from voco.errors import InputError
 
-    counter = FlopCounterMode(display=False)
     try:
         with torch.device("meta"):
-            encoder = create_encoder(name, window=windows or None, **json.loads(arguments))
-            with torch.no_grad(), counter:
+            encoder = create_encoder(name, window=windows or None, **json.loads(arguments)).eval()
+            with torch.no_grad(), count_operations() as counter:
                 encoder(torch.empty(1, 1, *size))
     except (InputError, RuntimeError, NotImplementedError, ValueError, TypeError):
         return None

@@ -59,11 +59,12 @@ def pretraining_cost(provenance: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     Returns:
         ``hours``, ``flops`` and ``volumes_seen``, each None where any training did not say and 0 from scratch only;
+        operations that were counted by an older rule are not said;
         ``words``: how to print the hours. The cost of published weights is ``published`` or ``unknown``, never 0.
     """
     costs = [entry.get("cost") or {} for entry in provenance]
     seen = [cost.get("volumes_seen", cost.get("samples_seen")) for cost in costs]
-    flops = [_product(cost.get("flops_per_volume"), count) for cost, count in zip(costs, seen)]
+    flops = [_product(flops_per_volume(cost), count) for cost, count in zip(costs, seen)]
     hours = _sum([_product(cost.get("seconds_training"), 1 / 3600) for cost in costs])
     unknown = [entry for entry, cost in zip(provenance, costs) if cost.get("seconds_training") is None]
     if not provenance:
@@ -74,6 +75,13 @@ def pretraining_cost(provenance: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         kinds = ["unknown" if "method" in entry or entry.get("source") == "file" else "published" for entry in unknown]
         words = "published (unknown)" if set(kinds) == {"published"} else "unknown"
     return {"hours": hours, "flops": _sum(flops), "volumes_seen": _sum(seen), "words": words}
+
+
+def flops_per_volume(cost: Mapping[str, Any]) -> int | None:
+    """The operations that a pretraining run counted; None where it did not, or by another rule than that of today."""
+    from voco.engine.cost import FLOPS_RULE
+
+    return cost.get("flops_per_volume") if cost.get("flops_rule", 1) == FLOPS_RULE else None
 
 
 @dataclass(frozen=True)

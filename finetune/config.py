@@ -153,9 +153,13 @@ class TrainConfig:
     warmup: int = 50
     """Steps of linear warm-up."""
     weight_decay: float = 0.01
-    """Of matrices and kernels; biases and norms are not decayed."""
+    """Weight decay."""
+    decay: Literal["matrices", "all"] = "matrices"
+    """What is decayed: matrices and kernels, or biases and norms too, as published codes do it."""
     momentum: float = 0.9
     """Of SGD."""
+    dampening: float = 0.0
+    """Of SGD's momentum."""
     clip: float = 1.0
     """Largest gradient norm; 0 = no clipping."""
     batchnorm: Literal["all", "local", "frozen"] = "all"
@@ -270,7 +274,7 @@ def schema(top: type = Run) -> Schema:
 
 
 # Settings that runs from before they existed do not name.
-LATER = ("train.batchnorm",)
+LATER = ("train.batchnorm", "train.decay", "train.dampening", "task.any_injury", "task.strata")
 # What may differ between a run and its continuation: none of it changes a number in metrics.jsonl.
 FREE_ON_RESUME = (
     "out",

@@ -123,11 +123,11 @@ def _ready_to_train(run: FoldRun, weights, expected, prior):
     )  # fmt: skip
     method.to(run.accelerator.device)
     groups = parameter_groups(
-        model, weight_decay=train.weight_decay, layer_decay=train.layer_decay, head_lr=train.head_lr
+        model, weight_decay=train.weight_decay, layer_decay=train.layer_decay, head_lr=train.head_lr, decay=train.decay
     )
     optimizer = make_optimizer(
         method, lr=train.lr, weight_decay=train.weight_decay, betas=(0.9, 0.999), amsgrad=False, kind=train.optimizer,
-        momentum=train.momentum, groups=groups,
+        momentum=train.momentum, dampening=train.dampening, groups=groups,
     )  # fmt: skip
     return method, *run.accelerator.prepare(method, optimizer)
 

@@ -45,6 +45,9 @@ class EncoderConfig:
     """Total depth stride of a video network, smaller than published; 0 = as published."""
     arguments: dict[str, Any] = field(default_factory=dict)
     """Further arguments of the architecture by name, e.g. {chunk: 8, pool: flatten} for slice encoders."""
+    freeze: list[str] = field(default_factory=list)
+    """Parts of the network that keep the weights they start with, by the beginning of their names, e.g. [slices] for
+    the VGG16 of viptt."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
 
@@ -169,14 +172,22 @@ class TrainConfig:
     """Volumes per step over all processes and micro-batches."""
     accumulate: int = 1
     """Micro-batches per step. Projector norm and inter-volume pairs see one micro-batch (docs/voco3d.md)."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """ViPTT-Net learned its videos with SGD, every VoCo with AdamW."""
     lr: float = 1e-4
-    """Peak learning rate of AdamW."""
+    """Peak learning rate."""
     warmup: int = 500
     """Steps of linear warm-up; the cosine follows."""
+    schedule_steps: int = 0
+    """Steps that the cosine is laid out for, where a run ends before them as published ones did; 0 = --train.steps."""
     lr_floor: float = 0.0
-    """Learning rate at the end as a share of the peak."""
+    """Learning rate at the end as a share of the peak; 1 = constant after the warm-up."""
     weight_decay: float = 0.01
-    """Of matrices and kernels; biases and norms are not decayed."""
+    """Weight decay."""
+    decay: Literal["matrices", "all"] = "matrices"
+    """What is decayed: matrices and kernels, or biases and norms too, as published codes do it."""
+    momentum: float = 0.9
+    """Of SGD."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW betas."""
     amsgrad: bool = False
@@ -187,6 +198,12 @@ class TrainConfig:
     """auto: bf16 on a GPU that has it, else fp32. Cosines and logarithms are in fp32 always."""
     threads: int = 0
     """CPU threads per process when training without a GPU; 0 = the cores shared among the processes of this machine."""
+    patience: int = 0
+    """Reports without a lower held-out loss after which training ends; 0 = never. For clips alone, see docs/video.md."""
+    plateau: int = 0
+    """Reports without a lower held-out loss after which the learning rate falls; 0 = never. For videos."""
+    plateau_factor: float = 0.1
+    """By which factor."""
     save_every: int = 500
     """Steps between checkpoints."""
     keep: int = 2
@@ -298,7 +315,17 @@ FREE_ON_RESUME = (
 )
 
 # Settings that runs of earlier versions do not have, and what they did.
-NEW = {"eval.cross": 0}
+NEW = {
+    "eval.cross": 0,
+    "encoder.freeze": [],
+    "train.optimizer": "adamw",
+    "train.schedule_steps": 0,
+    "train.decay": "matrices",
+    "train.momentum": 0.9,
+    "train.patience": 0,
+    "train.plateau": 0,
+    "train.plateau_factor": 0.1,
+}
 
 
 def check(config: dict, world: int) -> None:
@@ -318,11 +345,17 @@ def check(config: dict, world: int) -> None:
         raise InputError(f"--encoder.window takes pairs of low and high, found {config['encoder'].window}")
     if train.steps < 1:
         raise InputError(f"--train.steps must be positive, found {train.steps}")
+    if train.schedule_steps and train.schedule_steps < train.steps:
+        raise InputError(
+            f"--train.schedule_steps {train.schedule_steps} ends before --train.steps {train.steps}: the learning rate "
+            "would be 0 from then on; lay the cosine out for at least as many steps (0 = the same)"
+        )
     for name in ("accumulate", "keep", "max_skipped"):
         if getattr(train, name) < 1:
             raise InputError(f"--train.{name} must be at least 1, found {getattr(train, name)}")
     _check_probe(config)
     _check_cross(config)
+    _check_stopping(config)
     if data.workers < 0:
         raise InputError(f"--data.workers must be 0 or more, found {data.workers}")
     if late := [step for step in train.milestones if not 0 < step <= train.steps]:
@@ -341,6 +374,19 @@ def _check_cross(config: dict) -> None:
             f"--train.resume {resume} with --eval.cross: no fold can go on from a checkpoint that may have seen its "
             "held-out patients; use auto, which continues every fold of --out"
         )
+
+
+def _check_stopping(config: dict) -> None:
+    train = config["train"]
+    if not (train.patience or train.plateau):
+        return
+    if config["method"].name != "video":
+        raise InputError(
+            "--train.patience and --train.plateau go by the held-out loss of clips; VoCo's loss does not say how good "
+            "an encoder is, so leave them at 0 and compare --train.milestones"
+        )
+    if not config["eval"].every:
+        raise InputError("--train.patience and --train.plateau count reports: set --eval.every to steps between them")
 
 
 def _check_probe(config: dict) -> None:

@@ -64,7 +64,7 @@ def _run_fold(session: Session, config: dict, kind: type, data, number: int) -> 
 
     out, main_process = Path(config["out"]), session.accelerator.is_main_process
     resume, of = resolve_resume(config["train"].resume, out), config["eval"].cross
-    if resume is not None and is_finished(out, resume, config["train"].steps):
+    if resume is not None and is_finished(out, resume):
         session.say(f"fold {number} of {of} is done already, in {out}")
         return True
     counts = data.counts

@@ -10,6 +10,7 @@ from typing import Any
 
 from pretrain.training import Training, autocast_dtype, ready_to_train
 from voco.config import flatten, to_dict
+from voco.errors import InputError
 
 MEMORY_SETTINGS = (
     "--train.batch_size (or raise --train.accumulate), the size of crops or clips, --encoder.name, or turn on "
@@ -94,7 +95,7 @@ def pretrain(session: Session, config: dict, job, data, network, record, resume:
     finally:
         stop_trackers(accelerator)
     accelerator.free_memory()
-    return state.step >= config["train"].steps
+    return state.step >= config["train"].steps or bool(state.watch.get("ended"))
 
 
 def is_own(resume: Path, out: Path) -> bool:
@@ -102,13 +103,15 @@ def is_own(resume: Path, out: Path) -> bool:
     return resume.resolve().parent == (out / "checkpoints").resolve()
 
 
-def is_finished(out: Path, resume: Path, steps: int) -> bool:
+def is_finished(out: Path, resume: Path) -> bool:
     """Whether the checkpoint is the last one of this very folder, and the run went on to its end after it."""
     from voco.engine.checkpoint import folder_name
 
-    if not (is_own(resume, out) and resume.name == folder_name(steps) and (out / "run.json").is_file()):
+    if not (is_own(resume, out) and (out / "run.json").is_file()):
         return False
-    ended = json.loads((out / "run.json").read_text()).get("state") == "finished"
+    record = json.loads((out / "run.json").read_text())
+    last = (record.get("sessions") or [{}])[-1].get("last_step")
+    ended = record.get("state") == "finished" and last is not None and resume.name == folder_name(last)
     return ended and (out / "encoder" / "config.json").is_file()
 
 
@@ -145,11 +148,36 @@ def build_encoder(config: dict, *, like=None, number: int = 0):
     pairs = list(zip(settings.window[::2], settings.window[1::2])) or None
     encoder = create_encoder(settings.name, checkpoint=settings.weights, window=pairs, **arguments)
     encoder.set_grad_checkpointing(settings.activation_checkpointing)
+    if settings.freeze:
+        _freeze(encoder, settings.freeze)
     return encoder
+
+
+def _freeze(encoder, parts) -> None:
+    """Keep parts of the network as they are.
+
+    Raises:
+        InputError: random weights, a name that no parameter has, or a norm whose statistics would move all the same.
+    """
+    from voco.encoders.timm_nets import batch_norms
+
+    if encoder.load_report is None:
+        raise InputError(f"--encoder.freeze {parts} would keep random weights: give --encoder.weights")
+    for part in parts:
+        found = [p for name, p in encoder.named_parameters() if name == part or name.startswith(f"{part}.")]
+        if not found:
+            known = dict.fromkeys(name.partition(".")[0] for name, _ in encoder.named_parameters())
+            raise InputError(f"--encoder.freeze {part}: no parameter begins so; parts are {', '.join(known)}")
+        if any(batch_norms(module) for name, module in encoder.named_modules() if name == part):
+            raise InputError(f"--encoder.freeze {part}: it has BatchNorms, whose statistics would move; not supported")
+        for parameter in found:
+            parameter.requires_grad_(False)
 
 
 def _facts(config: dict, data, encoder, method, accelerator, flops: int | None) -> dict:
     """Entries of ``run.json`` that do not change while the run goes on."""
+    from voco.engine.cost import FLOPS_RULE
+
     report = encoder.load_report
     parameters = sum(p.numel() for p in encoder.parameters())
     return {
@@ -166,6 +194,7 @@ def _facts(config: dict, data, encoder, method, accelerator, flops: int | None) 
             "parameters_encoder": parameters,
             "parameters_trained": sum(p.numel() for p in method.parameters() if p.requires_grad),
             "flops_per_volume": flops,
+            "flops_rule": FLOPS_RULE,
         },
     }
 

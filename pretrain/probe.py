@@ -249,20 +249,21 @@ class Probe:
 
         rows = []
         for entry in self.scans.entries:
-            volume, starts = self._places(entry)
+            volume, starts = self._places(entry, method.encoder.input_spec.windows)
             starts = spread(starts, self.windows)
             vectors = window_vectors(method, read, [volume], starts, self.geometry.size, dtype=dtype)
             rows.append(pool_vectors(vectors.cpu().numpy()))
         return np.stack(rows)
 
-    def _places(self, entry: PreparedEntry) -> tuple[Any, np.ndarray]:
+    def _places(self, entry: PreparedEntry, windows) -> tuple[Any, np.ndarray]:
         """A scan as the method is shown it, and the (W, 3) corners of crops that cover it."""
         from voco.data.cache import PreparedArray, PreparedVolume
         from voco.data.windows import read_window
+        from voco.health.evaluate import outer_window
 
         volume = PreparedVolume.open(entry.path)
         if self.region == "whole":
-            hu = read_window(volume, self.geometry.window, None, "whole").hu
+            hu = read_window(volume, self.geometry.window, None, "whole", outer_window(windows)).hu
             return PreparedArray(hu, volume.spacing_mm, {}), self.geometry.base_starts().numpy()
         return volume, self.view.windows(volume.shape)
 

@@ -86,8 +86,8 @@ def _run(config: dict, job, rank: int, world: int) -> int:
 
     out, train = Path(config["out"]), config["train"]
     resume = None if config["plan"] else _resume(config, out)
-    if resume is not None and is_finished(out, resume, train.steps):
-        say(f"{out} is already finished ({train.steps} steps); its encoder is in {out / 'encoder'}")
+    if resume is not None and is_finished(out, resume):
+        say(f"{out} is already finished ({resume.name}); its encoder is in {out / 'encoder'}")
         return 0
     encoder = build_encoder(config)
     if encoder.load_report is not None:
@@ -219,6 +219,8 @@ def _plan(config: dict, job, data, accelerator, method, say) -> int:
         )
     say(plan.text())
     say(f"  disk: {job.disk(data)}")
+    if note := job.size_note(method.encoder, data):
+        say(f"  {note}")
     return 0
 
 

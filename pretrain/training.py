@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pretrain.stopping import make_watch, on_all, restore_best
 from voco.config import flatten
 
 
@@ -50,6 +51,7 @@ class Training:
         from voco.engine.optim import learning_rate
 
         train = self.config["train"]
+        watch = make_watch(self.config, self.method, self.accelerator, self.out) if self.data.heldout else None
         loader = training_loader(
             self.config, self.job, self.data, self.method, self.accelerator, state.step, train.steps
         )
@@ -62,7 +64,11 @@ class Training:
                 settings=LoopSettings(
                     steps=train.steps,
                     learning_rate=partial(
-                        learning_rate, steps=train.steps, lr=train.lr, warmup=train.warmup, floor=train.lr_floor
+                        learning_rate,
+                        steps=train.schedule_steps or train.steps,
+                        lr=train.lr,
+                        warmup=train.warmup,
+                        floor=train.lr_floor,
                     ),
                     accumulate=train.accumulate,
                     clip=train.clip,
@@ -76,9 +82,16 @@ class Training:
                 checkpoints=checkpoints,
                 log=self.log,
                 stop=stop,
-                evaluate=self.report if self.data.heldout or self.config["probe"].labels else None,
+                evaluate=self._evaluation(shared=watch is not None),
                 on_milestone=self._milestone,
+                watch=watch,
             )
+
+    def _evaluation(self, shared: bool):
+        """What is called every so many steps; ``shared`` hands its numbers to all processes."""
+        if not self.data.heldout and not self.config["probe"].labels:
+            return None
+        return (lambda step: on_all(self.accelerator, self.report(step))) if shared else self.report
 
     @property
     def _probe_every(self) -> int:
@@ -121,21 +134,26 @@ class Training:
         if not self.accelerator.is_main_process:
             return
         self.record.update(cost=self.cost(state.step))
-        if state.step < self.config["train"].steps:
+        ended = bool(state.watch.get("ended"))
+        if state.step < self.config["train"].steps and not ended:
             self.record.close("stopped", signal=signal_name, last_step=state.step)
             self.log.say(f"stopped by {signal_name} after step {state.step}; the same command continues from there")
             return
         if self.monitor is not None and self.monitor.latest is None:  # killed after the last checkpoint: row is written
             self._health(state.step)
+        best = restore_best(self.method, self.out, state.watch)
+        if best is not None:
+            self._health(best)  # of the weights that are exported
         if self.recipe is not None:
             self.recipe.draw(self.log.rows())
         judged = self.monitor or self.recipe
-        folder = self.export(self.out / "encoder", state.step, judged)
-        self.record.close("finished", last_step=state.step, skipped_steps=state.skipped)
+        folder = self.export(self.out / "encoder", best or state.step, judged, taken=state.step)
+        stopped = {"best_step": best, "stopped_early": ended} if best is not None else {}
+        self.record.close("finished", last_step=state.step, skipped_steps=state.skipped, **stopped)
         if self.fold:
             self.log.say(f"fold {self.fold} of {self.config['eval'].cross} is done, in {self.out}")
             return
-        lines = ["", f"finished {state.step} steps; wrote"]
+        lines = ["", f"finished {state.step} steps{f', best at {best}' if best is not None else ''}; wrote"]
         lines += [f"  {folder}   load with: voco.load_encoder({str(folder)!r})"]
         files = ("figures", "folds", "metrics.jsonl", "run.json", "rejected.csv")
         lines += [f"  {self.out / name}" for name in files if (self.out / name).exists()]
@@ -163,8 +181,8 @@ class Training:
             "peak_memory_bytes": max(peak, known.get("peak_memory_bytes", 0)),
         }
 
-    def export(self, folder: Path, step: int, judged=None) -> Path:
-        """Write the encoder as it is now, with its history and what was judged."""
+    def export(self, folder: Path, step: int, judged=None, taken: int | None = None) -> Path:
+        """Write the encoder as it is now, that of ``step``, with its history; ``taken`` steps were paid for."""
         from voco import __version__
         from voco.data.fingerprint import FILE
         from voco.data.layouts.labeled import holds_phantoms
@@ -181,7 +199,7 @@ class Training:
             "volumes_seen": step * train.batch_size,
             "settings": facts["settings"]
             | flatten({"lr": train.lr, "batch_size": train.batch_size, "seed": self.config["seed"]}),
-            "cost": self.cost(step),
+            "cost": self.cost(taken or step),
             "library_version": __version__,
         }
         seen = self.out / FILE
@@ -211,7 +229,14 @@ def ready_to_train(config: dict, accelerator, method, out: Path):
 
     train = config["train"]
     optimizer = make_optimizer(
-        method, lr=train.lr, weight_decay=train.weight_decay, betas=train.betas, amsgrad=train.amsgrad
+        method,
+        lr=train.lr,
+        weight_decay=train.weight_decay,
+        betas=train.betas,
+        amsgrad=train.amsgrad,
+        kind=train.optimizer,
+        momentum=train.momentum,
+        decay=train.decay,
     )
     model, optimizer = accelerator.prepare(method, optimizer)
     return model, optimizer, Checkpoints(out / "checkpoints", keep=train.keep, accelerator=accelerator)

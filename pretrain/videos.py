@@ -156,6 +156,10 @@ class VideoJob:
         """What prepared data take, for ``--plan``."""
         return "0 GB of prepared data: clips are decoded as they come"
 
+    def size_note(self, encoder, cohort) -> str:
+        """Empty: no study of sizes is known for clips."""
+        return ""
+
     def fallen(self, rows) -> list[str]:
         """Scores that were higher earlier in this run."""
         from voco.health.video.verdict import fallen

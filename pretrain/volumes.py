@@ -105,12 +105,14 @@ class VolumeJob:
     def dataset(self, cohort, method):
         """Windows of training scans by position."""
         from voco.data.dataset import WindowDataset
+        from voco.health.evaluate import outer_window
 
         settings = self.config["method"]
         return WindowDataset(
             [[entry.path for entry in patient] for patient in cohort.train],
             size=settings.geometry.window,
             region=settings.region,
+            clip=outer_window(method.encoder.input_spec.windows),
             draws=method.sampler,
             seed=self.config["seed"],
         )
@@ -203,6 +205,12 @@ class VolumeJob:
         """What the prepared data take, for ``--plan``."""
         scans = (entry for patients in (cohort.train, cohort.heldout) for found in patients for entry in found)
         return f"{sum(entry.bytes for entry in scans) / 1e9:.2f} GB of prepared scans (already there)"
+
+    def size_note(self, encoder, cohort) -> str:
+        """Advice on the size of the network, for ``--plan``."""
+        from pretrain.sizes import size_note
+
+        return size_note(sum(p.numel() for p in encoder.parameters()), cohort.counts["train_scans"])
 
     def check(self) -> None:
         """Settings that cannot work, before any work."""

@@ -138,7 +138,7 @@ class FakeRunner:
         (folder / "encoder").mkdir(exist_ok=True)
         (folder / "encoder" / "config.json").write_text("{}")
         (folder / "timings.jsonl").write_text('{"step": 1, "seconds_per_step": 0.5}\n' * 8)
-        cost = {"flops_per_volume": 1000}
+        cost = {"flops_per_volume": 1000, "flops_rule": 2}
         (folder / "run.json").write_text(json.dumps({"state": "finished", "wall_seconds": 60, "cost": cost}))
         settings = folder / "settings.yaml"
         found = re.search(r"^  lr: (\S+)$", settings.read_text(), re.MULTILINE) if settings.is_file() else None

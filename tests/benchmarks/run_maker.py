@@ -15,7 +15,8 @@ from voco.transfer.results import constant_scores, summarise, write_predictions,
 
 VOCO = {"method": "voco3d", "data": "unlabeled CT of the user", "cases": 900, "steps": 5000, "volumes_seen": 40000,
         "results": {"position_accuracy_balanced": 0.52, "intra": 0.31},
-        "cost": {"seconds_training": 7200.0, "volumes_seen": 40000, "flops_per_volume": 10**11}}  # fmt: skip
+        "cost": {"seconds_training": 7200.0, "volumes_seen": 40000, "flops_per_volume": 10**11,
+                 "flops_rule": 2}}  # fmt: skip
 KINETICS = {"source": "swin3d_t.kinetics400", "data": ["Kinetics-400"], "licence": "MIT"}
 SYNTHETIC = "synthetic patients: nothing here says anything about real ones"
 SPEC = {"axes": "SPL", "windows": [[-200.0, 400.0]], "mean": [0.0], "std": [1.0], "rgb_mean": None, "rgb_std": None}

@@ -326,6 +326,10 @@ def test_budgets_of_hours_and_operations_become_steps(tmp_path):
         cell = store.work.cells["pretrain/3d-voco3d-run0"]
         # half a second a step; a thousand operations for each of 8 volumes (the fake batch is 4 unless a recipe says)
         assert budget_steps(store, cell) == steps == budget_steps(store, cell, 2) * (2 if unit == "gpu_hours" else 1)
+    record = store.folder(store.work.cells[cell.facts["calibrated"]]) / "run.json"
+    record.write_text(record.read_text().replace('"flops_rule": 2', '"flops_rule": 1'))
+    with pytest.raises(InputError, match="by an older rule; remove"):
+        budget_steps(store, cell)
 
 
 def test_test_patients_are_left_out_of_pretraining(tmp_path):

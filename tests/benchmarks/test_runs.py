@@ -96,6 +96,9 @@ def test_the_cost_of_published_weights_is_never_nothing():
     assert pretraining_cost([]) == {"hours": 0.0, "flops": 0.0, "volumes_seen": 0.0, "words": "none"}
     own = pretraining_cost([VOCO])
     assert own["hours"] == 2.0 and own["flops"] == 40000 * 10**11 and own["words"] == ""
+    counted_otherwise = {key: value for key, value in VOCO["cost"].items() if key != "flops_rule"}
+    old = pretraining_cost([VOCO | {"cost": counted_otherwise}])
+    assert old["flops"] is None and old["hours"] == 2.0
     chain = pretraining_cost([KINETICS, VOCO])
     assert chain["hours"] is None and chain["words"] == "published (unknown)"
     assert pretraining_cost([{"source": "file"}])["words"] == "unknown"

@@ -68,6 +68,21 @@ def test_whole_region_resizes_with_aligned_corners():
         read_window(ramp, (4, 4, 5), generator(0), region="half")
 
 
+def test_a_whole_volume_is_windowed_before_it_is_resized_as_published():
+    edges = np.random.default_rng(0).choice(np.array([-1000, 40, 1500], np.int16), (6, 20, 20))
+    size, low, high = (9, 33, 14), -175.0, 250.0
+    window = lambda hu: (np.clip(hu.astype(np.float32), low, high) - low) / (high - low)  # noqa: E731
+    published = torch.nn.functional.interpolate(
+        torch.from_numpy(window(edges))[None, None], size=size, mode="trilinear", align_corners=True
+    )[0, 0].numpy()
+    found = read_window(Array(edges), size, generator(0), "whole", (low, high)).hu
+    assert np.abs(window(found) - published).max() <= 0.51 / (high - low)  # whole Hounsfield units
+    unclipped = read_window(Array(edges), size, generator(0), "whole").hu
+    assert (np.abs(window(unclipped) - published) > 0.05).mean() > 0.2
+    local = read_window(Array(edges), (3, 4, 5), generator(0), "window", (low, high)).hu
+    np.testing.assert_array_equal(local, read_window(Array(edges), (3, 4, 5), generator(0)).hu)
+
+
 def test_each_epoch_sees_each_patient_once_whatever_the_number_of_series():
     data = dataset([[0, 1, 2], [3], [4]])
     for epoch in range(4):

@@ -174,6 +174,12 @@ def test_groups_learn_at_their_own_rate():
     for kind, cls in kinds.items():
         made = make_optimizer(holder, lr=0.1, weight_decay=0.1, betas=(0.9, 0.99), amsgrad=False, kind=kind)
         assert type(made) is cls and [g["weight_decay"] for g in made.param_groups] == [0.1, 0.0]
+    made = make_optimizer(
+        holder, lr=0.1, weight_decay=0.1, betas=(0.9, 0.99), amsgrad=False, kind="sgd", momentum=0.8, dampening=0.7,
+        decay="all",
+    )  # fmt: skip
+    assert [g["weight_decay"] for g in made.param_groups] == [0.1, 0.1]
+    assert {(g["momentum"], g["dampening"]) for g in made.param_groups} == {(0.8, 0.7)}
 
 
 def test_other_settings_are_listed_and_free_ones_are_not(tmp_path):

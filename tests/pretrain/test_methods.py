@@ -44,20 +44,51 @@ def run(work, out, *options):
     assert record["state"] == "finished"
     cost = record["cost"]
     assert cost["volumes_seen"] == 6
-    assert cost["parameters_encoder"] > 1e5 and cost["flops_per_volume"] > 1e6
+    assert cost["parameters_encoder"] > 1e5 and cost["flops_per_volume"] > 1e6 and cost["flops_rule"] == 2
     assert cost["peak_memory_bytes"] > 1e8 and cost["seconds_per_volume"] > 0
     return voco.load_encoder(work / out), done.stderr
 
 
 @pytest.fixture(scope="module")
-def video(work):
-    """A run on two synthetic actors: the encoder it wrote, what it said, and its command."""
+def clips(work):
     from voco.phantom.cohort import write_cohort
 
     pytest.importorskip("av")
     write_cohort(work / "clips", layout="video", cases=16, seed=0, workers=1, progress=False)
-    (work / "clips" / "moves_left").mkdir(exist_ok=True)
-    (work / "clips" / "broken.mp4").write_bytes(b"no video")
+    return work / "clips"
+
+
+def test_a_run_on_clips_ends_when_the_heldout_loss_does_and_exports_its_best(work, clips):
+    """Nothing but the running statistics moves, so the loss wanders: three reports without a lower one come soon."""
+    options = ["--config", str(work / "small.yaml"), "--out", str(work / "early"), "--method.name", "video"]
+    options += ["--data.root", str(clips), "--encoder.name", "cnn3d_s", "--method.clip.frames", "16"]
+    options += ["--method.clip.size", "32", "32", "--train.optimizer", "sgd", "--train.lr", "1e-9", "--train.momentum"]
+    options += ["0", "--train.steps", "60", "--train.patience", "3", "--train.plateau", "1", "--eval.every", "1"]
+    options += ["--train.lr_floor", "1", "--train.warmup", "0"]
+    done = forked(main, options)
+    assert done.returncode == 0, done.stderr[-3000:]
+    record = json.loads((work / "early" / "run.json").read_text())
+    rows = [json.loads(line) for line in (work / "early" / "metrics.jsonl").read_text().splitlines()]
+    losses = {row["step"]: row["heldout/loss"] for row in rows if "heldout/loss" in row and row["step"]}
+    best, stale, expected = float("inf"), 0, None
+    for step in sorted(losses):
+        best, stale, expected = (losses[step], 0, step) if losses[step] < best else (best, stale + 1, expected)
+    session = record["sessions"][-1]
+    assert record["state"] == "finished" and session["last_step"] == max(losses) == expected + stale
+    rates = [row["lr"] for row in rows if "lr" in row]
+    assert rates[0] == 1e-9 and rates[-1] < 1.01e-10  # a plateau before the end
+    assert stale == 3 and session["best_step"] == expected and session["stopped_early"]
+    assert json.loads((work / "early" / "video.json").read_text())["step"] == expected
+    assert voco.load_encoder(work / "early").provenance[0]["steps"] == expected
+    again = forked(main, options)
+    assert again.returncode == 0 and "is already finished" in again.stderr
+
+
+@pytest.fixture(scope="module")
+def video(work, clips):
+    """A run on two synthetic actors: the encoder it wrote, what it said, and its command."""
+    (clips / "moves_left").mkdir(exist_ok=True)
+    (clips / "broken.mp4").write_bytes(b"no video")
     clip = ("--method.clip.frames", "16", "--method.clip.size", "32", "32", "--encoder.name", "cnn3d_s")
     options = ("--method.name", "video", "--data.root", str(work / "clips"), *clip)
     return *run(work, "video", *options), options

@@ -195,6 +195,7 @@ def test_continuing_from_an_encoder_keeps_its_input_and_history(finished, work, 
 def test_plan_trains_nothing(work, scans):
     done = run(command(work, scans, "planned", "--plan", "--train.batch_size", "4", "--train.accumulate", "2"))
     assert "volumes per hour" in done.stderr and "largest batch" in done.stderr
+    assert "model size: 0.505 M parameters for" in done.stderr and "second-hand" in done.stderr
     assert not (work / "planned").exists()
 
 

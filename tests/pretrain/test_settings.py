@@ -4,10 +4,13 @@ import json
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from pretrain.config import SCHEMA, check, check_same_data
+from pretrain.run import _freeze
 from pretrain.volumes import VolumeJob
 from voco.config import parse
+from voco.encoders import create_encoder
 from voco.encoders.spec import InputSpec
 from voco.errors import InputError
 
@@ -32,6 +35,8 @@ def settings(tmp_path, *options):
         (["--eval.cross=-2"], "eval.cross .* found -2"),
         (["--eval.cross", "3", "--train.resume", "runs/other"], "no fold can go on from a checkpoint"),
         (["--eval.cross", "3", "--method.name", "video"], "eval.cross is for scans"),
+        (["--train.steps", "10", "--train.schedule_steps", "9"], "ends before --train.steps 10"),
+        (["--train.patience", "3"], "VoCo's loss does not say how good"),
     ],
 )
 def test_settings_that_cannot_work_are_named(tmp_path, options, words):
@@ -39,6 +44,31 @@ def test_settings_that_cannot_work_are_named(tmp_path, options, words):
     with pytest.raises(InputError, match=words):
         check(config, world=1)
         VolumeJob(config).check()
+
+
+def test_early_stopping_of_clips_counts_reports(tmp_path):
+    options = ("--method.name", "video", "--train.patience", "3")
+    check(settings(tmp_path, *options), world=1)
+    with pytest.raises(InputError, match=r"set --eval.every"):
+        check(settings(tmp_path, *options, "--eval.every", "0"), world=1)
+
+
+def test_frozen_parts_keep_weights_that_were_learned():
+    with torch.device("meta"):
+        encoder, convolutions = create_encoder("viptt"), create_encoder("cnn3d_s")
+    with pytest.raises(InputError, match=r"would keep random weights: give --encoder.weights"):
+        _freeze(encoder, ["slices"])
+    encoder.load_report = convolutions.load_report = object()  # as after loading weights
+    with pytest.raises(InputError, match=r"freeze slice: no parameter begins so; parts are .*slices"):
+        _freeze(encoder, ["slice"])
+    _freeze(encoder, ["slices"])
+    learns = {name.partition(".")[0] for name, p in encoder.named_parameters() if p.requires_grad}
+    assert learns == {"stem", "lstm", "dense"}
+    # as published, without the layer of ten classes
+    assert sum(p.numel() for p in encoder.parameters() if p.requires_grad) == 1_060_880 - 10_250
+    first = next(name for name, _ in convolutions.named_children())
+    with pytest.raises(InputError, match="has BatchNorms"):
+        _freeze(convolutions, [first])
 
 
 def test_processes_count_for_the_batch(tmp_path):

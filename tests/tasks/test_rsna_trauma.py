@@ -5,11 +5,13 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from sklearn import metrics as sk
 
 from finetune.training import expected_weights
 from voco.data.layouts.labeled import LabeledCase
 from voco.data.manifest import Case
+from voco.data.splits import make_splits
 from voco.errors import InputError
 from voco.tasks import create_task
 from voco.tasks.base import Task
@@ -75,6 +77,61 @@ def test_official_score(case, seed):
     assert got["score"] == pytest.approx(expected, abs=1e-9)
     assert list(got.values())[1:] == pytest.approx(losses, abs=1e-9)
     assert list(got)[1:] == [*(f"loss_{organ}" for organ in GRADES), "loss_any_injury"]
+
+
+def test_any_injury_is_the_sixth_term_of_the_loss():
+    """Against scikit-learn, on the probabilities that the logits mean."""
+    task, n = create_task("rsna_trauma", any_injury=True), 40
+    rng = np.random.default_rng(0)
+    logits = {
+        o: torch.from_numpy(rng.normal(0, 2, (n, 1 if k == 2 else k))).requires_grad_() for o, k in GRADES.items()
+    }
+    labels, _ = random_case(0, n)
+    targets = {o: torch.from_numpy(v.astype(float)) for o, v in labels.items()}
+    weights = {name: torch.tensor(row, dtype=torch.float64) for name, row in task.class_weights().items()}
+    assert weights["any_injury"].tolist() == [1, 6]
+    columns = task.scores({o: z.detach().numpy() for o, z in logits.items()})
+    injured = [columns[f"score_{o}"] if k == 2 else 1 - columns[f"score_{o}_healthy"] for o, k in GRADES.items()]
+    truth = np.any([v > 0 for v in labels.values()], axis=0)
+    weight = np.where(truth, 6.0, 1.0)
+    by_hand = sk.log_loss(truth, np.max(injured, axis=0), sample_weight=weight) * weight.sum() / n
+    terms = task.loss(logits, targets, class_weights=weights)
+    assert terms["any_injury"].item() == pytest.approx(by_hand, rel=1e-9)
+    plain = create_task("rsna_trauma").loss(logits, targets, class_weights=weights)
+    assert list(plain) == list(GRADES) and all(torch.equal(plain[o], terms[o]) for o in GRADES)
+    expected = task.loss(logits, targets, class_weights=weights, expected={"any_injury": 2.5})["any_injury"]
+    assert expected.item() == pytest.approx(by_hand / 2.5, rel=1e-9)
+    targets["liver"][:5] = torch.nan
+    rest = task.loss(logits, targets, class_weights=weights)["any_injury"].item() * n
+    lost = (
+        sk.log_loss(truth[5:], np.max(injured, axis=0)[5:], sample_weight=weight[5:], labels=[0, 1]) * weight[5:].sum()
+    )
+    assert rest == pytest.approx(lost, rel=1e-9)
+    terms["any_injury"].backward()
+    assert sum(int((z.grad != 0).any(1).sum()) for z in logits.values()) == n  # one organ of each patient answers
+    with pytest.raises(InputError, match="from all five organs"):
+        create_task("rsna_trauma", any_injury=True, organs=["liver"])
+
+
+def test_every_grade_of_every_organ_is_balanced_over_the_folds():
+    rng, shares = np.random.default_rng(0), {"bowel": [0.02], "extravasation": [0.06], "kidney": [0.035, 0.02]}
+    shares |= {"liver": [0.08, 0.02], "spleen": [0.065, 0.05]}
+    table = {o: rng.choice(len(s) + 1, 2000, p=[1 - sum(s), *s]) for o, s in shares.items()}
+    cases = [
+        LabeledCase(Case(id=f"s{i}", path=f"s{i}", patient=f"p{i}"), {o: int(v[i]) for o, v in table.items()})
+        for i in range(2000)
+    ]
+    worst = {}
+    for strata in ("rarest", "all"):
+        task = create_task("rsna_trauma", strata=strata)
+        splits = make_splits(cases, task.stratum, rule="kfold", folds=5, val=0.0, seed=1)
+        tested = [[int(case[1:]) for case in fold.ids("test")] for fold in splits.folds]
+        off = [
+            abs((table[o][part] == grade).sum() - (table[o] == grade).sum() / 5)
+            for part in tested for o, s in shares.items() for grade in range(1, len(s) + 1)
+        ]  # fmt: skip
+        worst[strata] = max(off)
+    assert worst["all"] <= 4 < worst["rarest"], worst
 
 
 def test_rows_that_cannot_be_normalised():

@@ -85,6 +85,9 @@ def run(out, *, steps=5, stop_after=None, freeze=3):
     accelerator = Accelerator(cpu=True)
     method = tuner(freeze_steps=freeze, features="sequence", ema=0.25)
     groups = parameter_groups(method.model, weight_decay=0.1, layer_decay=0.5)
+    assert {g["weight_decay"] for g in groups} == {0.1, 0.0}
+    everything = parameter_groups(method.model, weight_decay=0.1, layer_decay=0.5, decay="all")
+    assert {g["weight_decay"] for g in everything} == {0.1}
     optimizer = make_optimizer(method, lr=1e-2, weight_decay=0.1, betas=(0.9, 0.999), amsgrad=False, groups=groups)
     model, optimizer = accelerator.prepare(method, optimizer)
     checkpoints = Checkpoints(out / "checkpoints", keep=9, accelerator=accelerator)

@@ -30,7 +30,7 @@ class WindowDataset(Dataset):
     Args:
         patients: files of prepared volumes, grouped by patient.
         size: (D, H, W) voxels of a window.
-        region: ``window`` or ``whole``, see ``read_window``.
+        region, clip: ``window`` or ``whole``, see ``read_window``.
         draws: the method's randomness for one sample, drawn here in the worker; picklable.
         seed: of the run.
         open_volume: opens one prepared volume; called in the worker.
@@ -44,12 +44,13 @@ class WindowDataset(Dataset):
         region: str,
         draws: Callable[[torch.Generator], dict],
         seed: int,
+        clip: tuple[float, float] | None = None,
         open_volume: Callable | None = None,
     ):
         if not patients:
             raise InputError("no patient is left to train on; check the data folder, --data.exclude and --data.heldout")
         self.patients = [list(files) for files in patients]
-        self.size, self.region, self.draws, self.seed = tuple(size), region, draws, seed
+        self.size, self.region, self.clip, self.draws, self.seed = tuple(size), region, clip, draws, seed
         self._open_volume = open_volume
         self._handles: OrderedDict = OrderedDict()
         self._order: tuple[int, torch.Tensor] | None = None
@@ -78,7 +79,7 @@ class WindowDataset(Dataset):
             files = self.patients[patient]
             path = files[int(torch.randint(len(files), (), generator=rng))]
             try:
-                window = read_window(self._open(path), self.size, rng, self.region)
+                window = read_window(self._open(path), self.size, rng, self.region, self.clip)
             except (ScanError, OSError, RuntimeError) as error:
                 self._handles.pop(path, None)
                 reasons.append(f"{Path(path).name}: {error}")

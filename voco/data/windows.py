@@ -49,7 +49,13 @@ def window_start(shape, size, generator: torch.Generator) -> tuple[int, int, int
     return tuple(start)
 
 
-def read_window(volume: ReadableVolume, size, generator: torch.Generator, region: str = "window") -> Window:
+def read_window(
+    volume: ReadableVolume,
+    size,
+    generator: torch.Generator,
+    region: str = "window",
+    clip: tuple[float, float] | None = None,
+) -> Window:
     """Read a random window of ``size`` voxels, or the whole volume resized to it.
 
     Args:
@@ -58,6 +64,9 @@ def read_window(volume: ReadableVolume, size, generator: torch.Generator, region
         generator: where the window lies.
         region: ``window`` (VoCo v2: a local window at the prepared spacing) or ``whole`` (VoCo v1: the whole volume,
             trilinear with aligned corners).
+        clip: Hounsfield window to which a whole volume is cut before it is resized, as every published code does: a
+            voxel between bone and air is else the mean of both, and no value of the window. A local window is not
+            resized, and stays as it is.
 
     Raises:
         InputError: unknown region.
@@ -68,6 +77,7 @@ def read_window(volume: ReadableVolume, size, generator: torch.Generator, region
         return Window(volume.read(start, size), start, 1.0 - float(inside) / float(np.prod(size)))
     if region == "whole":
         hu = torch.from_numpy(np.ascontiguousarray(volume.read((0, 0, 0), volume.shape))).float()[None, None]
+        hu = hu if clip is None else hu.clamp(*clip)
         resized = torch.nn.functional.interpolate(hu, size=tuple(size), mode="trilinear", align_corners=True)
         return Window(resized[0, 0].round().to(torch.int16).numpy(), (0, 0, 0), 0.0)
     raise InputError(f"unknown region {region!r}; choose one of {', '.join(REGIONS)}")

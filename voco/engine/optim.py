@@ -18,14 +18,17 @@ def make_optimizer(
     amsgrad: bool,
     kind: str = "adamw",
     momentum: float = 0.9,
+    dampening: float = 0.0,
+    decay: str = "matrices",
     groups: Sequence[dict] | None = None,
 ) -> torch.optim.Optimizer:
-    """An optimizer over the trainable parameters; vectors (biases, norms) are not decayed.
+    """An optimizer over the trainable parameters.
 
     Args:
         betas, amsgrad: of Adam and AdamW.
         kind: ``adamw``, ``adam`` (decay added to the gradient, as older recipes have it) or ``sgd``.
-        momentum: of SGD.
+        momentum, dampening: of SGD.
+        decay: ``matrices`` spares vectors (biases, norms); ``all`` does not, as torch does it by itself.
         groups: parameter groups with ``weight_decay`` and ``lr_scale`` of their own, instead of the usual two.
 
     Raises:
@@ -35,13 +38,13 @@ def make_optimizer(
         trainable = [p for p in model.parameters() if p.requires_grad]
         groups = [
             {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
-            {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+            {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": weight_decay if decay == "all" else 0.0},
         ]
     groups = [g for g in groups if g["params"]]
     if not groups:
         raise ValueError("the model has no trainable parameter")
     if kind == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=momentum)
+        return torch.optim.SGD(groups, lr=lr, momentum=momentum, dampening=dampening)
     cls = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[kind]
     return cls(groups, lr=lr, betas=tuple(betas), amsgrad=amsgrad)
 

@@ -33,7 +33,7 @@ class HealthMonitor(Judged):
         out: run folder; lines go to ``health_lines.json``, the latest report and verdict to ``health.json``.
         volumes, names, patients: held-out prepared files, their case ids and whose they are.
         geometry, region: of the method.
-        hu_windows: of the encoder, for the histogram line.
+        hu_windows: of the encoder, for the histogram line and for volumes that are resized whole.
         references: from ``voco.reference.reference_lines``.
         per_scan, queries, max_scans: how much is looked at.
         seed: of the run.
@@ -68,6 +68,7 @@ class HealthMonitor(Judged):
             per_scan=per_scan,
             seed=seed,
             region=region,
+            clip=outer_window(hu_windows),
             names=names,
             patients=patients,
             max_scans=max_scans,

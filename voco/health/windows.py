@@ -57,6 +57,7 @@ def build_eval_windows(
     per_scan: int = 2,
     seed: int,
     region: str = "window",
+    clip: tuple[float, float] | None = None,
     names: Sequence[str] | None = None,
     patients: Sequence[str] | None = None,
     max_scans: int | None = MAX_SCANS,
@@ -69,6 +70,7 @@ def build_eval_windows(
         per_scan: windows per scan.
         seed: places depend on (seed, scan, window) alone.
         region: as the method's: ``window`` or ``whole``; ``whole`` has no neighbouring slab, hence no disjoint score.
+        clip: see ``voco.data.windows.read_window``.
         names: one per scan; with names, places do not depend on the order of the list.
         patients: one per scan; None takes every scan for a patient.
         max_scans: at most so many scans, drawn by the seed; None is all of them.
@@ -91,7 +93,7 @@ def build_eval_windows(
     for scan in chosen:
         volume = _open(volumes[scan])
         key, who = scan if names is None else names[scan], (scan, int(of_scan[scan]))
-        windows.append([_read(volume, geometry, who, (key, number), seed, region) for number in range(per_scan)])
+        windows.append([_read(volume, geometry, who, (key, number), seed, region, clip) for number in range(per_scan)])
     return [row[number] for number in range(per_scan) for row in windows]
 
 
@@ -103,9 +105,9 @@ def _open(volume) -> ReadableVolume:
     return volume() if callable(volume) else volume
 
 
-def _read(volume, geometry: Geometry, who: tuple[int, int], key: tuple, seed: int, region: str) -> EvalWindow:
+def _read(volume, geometry: Geometry, who: tuple[int, int], key: tuple, seed: int, region: str, clip) -> EvalWindow:
     scan, patient = who
-    window = read_window(volume, geometry.window, generator(seed, "eval", *key), region)
+    window = read_window(volume, geometry.window, generator(seed, "eval", *key), region, clip)
     depth = geometry.size[0]
     slabs = side = reason = None
     if region != "window":

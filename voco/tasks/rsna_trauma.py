@@ -18,6 +18,7 @@ from voco.tasks.ranking import auroc, why_undefined
 
 if TYPE_CHECKING:
     import pandas as pd
+    from torch import Tensor
 
 # Weight of a patient in a log loss, by the true grade.
 WEIGHTS: Mapping[str, tuple[float, ...]] = {
@@ -42,6 +43,11 @@ class RSNATraumaOptions:
     """path of the table of injuries below the root, where it is neither train.csv nor train_2024.csv"""
     organs: list[str] = field(default_factory=lambda: list(ORGANS))
     """what is learned: all five together, or some of them; the official score needs all"""
+    any_injury: bool = False
+    """also learn whether there is any injury, from the five outputs, as the sixth term of the official score"""
+    strata: Literal["rarest", "all"] = "rarest"
+    """what splits keep balanced: the rarest injured organ of a patient, or the grades of every organ, one after the
+    other"""
     patient_score: Literal["mean", "max"] = "mean"
     """how the series of a patient are put together, class by class, before rows are normalised"""
 
@@ -73,6 +79,8 @@ class RSNATrauma(Task):
             for organ, grades in ORGANS.items()
             if organ in options.organs
         )
+        if options.any_injury and not self._complete:
+            raise InputError("task.any_injury is learned from all five organs; leave task.organs as it is")
         if not self._complete:
             self.main_metric = "loss"
 
@@ -88,14 +96,59 @@ class RSNATrauma(Task):
         return read_rsna_trauma_test(root)
 
     def stratum(self, case: LabeledCase) -> str:
-        """The rarest injured organ: all combinations of grades would be too many to keep balanced."""
-        if len(self.outputs) == 1:
+        """The rarest injured organ, or with ``strata`` all the grades of all organs."""
+        if len(self.outputs) == 1 or self.options.strata == "all":
             return super().stratum(case)
         return next((o for o in _RARE_FIRST if o in self.options.organs and case.labels.get(o)), "healthy")
 
     def class_weights(self) -> dict[str, list[float]]:
         """Weights of the classes in the official losses, for training with the same ones."""
-        return {output.name: list(WEIGHTS[output.name]) for output in self.outputs}
+        names = [output.name for output in self.outputs] + [ANY] * self.options.any_injury
+        return {name: list(WEIGHTS[name]) for name in names}
+
+    def sample_weights(
+        self, targets: Mapping[str, Tensor], class_weights: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """As of every task, and with ``any_injury`` of that one: 0 where an organ is not known."""
+        weights = super().sample_weights(targets, class_weights)
+        if not self.options.any_injury:
+            return weights
+        known, injured = _any_injury(targets)
+        table = (class_weights or {}).get(ANY)
+        weights[ANY] = known.to(weights["bowel"]) * (
+            1.0 if table is None else table.to(weights["bowel"])[injured.long()]
+        )
+        return weights
+
+    def loss(self, logits: Mapping[str, Tensor], targets: Mapping[str, Tensor], **settings) -> dict[str, Tensor]:
+        """As of every task; with ``any_injury`` a sixth term, the cross-entropy of the largest 1 - p(healthy).
+
+        Source: RSNA 2023, metric; the classifier of 2D-VoCo takes 1 - min p(healthy), which is the same number.
+        """
+        terms = super().loss(logits, targets, **settings)
+        if not self.options.any_injury:
+            return terms
+        import torch
+        from torch.nn import functional as F
+
+        from voco.losses import full_precision
+
+        # of each organ log p(healthy) and log(1 - p(healthy)); the least healthy organ gives both
+        healthy, injured = [], []
+        for output in self.outputs:
+            z = full_precision(logits[output.name])
+            z = torch.cat([torch.zeros_like(z), z], 1) if output.kind == "binary" else z
+            log_p = F.log_softmax(z, 1)
+            healthy.append(log_p[:, 0])
+            injured.append(log_p[:, 1:].logsumexp(1))
+        targets = {name: values.to(healthy[0].device) for name, values in targets.items()}
+        _, target = _any_injury(targets)
+        smooth = settings.get("label_smoothing", 0.0)
+        soft = target.to(healthy[0]) * (1 - smooth) + smooth / 2
+        each = -soft * torch.stack(injured).amax(0) - (1 - soft) * torch.stack(healthy).amin(0)
+        weights = self.sample_weights(targets, settings.get("class_weights"))[ANY].to(each)
+        whole = len(each) * (settings.get("expected") or {}).get(ANY, 1.0)
+        return terms | {ANY: (each * weights).sum() / each.new_full((), whole)}
 
     def constant_scores(self, train: pd.DataFrame) -> dict[str, float]:
         """The best constant: how common each class is, counted with the weights of the official losses."""
@@ -232,6 +285,14 @@ def official_score(labels: Mapping[str, np.ndarray], probabilities: Mapping[str,
     score = np.max([1 - rows[organ][:, 0] for organ in ORGANS], axis=0)
     losses[f"loss_{ANY}"] = classes.log_loss(injured, np.stack([1 - score, score], 1), WEIGHTS[ANY])
     return {"score": float(np.mean(list(losses.values()))), **losses}
+
+
+def _any_injury(targets: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """(B,) bool each: whether all organs are known, and whether any is injured."""
+    import torch
+
+    grades = torch.stack([targets[organ] for organ in ORGANS])
+    return ~torch.isnan(grades).any(0), (grades > 0).any(0)
 
 
 def _rows(scores: np.ndarray) -> np.ndarray:

@@ -259,12 +259,12 @@ def stage_of_parameters(encoder: nn.Module) -> dict[str, int]:
 
 
 def parameter_groups(
-    model: StudyModel, *, weight_decay: float, layer_decay: float, head_lr: float = 1.0
+    model: StudyModel, *, weight_decay: float, layer_decay: float, head_lr: float = 1.0, decay: str = "matrices"
 ) -> list[dict[str, Any]]:
     """Groups for the optimizer: ``lr_scale`` falls by ``layer_decay`` with every stage away from the head.
 
     Args:
-        weight_decay: of matrices and kernels; biases and norms are not decayed.
+        weight_decay: of matrices and kernels; with ``decay`` ``all`` of biases and norms too.
         layer_decay: 1 = one learning rate for all; 0.75 is common for transformers (BEiT, MAE).
         head_lr: learning rate of the head as a multiple of the encoder's.
     """
@@ -276,9 +276,9 @@ def parameter_groups(
             continue
         inside = name.removeprefix("encoder.") if name.startswith("encoder.") else None
         scale = head_lr if inside is None else layer_decay ** (last + 1 - stages[inside])
-        decay = weight_decay if parameter.ndim > 1 else 0.0
-        groups.setdefault((scale, decay), []).append(parameter)
-    return [{"params": found, "lr_scale": scale, "weight_decay": decay} for (scale, decay), found in groups.items()]
+        own_decay = weight_decay if parameter.ndim > 1 or decay == "all" else 0.0
+        groups.setdefault((scale, own_decay), []).append(parameter)
+    return [{"params": found, "lr_scale": scale, "weight_decay": own} for (scale, own), found in groups.items()]
 
 
 def output_widths(outputs: Sequence) -> dict[str, int]:

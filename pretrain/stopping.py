@@ -1,0 +1,54 @@
+"""Early stopping of runs on clips: the held-out loss decides, and the encoder with the lowest one is exported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+KEY = "heldout/loss"
+_BEST = "best.safetensors"
+
+
+def make_watch(config: Mapping, method, accelerator, out: Path):
+    """The rule that ``--train.patience`` and ``--train.plateau`` ask for; None where they do not."""
+    from voco.engine.watch import Watch
+
+    train = config["train"]
+    if not (train.patience or train.plateau):
+        return None
+    return Watch(
+        KEY,
+        higher=False,
+        patience=train.patience,
+        plateau=train.plateau,
+        plateau_key=KEY,
+        factor=train.plateau_factor,
+        on_best=lambda step: _save(method, accelerator, out / _BEST),
+    )
+
+
+def on_all(accelerator, row: dict[str, float]) -> dict[str, float]:
+    """The numbers of the main process on every process, so that all of them stop at the same step."""
+    from accelerate.utils import broadcast_object_list
+
+    return broadcast_object_list([row])[0] if accelerator.num_processes > 1 else row
+
+
+def restore_best(method, out: Path, memory: Mapping[str, float]) -> int | None:
+    """Put the weights of the best report back; returns its step, None where nothing was watched."""
+    from safetensors.torch import load_file
+
+    if "best_step" not in memory:
+        return None
+    method.load_state_dict(load_file(out / _BEST))
+    return int(memory["best_step"])
+
+
+def _save(method, accelerator, path: Path) -> None:
+    from safetensors.torch import save_file
+
+    if accelerator.is_main_process:
+        part = path.with_suffix(".part")
+        save_file({name: value.detach().cpu().contiguous() for name, value in method.state_dict().items()}, part)
+        part.replace(path)
+    accelerator.wait_for_everyone()
