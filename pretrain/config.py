@@ -199,7 +199,7 @@ class TrainConfig:
     threads: int = 0
     """CPU threads per process when training without a GPU; 0 = the cores shared among the processes of this machine."""
     patience: int = 0
-    """Reports without a lower held-out loss after which training ends; 0 = never. For clips alone, see docs/video.md."""
+    """Reports without a lower held-out loss after which training ends; 0 = never. For clips alone (docs/video.md)."""
     plateau: int = 0
     """Reports without a lower held-out loss after which the learning rate falls; 0 = never. For videos."""
     plateau_factor: float = 0.1
