@@ -12,6 +12,7 @@ from tests.health.nulls import ArrayVolume
 from voco.errors import InputError
 from voco.geometry import Geometry
 from voco.health import HealthReport, build_eval_windows, evaluate_histogram, judge, judgements, verdict
+from voco.health.judged import Judged
 from voco.health.report import HEADLINE, PARTS, better_of, joined, mean_of
 from voco.health.scores import Tally, place_tally
 from voco.health.verdict import fallen
@@ -140,8 +141,21 @@ def test_padding_is_said_with_the_scans_that_cause_it():
     report = scores(spread(0.55), spread(0.30), values={"padded_share": 0.31}, padded={"thin": 0.7, "short": 0.9})
     note = next(s for s in say(report) if "outside the scan" in s)
     assert "31% of the voxels" in note and "short 90%, thin 70%" in note
+    nameless = next(s for s in say(replace(report, padded={})) if "outside the scan" in s)
+    assert "31% of the voxels" in nameless and "short" not in nameless
     calm = replace(report, values={"padded_share": 0.1})
     assert not any("outside the scan" in s for s in say(calm))
+
+
+def test_what_travels_with_an_encoder_names_no_scan(tmp_path):
+    judged = Judged(tmp_path, REFERENCES, warmup=20)
+    judged.lines = lines()
+    judged.latest = scores(spread(0.55), spread(0.30), values={"padded_share": 0.31}, padded={"scan-of-jane": 0.7})
+    judged.judge(step=100)
+    judged.write(step=100)
+    assert "scan-of-jane" in (tmp_path / "health.json").read_text()
+    shared = judged.provenance({})
+    assert "scan-of-jane" not in json.dumps(shared) and any("31% of the voxels" in s for s in shared["verdict"])
 
 
 def test_falls_are_said_with_step_and_value():

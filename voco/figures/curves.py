@@ -16,7 +16,7 @@ _TERMS = (
     ("inter", "inter: between scans"),
     ("reg", "reg: base crops kept apart"),
 )
-_HEADS = (("encoder_", "encoder features: what the verdict is about"), ("", "through the projector"))
+_HEADS = (("encoder_", "encoder features"), ("", "through the projector"))
 _KINDS = (
     ("position_accuracy", "position accuracy", "overlaps the base crops"),
     ("disjoint_accuracy", "disjoint accuracy", "shares no voxel with them"),
@@ -130,12 +130,12 @@ def position_scores(
         references: fields of ``voco.reference.reference_lines``.
         path: PNG to write.
     """
-    figure, highest = style.new_figure(862), _highest(metrics_rows, lines, references)
+    figure, highest = style.new_figure(874), _highest(metrics_rows, lines, references)
     for column, (score, words, note) in enumerate(_KINDS):
         for row, (prefix, kind) in enumerate(_HEADS):
-            axes = style.pixels(figure, 64 + column * 592, 150 + row * 370, 335, 280)
+            axes = style.pixels(figure, 64 + column * 592, 162 + row * 370, 335, 280)
             _draw_score(axes, metrics_rows, lines, references, f"{prefix}{score}_balanced", highest)
-            style.panel_title(axes, f"{words}, {kind}" if prefix == "" else words, note if prefix == "" else kind)
+            style.panel_title(axes, f"{words}, {kind}", note)
             if row == 1:
                 axes.set_xlabel("step", fontsize=9, color=MUTED)
     scans = style.series(metrics_rows, "heldout/scans")[1]
@@ -220,13 +220,13 @@ def heldout_summary(report, lines: Mapping, references: Mapping[str, float], pat
         title: replaces the finding.
     """
     figure = style.new_figure(975)
-    modes = (*((prefix, f"{kind}; intensity shift per crop") for prefix, kind in _HEADS),
-             ("encoder_clean_", "encoder features; crops as they are"))  # fmt: skip
+    shifted = "intensity shift per crop"
+    modes = (*((*head, shifted) for head in _HEADS), ("encoder_clean_", "encoder features", "crops as they are"))
     for column, (score, words, note) in enumerate(_KINDS):
-        for row, (prefix, mode) in enumerate(modes):
+        for row, (prefix, kind, mode) in enumerate(modes):
             axes = style.pixels(figure, 170 + column * 575, 165 + row * 275, 420, 190)
             _draw_bars(axes, report, lines, references, f"{prefix}{score}_balanced")
-            style.panel_title(axes, f"{words} ({note})" if row == 0 else words, mode)
+            style.panel_title(axes, f"{words}, {kind}", f"{note}; {mode}")
     style.headline(
         figure,
         title or _summary_finding(report, lines, references),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from voco.health.judgement import for_card, in_numbers
@@ -27,6 +28,7 @@ class Judged:
         self.lines: dict[str, HealthReport] = {}
         self.latest: HealthReport | None = None
         self.verdict: list[str] = []
+        self.nameless_verdict: list[str] = []
 
     def judge(self, step: int, earlier: Sequence[Mapping] = ()) -> None:
         """Put the latest report beside the lines, in words.
@@ -34,9 +36,10 @@ class Judged:
         Args:
             earlier: rows of metrics.jsonl so far, for what was better before.
         """
-        self.verdict = verdict(
-            self.latest, self.references, step=step, warmup_steps=self.warmup, lines=self.lines, earlier=earlier
-        )
+        facts = {"step": step, "warmup_steps": self.warmup, "lines": self.lines, "earlier": earlier}
+        self.verdict = verdict(self.latest, self.references, **facts)
+        # of an encoder that may be published: without the names of scans
+        self.nameless_verdict = verdict(replace(self.latest, padded={}), self.references, **facts)
 
     def write(self, step: int, **facts) -> None:
         """Leave report and verdict in ``health.json``."""
@@ -61,7 +64,7 @@ class Judged:
 
     def provenance(self, results: dict[str, float]) -> dict:
         """What travels with the weights: scores, the lines that they stand beside, and the verdict in words."""
-        return for_card(judgements(self.latest, self.lines, self.references), results, self.verdict)
+        return for_card(judgements(self.latest, self.lines, self.references), results, self.nameless_verdict)
 
     def constants(self) -> dict[str, float]:
         """Reference losses and the lines, for trackers that draw them beside the curves."""

@@ -175,7 +175,7 @@ def padding_note(share: float, scans: Mapping[str, float], where: str) -> str:
 
     Args:
         share: mean share of padded voxels.
-        scans: those above ``PADDED_SHARE``, with their share.
+        scans: those above ``PADDED_SHARE``, with their share; none names nobody.
         where: what the share is of.
     """
     worst = sorted(scans.items(), key=lambda item: (-item[1], item[0]))
@@ -183,8 +183,8 @@ def padding_note(share: float, scans: Mapping[str, float], where: str) -> str:
     more = f" and {len(worst) - _LISTED} more" if len(worst) > _LISTED else ""
     return (
         f"{share:.0%} of the voxels in windows of {where} lie outside the scan (more than {PADDED_SHARE:.0%}), so that "
-        f"place can be read from the padding: {named}{more}. Take a smaller --method.geometry.crop, a finer "
-        "--data.spacing, or leave small scans out."
+        f"place can be read from the padding{f': {named}{more}' if named else ''}. Take a smaller "
+        "--method.geometry.crop, a finer --data.spacing, or leave small scans out."
     )
 
 
