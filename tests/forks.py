@@ -20,6 +20,8 @@ def forked(main: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> su
         if child == 0:
             status = 1
             try:
+                if "torch" in sys.modules:  # threads of the parent are not here, and would be waited for
+                    sys.modules["torch"].set_num_threads(1)
                 sys.stderr = sys.stdout = said
                 status = main(arguments)
             except SystemExit as leave:

@@ -27,6 +27,7 @@ from voco.weights.export import save_encoder
 ROOT = Path(__file__).parents[1]
 REAL = os.environ.get("VOCO_TEST_CT")
 SHORT = ["--data.workers", "0", "--split.test", "0", "--split.val", "0.4", "--score.bootstrap", "20"]
+SHORT += ["--train.threads", "1"]  # more would be waited for by every later test that forks
 
 
 def example(text: str, names: dict[str, str]) -> np.ndarray:
