@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pretrain.config import SCHEMA, check, check_same_data
-from pretrain.run import _freeze
+from pretrain.pretraining import _freeze
 from pretrain.volumes import VolumeJob
 from voco.config import parse
 from voco.encoders import create_encoder
