@@ -106,7 +106,7 @@ def test_the_verdict_is_pooled_over_patients_and_says_what_it_concerns(crossed):
     assert judged["value"] == pytest.approx(np.mean(hits[weight > 0] / weight[weight > 0]))
     pooled = HealthReport.from_dict(health["report"])
     lines = {name: HealthReport.from_dict(line) for name, line in read(out / "health_lines.json").items()}
-    assert pooled.scans == PATIENTS + 1 and len(lines["untrained"].networks) == 6
+    assert pooled.scans == PATIENTS + 1 and len(lines["untrained"].networks) == NETWORKS
     for line in lines.values():  # the same questions to the same patients
         assert np.array_equal(line.tally(score).weight, pooled.tally(score).weight)
     for name in ("loss.png", "summary.png"):
