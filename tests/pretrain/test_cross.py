@@ -20,6 +20,7 @@ from tests.pretrain.test_run import write_scan
 from voco.data.fingerprint import Fingerprints
 from voco.engine.log import read_rows
 from voco.health import HealthReport
+from voco.health.monitor import NETWORKS
 
 # a low rate, because Adam turns rounding in gradients near zero into steps of full size, which two processes differ in
 SMALL = """
