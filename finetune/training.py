@@ -134,6 +134,7 @@ def _ready_to_train(run: FoldRun, weights, expected, prior):
 
 def _watch(run: FoldRun, model, best: Path):
     """What validation decides; None where there are too few patients to stop by."""
+    from voco.engine.checkpoint import save_weights
     from voco.engine.watch import Watch
 
     if not run.early_stopping:
@@ -142,7 +143,7 @@ def _watch(run: FoldRun, model, best: Path):
     key, higher = _watched(run)
     return Watch(
         key, higher, patience=train.patience, plateau=train.plateau, factor=train.plateau_factor,
-        on_best=lambda step: _save_best(run.accelerator, model, best),
+        on_best=lambda step: save_weights(run.accelerator, model, best),
     )  # fmt: skip
 
 
@@ -319,16 +320,6 @@ def _schedule(train) -> Callable[[int], float]:
 
     floor = 1.0 if train.schedule == "constant" else 0.0
     return partial(learning_rate, steps=train.steps, lr=train.lr, warmup=train.warmup, floor=floor)
-
-
-def _save_best(accelerator, model, path: Path) -> None:
-    from safetensors.torch import save_file
-
-    if accelerator.is_main_process:
-        part = path.with_suffix(".part")
-        save_file({name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}, part)
-        part.replace(path)
-    accelerator.wait_for_everyone()
 
 
 def _cost(run: FoldRun, step: int, log) -> dict[str, Any]:

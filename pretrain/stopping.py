@@ -11,6 +11,7 @@ _BEST = "best.safetensors"
 
 def make_watch(config: Mapping, method, accelerator, out: Path):
     """The rule that ``--train.patience`` and ``--train.plateau`` ask for; None where they do not."""
+    from voco.engine.checkpoint import save_weights
     from voco.engine.watch import Watch
 
     train = config["train"]
@@ -23,7 +24,7 @@ def make_watch(config: Mapping, method, accelerator, out: Path):
         plateau=train.plateau,
         plateau_key=KEY,
         factor=train.plateau_factor,
-        on_best=lambda step: _save(method, accelerator, out / _BEST),
+        on_best=lambda step: save_weights(accelerator, method, out / _BEST),
     )
 
 
@@ -42,13 +43,3 @@ def restore_best(method, out: Path, memory: Mapping[str, float]) -> int | None:
         return None
     method.load_state_dict(load_file(out / _BEST))
     return int(memory["best_step"])
-
-
-def _save(method, accelerator, path: Path) -> None:
-    from safetensors.torch import save_file
-
-    if accelerator.is_main_process:
-        part = path.with_suffix(".part")
-        save_file({name: value.detach().cpu().contiguous() for name, value in method.state_dict().items()}, part)
-        part.replace(path)
-    accelerator.wait_for_everyone()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,12 +18,6 @@ _CITATIONS = {
     "(arXiv 2410.09890)",
     "voco2d": "Chiu, Chen: 2D-VoCo (arXiv 2601.14593); Wu, Zhuang, Chen: VoCo (CVPR 2024, arXiv 2402.17300)",
 }
-
-
-def outside_share(shape, window) -> float:
-    """Share of a window that lies outside of a scan, wherever along the longer axes it is read."""
-    inside = math.prod(min(length, wanted) / wanted for length, wanted in zip(shape, window))
-    return 1.0 - inside
 
 
 class VolumeJob:
@@ -262,6 +255,7 @@ class VolumeJob:
 
     def _padding(self, cohort) -> list[str]:
         """Whether windows are larger than the scans, from the shapes of the prepared scans alone."""
+        from voco.data.windows import padded_share
         from voco.health.verdict import padding_note
         from voco.health.windows import PADDED_SHARE
 
@@ -270,7 +264,7 @@ class VolumeJob:
             return []
         for part, patients in (("training scans", cohort.train), ("held-out scans", cohort.heldout)):
             entries = [entry for patient in patients for entry in patient]
-            shares = {e.case.id: outside_share(e.shape, settings.geometry.window) for e in entries}
+            shares = {e.case.id: padded_share(e.shape, settings.geometry.window) for e in entries}
             if shares and (mean := sum(shares.values()) / len(shares)) > PADDED_SHARE:
                 found.append(padding_note(mean, {k: v for k, v in shares.items() if v > PADDED_SHARE}, part))
         return found

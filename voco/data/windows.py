@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -49,6 +50,12 @@ def window_start(shape, size, generator: torch.Generator) -> tuple[int, int, int
     return tuple(start)
 
 
+def padded_share(shape, size) -> float:
+    """Share of a window of ``size`` voxels outside a volume of ``shape``; windows never leave an axis that is long
+    enough, so it does not depend on the place."""
+    return 1.0 - math.prod(map(min, shape, size)) / math.prod(size)
+
+
 def read_window(
     volume: ReadableVolume,
     size,
@@ -73,8 +80,7 @@ def read_window(
     """
     if region == "window":
         start = window_start(volume.shape, size, generator)
-        inside = np.prod([max(0, min(n, s + w) - max(0, s)) for n, s, w in zip(volume.shape, start, size)])
-        return Window(volume.read(start, size), start, 1.0 - float(inside) / float(np.prod(size)))
+        return Window(volume.read(start, size), start, padded_share(volume.shape, size))
     if region == "whole":
         hu = torch.from_numpy(np.ascontiguousarray(volume.read((0, 0, 0), volume.shape))).float()[None, None]
         hu = hu if clip is None else hu.clamp(*clip)

@@ -137,6 +137,17 @@ class Checkpoints:
             fresh.replace(link)
 
 
+def save_weights(accelerator, module: nn.Module, path: Path) -> None:
+    """Write parameters and buffers whole or not at all, on the main process; the others wait for it."""
+    from safetensors.torch import save_file
+
+    if accelerator.is_main_process:
+        part = path.with_suffix(".part")
+        save_file({name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}, part)
+        part.replace(path)
+    accelerator.wait_for_everyone()
+
+
 def _unwrap(optimizer):
     return getattr(optimizer, "optimizer", optimizer)
 

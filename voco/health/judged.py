@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from voco.health.judgement import for_card, in_numbers
 from voco.health.report import HEADLINE, PARTS, POSITION_SCORES, HealthReport, better_of, mean_of
-from voco.health.verdict import RULE, judgements, verdict
+from voco.health.verdict import RULE, judgements, nameless, verdict
 
 REPORT_FILE, LINES_FILE = "health.json", "health_lines.json"
 
@@ -28,7 +27,6 @@ class Judged:
         self.lines: dict[str, HealthReport] = {}
         self.latest: HealthReport | None = None
         self.verdict: list[str] = []
-        self.nameless_verdict: list[str] = []
 
     def judge(self, step: int, earlier: Sequence[Mapping] = ()) -> None:
         """Put the latest report beside the lines, in words.
@@ -36,10 +34,9 @@ class Judged:
         Args:
             earlier: rows of metrics.jsonl so far, for what was better before.
         """
-        facts = {"step": step, "warmup_steps": self.warmup, "lines": self.lines, "earlier": earlier}
-        self.verdict = verdict(self.latest, self.references, **facts)
-        # of an encoder that may be published: without the names of scans
-        self.nameless_verdict = verdict(replace(self.latest, padded={}), self.references, **facts)
+        self.verdict = verdict(
+            self.latest, self.references, step=step, warmup_steps=self.warmup, lines=self.lines, earlier=earlier
+        )
 
     def write(self, step: int, **facts) -> None:
         """Leave report and verdict in ``health.json``."""
@@ -64,7 +61,8 @@ class Judged:
 
     def provenance(self, results: dict[str, float]) -> dict:
         """What travels with the weights: scores, the lines that they stand beside, and the verdict in words."""
-        return for_card(judgements(self.latest, self.lines, self.references), results, self.nameless_verdict)
+        found = judgements(self.latest, self.lines, self.references)
+        return for_card(found, results, nameless(self.verdict, self.latest))
 
     def constants(self) -> dict[str, float]:
         """Reference losses and the lines, for trackers that draw them beside the curves."""

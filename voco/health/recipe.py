@@ -39,9 +39,7 @@ class Recipe(Judged):
         self.latest = joined(reports)
         self.lines = lines_of(_joined_states([_read_states(folder) for folder in folds]))
         self.judge(self.step)
-        self.verdict, self.nameless_verdict = (
-            [self._concerns(), *said, *_fallen(folds)] for said in (self.verdict, self.nameless_verdict)
-        )
+        self.verdict = [self._concerns(), *self.verdict, *_fallen(folds)]
         self.write_lines()
         self.write(self.step, concerns="recipe", folds=self.count)
 

@@ -170,6 +170,12 @@ def _about_padding(report: HealthReport) -> list[str]:
     return [f"note: {padding_note(share, report.padded, 'held-out scans')}"]
 
 
+def nameless(sentences: Sequence[str], report: HealthReport) -> list[str]:
+    """Sentences of a verdict without the names of scans, for an encoder that may be published."""
+    named, plain = _about_padding(report), _about_padding(replace(report, padded={}))
+    return [plain[0] if [sentence] == named else sentence for sentence in sentences]
+
+
 def padding_note(share: float, scans: Mapping[str, float], where: str) -> str:
     """What windows larger than the scans mean, and which scans they are.
 

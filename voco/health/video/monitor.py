@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
+from voco.health.judged import write_json
 from voco.health.judgement import Judgement, for_card, in_numbers
 from voco.health.monitor import NETWORKS
 from voco.health.video.batches import ClipBatches
@@ -111,7 +112,7 @@ class VideoMonitor:
             step0, *untrained = found
             untrained = mean_of(untrained, "untrained")
             self.lines = {"step0": replace(step0, name="step0"), "untrained": untrained, "single_frame": single}
-            _write_json(path, {name: line.to_dict() for name, line in self.lines.items()})
+            write_json(path, {name: line.to_dict() for name, line in self.lines.items()})
 
     def _single_frame(self) -> ClipLine | None:
         known = [(_thumbnails(batch["frames"]), batch["label"].numpy()) for batch in self.train]
@@ -155,7 +156,7 @@ class VideoMonitor:
             "report": self.latest.to_dict(),
             "clips": [self.names[c] for c in self.latest.case],
         }
-        _write_json(self.out / "video.json", record)
+        write_json(self.out / "video.json", record)
         return self.latest.metrics("heldout")
 
     def _named(self, unreadable: dict[str, str]):
@@ -248,9 +249,3 @@ def _thumbnails(frames: torch.Tensor) -> np.ndarray:
     middle = frames[:, frames.shape[1] // 2].float() / 255
     gray = middle[..., 0] if middle.shape[-1] == 1 else middle @ torch.tensor(LUMA)
     return F.adaptive_avg_pool2d(gray.unsqueeze(1), _THUMBNAIL).flatten(1).double().numpy()
-
-
-def _write_json(path: Path, values) -> None:
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(values, default=float))
-    part.replace(path)
