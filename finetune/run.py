@@ -39,7 +39,9 @@ def plan(config: dict) -> int:
     rank, world = launched_rank()
     check(config, world)
     if rank == 0:
-        task, manifest, encoder, view, _, splits = _read(config, _to_stderr)
+        task, manifest, encoder, view, _ = _read(config, _to_stderr)
+        splits = make_split(config, task, manifest, _to_stderr)
+        check_fold(config, splits)
         print_plan(config, task, manifest, encoder, view, splits, _to_stderr)
     return 0
 
@@ -78,16 +80,19 @@ def _run(config: dict, rank: int, world: int) -> int:
     out = Path(config["out"])
     if has_begun(out):
         check_same_settings(out / "config.yaml", to_dict(config), FREE_ON_RESUME, LATER)
-    task, manifest, encoder, view, mask_channel, splits = _read(config, say)
-    check_same_split(out, splits)
+    task, manifest, encoder, view, mask_channel = _read(config, say)
+    check_fold(config, make_split(config, task, manifest))  # a wrong split is found before hours of preparing
     cache = Path(config["data"].cache or out.parent / "cache")
     cohort = prepare_studies(
         manifest, task, view, cache, mask_channel=mask_channel, workers=config["data"].workers, rank=rank, world=world,
         say=say,
     )  # fmt: skip
+    cohort, splits, parted = split_cohort(config, task, cohort, cache, rank=rank, world=world, say=say)
+    check_same_split(out, splits)
     check_same_data(out, cohort)
     if rank == 0:
         cohort.write(out)
+        cohort.duplicates.write(out, [fold.parts for fold in splits.folds] if parted else [])
         save_yaml(config | {"fold": -1}, out / "config.yaml")
     cohort.check(config["data"].max_rejected)
     exposure = say_exposure(cohort, view, encoder, say)
@@ -122,7 +127,7 @@ def _run(config: dict, rank: int, world: int) -> int:
 
 
 def _read(config: dict, say: Callable[[str], None]):
-    """Task, its data set, encoder, view, whether masks are a channel, and the split."""
+    """Task, its data set, encoder, view, and whether masks are a channel."""
     from voco.tasks import create_task
 
     options = {name: value for name, value in to_dict({"o": config["task"]})["o"].items() if name != "name"}
@@ -140,9 +145,7 @@ def _read(config: dict, say: Callable[[str], None]):
         )
     view, mask_channel = build_view(config, task, encoder)
     check_together(config, task, view)
-    splits = make_split(config, task, manifest, say)
-    check_fold(config, splits)
-    return task, manifest, encoder, view, mask_channel, splits
+    return task, manifest, encoder, view, mask_channel
 
 
 def _to_stderr(text: str) -> None:
@@ -346,24 +349,51 @@ def check_fold(config: dict, splits) -> None:
         )
 
 
-def make_split(config: dict, task, manifest, say: Callable[[str], None]):
-    """Who trains, validates and tests."""
+def split_cohort(config: dict, task, cohort, cache: Path, *, rank: int, world: int, say: Callable[[str], None]):
+    """The split of a prepared cohort: patients who share a scan are one patient.
+
+    Returns:
+        The cohort with these patients joined, the split, and the pairs of the same scan that a split which was given
+        parts, as ``--allow_seen`` allows; then nothing is joined.
+
+    Raises:
+        InputError: a split that was given parts the same scan.
+    """
+    from dataclasses import replace
+
+    from finetune.cohort import join_duplicates
+    from voco.data.duplicates import find_duplicates, refuse_parted
+
+    entries = [cohort.entries[name] for name in cohort.studies]
+    # of the labeled cases, whose patient may be named by a table and not by the scan
+    entries = [replace(e, case=replace(e.case, patient=cohort.studies[e.case.id].labeled.patient)) for e in entries]
+    duplicates = find_duplicates(entries, cache, rank=rank, world=world, say=say)
+    together = join_duplicates(cohort, duplicates)
+    if _rule(config, cohort.manifest) not in ("file", "published"):
+        return together, make_split(config, task, together.manifest, say), []
+    splits = make_split(config, task, cohort.manifest, say)
+    what = f"--split.file {config['split'].file}" if splits.rule == "file" else "the split of the data set"
+    option = "" if config["allow_seen"] else "--allow_seen"
+    parted = refuse_parted(duplicates, [fold.parts for fold in splits.folds], what, option)
+    if parted:
+        mark = f"{len(parted)} pairs of the same scan lie on two sides of the split (--allow_seen, duplicates.csv)"
+        splits.marks.append(mark)
+        return replace(cohort, duplicates=duplicates), splits, parted
+    joined = {case: together.studies[case].labeled.patient for case in together.studies}
+    return together, replace(splits, patients=dict(splits.patients) | joined), []
+
+
+def make_split(config: dict, task, manifest, say: Callable[[str], None] | None = None):
+    """Who trains, validates and tests; ``say`` is told what is special about it."""
     from voco.data.splits import make_splits
 
     settings, folds = config["split"], config["folds"]
-    rule = settings.rule
-    if settings.file:
-        rule = "file"
-    elif folds:
-        rule = "repeated" if config["repeats"] > 1 else "kfold"
-    elif rule == "auto":
-        has = any(case.case.split or case.fold is not None for case in manifest.cases)
-        rule = "published" if has else "holdout"
     splits = make_splits(
-        manifest.cases, task.stratum, rule=rule, folds=folds or 5, repeats=config["repeats"], test=settings.test,
-        val=settings.val, fraction=config["fraction"], fraction_val=config["fraction_val"], seed=settings.seed,
-        file=settings.file, order=manifest.order,
+        manifest.cases, task.stratum, rule=_rule(config, manifest), folds=folds or 5, repeats=config["repeats"],
+        test=settings.test, val=settings.val, fraction=config["fraction"], fraction_val=config["fraction_val"],
+        seed=settings.seed, file=settings.file, order=manifest.order,
     )  # fmt: skip
+    say = say or (lambda text: None)
     for note in splits.notes:
         say(f"note: {note}")
     alone = len({case.case.patient for case in manifest.cases}) == len(manifest.cases)
@@ -373,6 +403,18 @@ def make_split(config: dict, task, manifest, say: Callable[[str], None]):
         counts = splits.counts(fold.number)
         say(f"fold {fold.number}: " + ", ".join(f"{n} {name}" for name, n in counts.items()) + f" {word}")
     return splits
+
+
+def _rule(config: dict, manifest) -> str:
+    """The rule of the split, ``auto`` resolved."""
+    if config["split"].file:
+        return "file"
+    if config["folds"]:
+        return "repeated" if config["repeats"] > 1 else "kfold"
+    if config["split"].rule == "auto":
+        has = any(case.case.split or case.fold is not None for case in manifest.cases)
+        return "published" if has else "holdout"
+    return config["split"].rule
 
 
 def say_exposure(cohort, view, encoder, say: Callable[[str], None]) -> dict:

@@ -1,4 +1,4 @@
-"""Whether two prepared scans hold the same voxels once they are brought together: the proof that a likeness is a copy."""
+"""Whether two prepared scans hold the same voxels once they are brought together: what proves a copy."""
 
 from __future__ import annotations
 
@@ -95,8 +95,8 @@ def box_to_box(one: Detail, two: Detail) -> tuple[np.ndarray, np.ndarray]:
 def agree(one: Detail, two: Detail, turn: np.ndarray, shift: np.ndarray) -> Agreement:
     """Bring two scans together and compare them where they overlap.
 
-    From the start given, an affine motion is refined by Gauss-Newton steps on the detail (Lucas & Kanade 1981; Evangelidis
-    & Psarakis 2008 for the free scale of the values).
+    From the start given, an affine motion is refined by Gauss-Newton steps on the detail (Lucas & Kanade 1981;
+    Evangelidis & Psarakis 2008 for the free scale of the values).
 
     Args:
         one, two: scans.

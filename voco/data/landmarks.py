@@ -1,8 +1,8 @@
 """Places in a scan that are found again when it was mirrored, turned, cut or resampled, and what they look like.
 
-A landmark is a spot or a hole of about a centimetre in the plane of the slices. What is kept of it is where it lies, and
-numbers of the rings around it that neither a turn nor a mirror changes. Two scans are one where many landmarks look alike
-*and* lie at the same distances from each other, which is so for any rigid motion, for mirrors, and for parts of a scan.
+A landmark is a spot or a hole of about a centimetre in the plane of the slices. What is kept of it is where it lies,
+and numbers of the rings around it that neither a turn nor a mirror changes. Two scans are one where many landmarks look
+alike *and* lie at the same distances from each other: that outlasts rigid motions, mirrors, and cuts.
 The idea is that of 3D SIFT (Toews & Wells, Medical Image Analysis 2013); rings in the plane replace cubes because
 slices are often thick, and few.
 """

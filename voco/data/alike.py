@@ -1,0 +1,165 @@
+"""Which scans may be one scan: pairs of fingerprints that are equal or alike, found by indices and not pair by pair."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from voco.data.fingerprint import Fingerprints
+from voco.data.landmarks import FAR_LOOK, Fit, compare
+
+# Measured in docs/leaks.md: scores of different people stay below, those of copies lie above.
+LANDMARK_SCORE = 1.5
+PICTURE_CORRELATION = 0.98
+# The strongest landmarks of a scan look for their nearest ones among those of all scans; pairs of scans with some votes
+# are compared in full.
+_VOTING, _NEIGHBOURS, _VOTES, _DIMENSIONS = 48, 8, 3, 10
+_SAMPLE, _CHUNK = 50_000, 100_000
+_PICTURE_NEIGHBOURS, _PICTURE_DIMENSIONS = 8, 12
+
+
+@dataclass(frozen=True)
+class Alike:
+    """Two scans that may be one.
+
+    Attributes:
+        one, two: their numbers.
+        how: ``voxels`` (equal), ``tissue`` (equal but for mirrors, right angles and padding), ``landmarks`` or
+            ``picture``.
+        score: of landmarks, or the correlation of pictures; 1 for equal ones.
+        fit: the motion from one to two that the landmarks tell.
+    """
+
+    one: int
+    two: int
+    how: str
+    score: float
+    fit: Fit | None = None
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether it needs no further proof."""
+        return self.how in ("voxels", "tissue")
+
+
+def alike_within(prints: Fingerprints) -> list[Alike]:
+    """Pairs of a cohort, each once, in the most certain way; n equal scans give n - 1 pairs.
+
+    Args:
+        prints: of the current version.
+    """
+    found: list[Alike] = []
+    left = list(range(len(prints)))
+    for how, hashes in (("voxels", prints.voxels), ("tissue", prints.tissue)):
+        first: dict[bytes, int] = {}
+        equal = [(first.setdefault(hashes[i].tobytes(), i), i) for i in left if hashes[i].any()]
+        found += [Alike(one, two, how, 1.0) for one, two in equal if one != two]
+        gone = {two for one, two in equal if one != two}
+        left = [i for i in left if i not in gone]
+    rest = np.array(left, np.int64)
+    pairs = {(a.one, a.two): a for a in landmark_pairs(prints, prints, rest, rest)}
+    for i, j, correlation in _picture_pairs(prints.signatures[rest]):
+        one, two = int(rest[i]), int(rest[j])
+        pairs.setdefault((one, two), Alike(one, two, "picture", correlation))
+    return found + [pairs[key] for key in sorted(pairs)]
+
+
+def landmark_pairs(
+    queries: Fingerprints, known: Fingerprints, rows: np.ndarray, others: np.ndarray, least: float = LANDMARK_SCORE
+) -> list[Alike]:
+    """Pairs of a query and a known scan whose landmarks go together.
+
+    Args:
+        queries, known: fingerprints; the same object for pairs of a cohort, which then come once, smaller number first.
+        rows, others: numbers of the scans to look at.
+        least: score.
+    """
+    found = []
+    for i, j in _voted(queries, known, rows, others):
+        fit = compare(queries.landmarks(i), known.landmarks(j))
+        if fit.score >= least:
+            found.append(Alike(i, j, "landmarks", fit.score, fit))
+    return found
+
+
+def _voted(queries: Fingerprints, known: Fingerprints, rows, others) -> Iterator[tuple[int, int]]:
+    from scipy.spatial import cKDTree
+
+    within = queries is known
+    look, owner = _strongest(known, others)
+    if not len(look) or not len(rows):
+        return
+    middle, axes = _principal(look)
+    tree = cKDTree((look - middle) @ axes)
+    asked, asker = (look, owner) if within else _strongest(queries, rows)
+    limit, votes = FAR_LOOK * look.shape[1] ** 0.5, []
+    for first in range(0, len(asked), _CHUNK):
+        part = slice(first, first + _CHUNK)
+        _, index = tree.query((asked[part] - middle) @ axes, k=_NEIGHBOURS, distance_upper_bound=limit, workers=-1)
+        who = np.repeat(asker[part], _NEIGHBOURS)
+        landmark = np.repeat(np.arange(len(index)) + first, _NEIGHBOURS)
+        hit = index.ravel() < len(owner)
+        who, landmark, scan = who[hit], landmark[hit], owner[index.ravel()[hit]]
+        # a landmark has one vote per scan
+        once = np.unique(np.stack([landmark, who, scan]), axis=1)[1:]
+        votes.append(once[:, once[0] != once[1]] if within else once)
+    who, scan = np.concatenate(votes, axis=1)
+    if within:
+        who, scan = np.minimum(who, scan), np.maximum(who, scan)
+    pair, count = np.unique(who * np.int64(len(known)) + scan, return_counts=True)
+    for number in pair[count >= _VOTES]:
+        yield int(number // len(known)), int(number % len(known))
+
+
+def _strongest(prints: Fingerprints, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(L, WIDTH) float32 looks of the strongest landmarks of the scans, and (L,) whose they are."""
+    place, look = prints.places[rows, :_VOTING, 0], prints.looks[rows, :_VOTING]
+    used = place != np.iinfo(np.int16).min
+    return look[used].astype(np.float32), np.repeat(np.asarray(rows, np.int64), used.sum(1))
+
+
+def _principal(values: np.ndarray, dimensions: int = _DIMENSIONS) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and (F, dimensions) principal axes, of a sample: distances along them are never longer than the whole."""
+    sample = values[:: max(1, len(values) // _SAMPLE)].astype(np.float64)
+    middle = sample.mean(0)
+    _, axes = np.linalg.eigh((sample - middle).T @ (sample - middle))
+    return middle.astype(np.float32), axes[:, ::-1][:, :dimensions].astype(np.float32)
+
+
+def _picture_pairs(signatures: np.ndarray) -> Iterator[tuple[int, int, float]]:
+    """Pairs of scans, smaller number first, whose signatures correlate, among the nearest few of each."""
+    from scipy.spatial import cKDTree
+
+    if len(signatures) < 2:
+        return
+    pooled = np.concatenate([_unit(_pooled(part)) for part in _parts(signatures)])
+    middle, axes = _principal(pooled, _PICTURE_DIMENSIONS)
+    tree = cKDTree((pooled - middle) @ axes)
+    neighbours = min(_PICTURE_NEIGHBOURS, len(signatures))
+    # pooling brings pictures closer: a pair above the limit stays above it
+    limit = (2 * (1 - PICTURE_CORRELATION)) ** 0.5
+    _, index = tree.query(tree.data, k=neighbours, distance_upper_bound=limit, workers=-1)
+    one = np.repeat(np.arange(len(signatures)), neighbours)
+    hit = (index.ravel() < len(signatures)) & (index.ravel() != one)
+    low, high = np.minimum(one, index.ravel())[hit], np.maximum(one, index.ravel())[hit]
+    for i, j in np.unique(np.stack([low, high], 1), axis=0):
+        a, b = _unit(signatures[[i, j]].astype(np.float32))
+        if (correlation := float(a @ b)) >= PICTURE_CORRELATION:
+            yield int(i), int(j), correlation
+
+
+def _parts(array: np.ndarray) -> Iterator[np.ndarray]:
+    for first in range(0, len(array), 4096):
+        yield array[first : first + 4096]
+
+
+def _pooled(signatures: np.ndarray) -> np.ndarray:
+    cubes = signatures.reshape(len(signatures), 6, 2, 6, 2, 6, 2).astype(np.float32)
+    return cubes.mean((2, 4, 6)).reshape(len(signatures), -1)
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    rows = rows - rows.mean(1, keepdims=True)
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-6)
