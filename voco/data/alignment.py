@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-# Detail is what is left of a window of soft tissue without its blur: anatomy that all people share goes.
+# Scans are brought together by their detail, which is what a window of soft tissue is without its blur.
 _BLUR_MM = 12.0
 _TISSUE_HU = -190.0
+_FINE_MM, _AROUND_MM = 4.0, 8.0
 _POINTS, _ROUNDS, _LEAST_POINTS, _LEAST_SHARE = 20_000, 12, 300, 0.15
 _STIFFNESS = 1e-3
 
@@ -38,7 +39,7 @@ class Agreement:
     """How well two scans agree where they overlap.
 
     Attributes:
-        correlation: of the detail; 0 where they do not overlap.
+        correlation: of the fine detail, median over neighbourhoods; 0 where they do not overlap.
         difference_hu: mean absolute difference in the window, after a linear fit of the second to the first one.
         overlap: share of the smaller one's tissue that was compared.
     """
@@ -119,21 +120,19 @@ def agree(one: Detail, two: Detail, turn: np.ndarray, shift: np.ndarray) -> Agre
     slopes = [
         np.gradient(two.detail, axis=a) / two.mm[a] if two.detail.shape[a] > 1 else two.detail * 0 for a in range(3)
     ]
-    best = Agreement()
+    best, matched = 0.0, None
     for _ in range(_ROUNDS):
         index = ((place @ matrix.T + offset - two.first_mm) / two.mm).T
-        inside = ((index > -0.01) & (index < np.array(two.hu.shape)[:, None] - 0.99)).all(0)
-        share = float(inside.sum() * stride / max(1, total))
-        if inside.sum() < _LEAST_POINTS or share < _LEAST_SHARE:
+        inside = _within(index, two.hu.shape)
+        if inside.sum() < _LEAST_POINTS or inside.sum() * stride < _LEAST_SHARE * total:
             break
         index, o = index[:, inside], wanted[inside]
         v = map_coordinates(two.detail, index, order=1, mode="nearest").astype(np.float64)
         o, v = o - o.mean(), v - v.mean()
         norm = np.sqrt((o @ o) * (v @ v))
         correlation = float(o @ v / norm) if norm > 0 else 0.0
-        if correlation > best.correlation:
-            gain = correlation - best.correlation
-            best = Agreement(correlation, _difference(one, two, at[inside], index), min(1.0, share))
+        if correlation > best:
+            gain, best, matched = correlation - best, correlation, (matrix, offset - matrix @ middle)
             if gain < 1e-4:
                 break
         scale = max(o @ v, 1e-9) / max(v @ v, 1e-9)
@@ -144,14 +143,40 @@ def agree(one: Detail, two: Detail, turn: np.ndarray, shift: np.ndarray) -> Agre
         step = np.linalg.solve(normal, jacobian.T @ (o - scale * v))
         matrix = matrix + step[:9].reshape(3, 3)
         offset = offset + step[9:]
-    return best
+    return Agreement() if matched is None else _compared(one, two, *matched, total)
 
 
-def _difference(one: Detail, two: Detail, at: np.ndarray, index: np.ndarray) -> float:
-    from scipy.ndimage import map_coordinates
+def _within(index: np.ndarray, shape) -> np.ndarray:
+    ends = np.array(shape).reshape(3, *[1] * (index.ndim - 1))
+    return ((index > -0.01) & (index < ends - 0.99)).all(0)
 
-    a, b = one.hu[tuple(at.T)], map_coordinates(two.hu, index, order=1, mode="nearest")
-    if b.std() > 0:
-        slope = float(np.cov(a, b)[0, 1] / b.var(ddof=1))
-        b = (b - b.mean()) * slope + a.mean()
-    return float(np.abs(a - b).mean())
+
+def _compared(one: Detail, two: Detail, matrix: np.ndarray, offset: np.ndarray, total: int) -> Agreement:
+    """Agreement of two scans under a motion.
+
+    Fine detail is what the blur over the common field leaves, so that no border counts. It is correlated in every
+    neighbourhood, and the median over the tissue taken: outlines and bones, which people share, do not decide.
+    """
+    from scipy.ndimage import gaussian_filter, map_coordinates
+
+    place = np.stack(np.meshgrid(*(np.arange(n) for n in one.hu.shape), indexing="ij"), -1) * one.mm + one.first_mm
+    index = np.moveaxis((place @ matrix.T + offset - two.first_mm) / two.mm, -1, 0)
+    common = _within(index, two.hu.shape)
+    other = map_coordinates(two.hu, index, order=1, mode="nearest")
+    tissue = (one.hu > _TISSUE_HU) & common
+    if tissue.sum() < _LEAST_POINTS:
+        return Agreement()
+
+    def blur(values, mask, mm):
+        mask = mask.astype(np.float32)
+        return gaussian_filter(values * mask, mm / one.mm) / (gaussian_filter(mask, mm / one.mm) + 1e-6)
+
+    a, b = (np.where(common, hu - blur(hu, common, _FINE_MM), 0) for hu in (one.hu, other))
+    mean_a, mean_b = blur(a, tissue, _AROUND_MM), blur(b, tissue, _AROUND_MM)
+    power_a, power_b = blur(a * a, tissue, _AROUND_MM) - mean_a**2, blur(b * b, tissue, _AROUND_MM) - mean_b**2
+    local = blur(a * b, tissue, _AROUND_MM) - mean_a * mean_b
+    local = local / np.sqrt(np.maximum(power_a, 1.0) * np.maximum(power_b, 1.0))
+    x, y = one.hu[tissue], other[tissue]
+    slope = float(np.cov(x, y)[0, 1] / max(y.var(ddof=1), 1e-6))
+    difference = float(np.abs(x - x.mean() - slope * (y - y.mean())).mean())
+    return Agreement(float(np.median(local[tissue])), difference, min(1.0, float(tissue.sum() / max(1, total))))

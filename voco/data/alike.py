@@ -10,8 +10,9 @@ import numpy as np
 from voco.data.fingerprint import Fingerprints
 from voco.data.landmarks import FAR_LOOK, Fit, compare
 
-# Measured in docs/leaks.md: scores of different people stay below, those of copies lie above.
-LANDMARK_SCORE = 1.5
+# Measured in docs/leaks.md: scores of different people stay below, those of copies lie above. In a cohort voxels decide,
+# so less is asked of a candidate.
+LANDMARK_SCORE, CANDIDATE_SCORE = 1.5, 1.0
 PICTURE_CORRELATION = 0.98
 # The strongest landmarks of a scan look for their nearest ones among those of all scans; pairs of scans with some votes
 # are compared in full.
@@ -59,7 +60,7 @@ def alike_within(prints: Fingerprints) -> list[Alike]:
         gone = {two for one, two in equal if one != two}
         left = [i for i in left if i not in gone]
     rest = np.array(left, np.int64)
-    pairs = {(a.one, a.two): a for a in landmark_pairs(prints, prints, rest, rest)}
+    pairs = {(a.one, a.two): a for a in landmark_pairs(prints, prints, rest, rest, CANDIDATE_SCORE)}
     for i, j, correlation in _picture_pairs(prints.signatures[rest]):
         one, two = int(rest[i]), int(rest[j])
         pairs.setdefault((one, two), Alike(one, two, "picture", correlation))

@@ -16,8 +16,8 @@ from voco.data.prepare import PreparedEntry
 from voco.errors import InputError
 
 FILE = "duplicates.csv"
-# Correlation of the detail of two aligned scans from which on they are one; measured in docs/leaks.md.
-CONFIRMED = 0.7
+# Correlation of the fine detail of two aligned scans from which on they are one; measured in docs/leaks.md.
+CONFIRMED = 0.75
 _VERSION = 1
 _SHOWN = 5
 _WAIT_SECONDS = 2.0
@@ -31,7 +31,7 @@ class Pair:
         path_a, path_b, case_a, case_b, patient_a, patient_b: which scans.
         how: see ``voco.data.alike.Alike``.
         score: likewise.
-        agreement: correlation of the aligned detail; 1 for equal voxels.
+        agreement: correlation of the aligned fine detail; 1 for equal voxels.
         difference_hu: mean absolute difference of the aligned voxels, in the window.
         overlap: share of the smaller scan's tissue that was compared.
         confirmed: whether they are taken for one scan.
@@ -101,8 +101,8 @@ class Duplicates:
         if groups:
             lines.append(
                 f"the same scan under several patients' names: {len(groups)} patients are {len(set(groups.values()))}, "
-                f"who stay together in every split ({FILE}); expected false merges among {self.scans} scans: "
-                f"{expected_false_merges(self.scans):.1g}"
+                f"who stay together in every split ({FILE}); false merges to expect among {self.scans} scans: "
+                f"at most {expected_false_merges(self.scans):.1g}"
             )
         if open_pairs:
             lines.append(f"{len(open_pairs)} pairs of scans look alike but did not prove to be one; see {FILE}")
@@ -263,25 +263,29 @@ def _evidence(pair: Pair) -> str:
     return f"voxels correlate by {pair.agreement:.2f} once aligned"
 
 
-# Distinct people, measured (docs/leaks.md): share of pairs above a landmark score of 0.25, and how fast it falls beyond;
-# mean and standard deviation of the aligned correlation (Fisher z).
-_TAIL_SHARE, _TAIL_START, _TAIL_SCALE = 0.02, 0.25, 0.2
-_AGREEMENT_MEAN, _AGREEMENT_SD = 0.1, 0.1
+# Distinct synthetic patients, who are more alike than people are; measured in docs/leaks.md. Share of pairs whose landmarks
+# score above a start and how fast it falls beyond; mean and standard deviation (Fisher z) of the correlation of pictures,
+# and of the fine detail of the pairs with the best scores once aligned.
+_SCORE_SHARE, _SCORE_START, _SCORE_SCALE = 0.0102, 0.25, 0.22
+_PICTURE_Z, _AGREEMENT_Z = (1.149, 0.217), (0.541, 0.0872)
 
 
 def expected_false_merges(scans: int) -> float:
-    """How many pairs of distinct people a cohort of this size is expected to merge.
+    """How many pairs of distinct people a cohort of this size is expected to merge, at most.
 
-    A pair is merged where its landmarks score high by chance, exponential in the tail, and its aligned voxels agree,
-    normal in Fisher's z; the two are taken as independent given that the pair is a candidate.
+    A pair is merged where it becomes a candidate (landmarks: exponential tail; pictures: normal in Fisher's z) and its
+    aligned voxels agree (normal in Fisher's z), both as among synthetic patients of one body region.
 
     Args:
         scans: of different people.
     """
     from scipy.stats import norm
 
-    from voco.data.alike import LANDMARK_SCORE
+    from voco.data.alike import CANDIDATE_SCORE, PICTURE_CORRELATION
 
-    candidates = _TAIL_SHARE * math.exp(-(LANDMARK_SCORE - _TAIL_START) / _TAIL_SCALE)
-    agree = float(norm.sf((math.atanh(CONFIRMED) - _AGREEMENT_MEAN) / _AGREEMENT_SD))
-    return scans * (scans - 1) / 2 * candidates * agree
+    def beyond(correlation: float, mean: float, deviation: float) -> float:
+        return float(norm.sf((math.atanh(correlation) - mean) / deviation))
+
+    candidates = _SCORE_SHARE * math.exp(-(CANDIDATE_SCORE - _SCORE_START) / _SCORE_SCALE)
+    candidates += beyond(PICTURE_CORRELATION, *_PICTURE_Z)
+    return scans * (scans - 1) / 2 * candidates * beyond(CONFIRMED, *_AGREEMENT_Z)

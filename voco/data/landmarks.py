@@ -213,9 +213,11 @@ def _kabsch(p: np.ndarray, q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _judged(one: Landmarks, two: Landmarks, i, j, like, turn, shift) -> Fit:
     count = min(len(set(i)), len(set(j)))
+    if count < _LEAST_PAIRS:
+        return Fit()
     # along one line, such as a spine, a motion is not fixed, and evenly spaced things fit each other
     spread = np.linalg.svd(one.position_mm[i] - one.position_mm[i].mean(0), compute_uv=False)[1] / len(i) ** 0.5
-    if count < _LEAST_PAIRS or spread < _SPREAD_MM:
+    if spread < _SPREAD_MM:
         return Fit()
     best: dict[int, float] = {}
     for partner, value in zip(j, like):
