@@ -18,7 +18,9 @@ from voco.errors import InputError
 FILE = "duplicates.csv"
 # Correlation of the fine detail of two aligned scans from which on they are one; measured in docs/leaks.md.
 CONFIRMED = 0.75
-_VERSION = 1
+# Where landmarks leave no doubt, less is asked: noise that one of two resamplings took away lowers the correlation.
+SURE_SCORE, SURE_CONFIRMED = 4.0, 0.6
+_VERSION = 2
 _SHOWN = 5
 _WAIT_SECONDS = 2.0
 
@@ -216,8 +218,14 @@ def _pairs(entries: Sequence[PreparedEntry]) -> Iterable[Pair]:
             agreement, difference, overlap = result.correlation, result.difference_hu, result.overlap
         yield Pair(
             one.case.path, two.case.path, one.case.id, two.case.id, one.case.patient, two.case.patient,
-            alike.how, alike.score, agreement, difference, overlap, agreement >= CONFIRMED,
+            alike.how, alike.score, agreement, difference, overlap,
+            alike.is_equal or proves(alike.score if alike.fit is not None else 0.0, agreement),
         )  # fmt: skip
+
+
+def proves(score: float, agreement: float) -> bool:
+    """Whether two scans are one, by the score of their landmarks and the correlation of their aligned fine detail."""
+    return agreement >= CONFIRMED or (score >= SURE_SCORE and agreement >= SURE_CONFIRMED)
 
 
 def _aligned(one, two, alike):
@@ -263,9 +271,9 @@ def _evidence(pair: Pair) -> str:
     return f"voxels correlate by {pair.agreement:.2f} once aligned"
 
 
-# Distinct synthetic patients, who are more alike than people are; measured in docs/leaks.md. Share of pairs whose landmarks
-# score above a start and how fast it falls beyond; mean and standard deviation (Fisher z) of the correlation of pictures,
-# and of the fine detail of the pairs with the best scores once aligned.
+# Distinct synthetic patients, who are more alike than people are; measured in docs/leaks.md. Share of pairs whose
+# landmarks score above a start and how fast it falls beyond; mean and standard deviation (Fisher z) of the correlation
+# of pictures, and of the fine detail of the pairs with the best scores once aligned.
 _SCORE_SHARE, _SCORE_START, _SCORE_SCALE = 0.0102, 0.25, 0.22
 _PICTURE_Z, _AGREEMENT_Z = (1.149, 0.217), (0.541, 0.0872)
 
@@ -286,6 +294,9 @@ def expected_false_merges(scans: int) -> float:
     def beyond(correlation: float, mean: float, deviation: float) -> float:
         return float(norm.sf((math.atanh(correlation) - mean) / deviation))
 
-    candidates = _SCORE_SHARE * math.exp(-(CANDIDATE_SCORE - _SCORE_START) / _SCORE_SCALE)
-    candidates += beyond(PICTURE_CORRELATION, *_PICTURE_Z)
-    return scans * (scans - 1) / 2 * candidates * beyond(CONFIRMED, *_AGREEMENT_Z)
+    def scores(least: float) -> float:
+        return _SCORE_SHARE * math.exp(-(least - _SCORE_START) / _SCORE_SCALE)
+
+    agree, nearly = beyond(CONFIRMED, *_AGREEMENT_Z), beyond(SURE_CONFIRMED, *_AGREEMENT_Z)
+    candidates = scores(CANDIDATE_SCORE) + beyond(PICTURE_CORRELATION, *_PICTURE_Z)
+    return scans * (scans - 1) / 2 * (candidates * agree + scores(SURE_SCORE) * (nearly - agree))

@@ -75,6 +75,8 @@ def find_landmarks(array: np.ndarray, spacing_mm: Sequence[float]) -> Landmarks:
     size = [2 * int(apart / step) + 1 for apart, step in zip((_APART_MM[0], _APART_MM[1], _APART_MM[1]), mm)]
     peak = (strength == maximum_filter(strength, size, mode="nearest")) & (strength > _LEAST_HU)
     at = np.argwhere(peak)
+    if not len(at):
+        return Landmarks(np.zeros((0, 3), np.float32), np.zeros((0, WIDTH), np.uint8))
     order = np.lexsort((*at.T[::-1], -strength[peak]))[:LANDMARKS]
     at = at[order]
     place = _refined(strength, at)
