@@ -143,7 +143,10 @@ def test_a_chain_keeps_the_fingerprints_of_every_training(tmp_path):
 def test_a_seen_test_scan_is_refused_unless_allowed(tmp_path):
     table = pd.DataFrame([(f"c{i}", "seen", "e") for i in range(7)] + [("z", "clean", "")])
     table.columns = ["case", "verdict", "evidence"]
-    with pytest.raises(InputError, match=r"7 of 8 test scans(.|\n)*7 seen; 1 no match found(.|\n)*c0: seen(.|\n)*and 2 more(.|\n)*--allow_seen"):
+    with pytest.raises(
+        InputError,
+        match=r"7 of 8 test scans(.|\n)*7 seen; 1 no match found(.|\n)*c0: seen(.|\n)*and 2 more(.|\n)*--allow_seen",
+    ):
         refuse_seen(table)
     refuse_seen(table, allow_seen=True)
     for name in VERDICTS[3:]:
