@@ -8,16 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from voco.data.fingerprint import Fingerprints
-from voco.data.landmarks import FAR_LOOK, Fit, compare
+from voco.data.landmarks import WIDTH, Fit, compare
 
 # Measured in docs/leaks.md: scores of different people stay below, those of copies lie above. In a cohort voxels
 # decide, so less is asked of a candidate.
 LANDMARK_SCORE, CANDIDATE_SCORE = 1.5, 1.0
 PICTURE_CORRELATION = 0.98
-# The strongest landmarks of a scan look for their nearest ones among those of all scans; pairs of scans with some votes
-# are compared in full.
-_VOTING, _NEIGHBOURS, _VOTES, _DIMENSIONS = 48, 8, 3, 10
-_SAMPLE, _CHUNK = 50_000, 100_000
+# The strongest landmarks of a scan look for their nearest ones among the strongest of all scans; pairs of scans with
+# some votes are compared in full.
+_ASKING, _ASKED, _NEIGHBOURS, _VOTES, _DIMENSIONS, _NEAR_LOOK = 24, 48, 8, 3, 10, 9.0
+_SAMPLE, _CHUNK = 1_000, 100_000
 _PICTURE_NEIGHBOURS, _PICTURE_DIMENSIONS = 8, 12
 
 
@@ -89,23 +89,24 @@ def _voted(queries: Fingerprints, known: Fingerprints, rows, others) -> Iterator
     from scipy.spatial import cKDTree
 
     within = queries is known
-    look, owner = _strongest(known, others)
-    if not len(look) or not len(rows):
+    sample = _strongest(known, others[:: max(1, len(others) // _SAMPLE)], _ASKED)[0]
+    if len(sample) < 2 or not len(rows):
         return
-    middle, axes = _principal(look)
-    tree = cKDTree((look - middle) @ axes)
-    asked, asker = (look, owner) if within else _strongest(queries, rows)
-    limit, votes = FAR_LOOK * look.shape[1] ** 0.5, []
-    for first in range(0, len(asked), _CHUNK):
+    frame = _principal(sample.astype(np.float32))
+    look, owner = _projected(known, others, _ASKED, *frame)
+    tree = cKDTree(look)
+    asking, asker = _projected(queries, rows, _ASKING, *frame)
+    limit, votes = _NEAR_LOOK * WIDTH**0.5, [np.zeros((2, 0), np.int64)]
+    for first in range(0, len(asking), _CHUNK):
         part = slice(first, first + _CHUNK)
-        _, index = tree.query((asked[part] - middle) @ axes, k=_NEIGHBOURS, distance_upper_bound=limit, workers=-1)
-        who = np.repeat(asker[part], _NEIGHBOURS)
-        landmark = np.repeat(np.arange(len(index)) + first, _NEIGHBOURS)
-        hit = index.ravel() < len(owner)
-        who, landmark, scan = who[hit], landmark[hit], owner[index.ravel()[hit]]
+        _, index = tree.query(asking[part], k=_NEIGHBOURS, distance_upper_bound=limit, workers=-1)
+        hit = index < len(owner)
+        landmark = np.nonzero(hit)[0]
+        who, scan = asker[part][landmark], owner[index[hit]]
         # a landmark has one vote per scan
-        once = np.unique(np.stack([landmark, who, scan]), axis=1)[1:]
-        votes.append(once[:, once[0] != once[1]] if within else once)
+        _, who, scan = np.unique(np.stack([landmark, who, scan]), axis=1)
+        apart = who != scan if within else slice(None)
+        votes.append(np.stack([who[apart], scan[apart]]))
     who, scan = np.concatenate(votes, axis=1)
     if within:
         who, scan = np.minimum(who, scan), np.maximum(who, scan)
@@ -114,18 +115,24 @@ def _voted(queries: Fingerprints, known: Fingerprints, rows, others) -> Iterator
         yield int(number // len(known)), int(number % len(known))
 
 
-def _strongest(prints: Fingerprints, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(L, WIDTH) float32 looks of the strongest landmarks of the scans, and (L,) whose they are."""
-    place, look = prints.places[rows, :_VOTING, 0], prints.looks[rows, :_VOTING]
+def _strongest(prints: Fingerprints, rows: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """(L, WIDTH) uint8 looks of the ``count`` strongest landmarks of each scan, and (L,) whose they are."""
+    place, look = prints.places[rows, :count, 0], prints.looks[rows, :count]
     used = place != np.iinfo(np.int16).min
-    return look[used].astype(np.float32), np.repeat(np.asarray(rows, np.int64), used.sum(1))
+    return look[used], np.repeat(np.asarray(rows, np.int64), used.sum(1))
+
+
+def _projected(prints: Fingerprints, rows, count: int, middle, axes) -> tuple[np.ndarray, np.ndarray]:
+    """The same along a few axes."""
+    parts = [_strongest(prints, part, count) for part in _parts(rows)]
+    looks = np.concatenate([(look.astype(np.float32) - middle) @ axes for look, _ in parts])
+    return looks, np.concatenate([owner for _, owner in parts])
 
 
 def _principal(values: np.ndarray, dimensions: int = _DIMENSIONS) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and (F, dimensions) principal axes, of a sample: distances along them are never longer than the whole."""
-    sample = values[:: max(1, len(values) // _SAMPLE)].astype(np.float64)
-    middle = sample.mean(0)
-    _, axes = np.linalg.eigh((sample - middle).T @ (sample - middle))
+    """Mean and (F, dimensions) principal axes: distances along them are never longer than the whole."""
+    middle = values.mean(0, dtype=np.float64)
+    _, axes = np.linalg.eigh((values - middle).T @ (values - middle))
     return middle.astype(np.float32), axes[:, ::-1][:, :dimensions].astype(np.float32)
 
 
@@ -136,7 +143,7 @@ def _picture_pairs(signatures: np.ndarray) -> Iterator[tuple[int, int, float]]:
     if len(signatures) < 2:
         return
     pooled = np.concatenate([_unit(_pooled(part)) for part in _parts(signatures)])
-    middle, axes = _principal(pooled, _PICTURE_DIMENSIONS)
+    middle, axes = _principal(pooled[:: max(1, len(pooled) // _SAMPLE)], _PICTURE_DIMENSIONS)
     tree = cKDTree((pooled - middle) @ axes)
     neighbours = min(_PICTURE_NEIGHBOURS, len(signatures))
     # pooling brings pictures closer: a pair above the limit stays above it

@@ -25,7 +25,7 @@ _ANGLES, _WAVES = 24, 3
 WIDTH = len(_RADII_MM) * (1 + _WAVES) + (len(_RADII_MM) - 1) * _WAVES
 STEP_MM = 0.5  # positions are stored in these
 _LEAST_PAIRS = 4
-_PARTNERS, FAR_LOOK = 2, 14.0  # root mean square difference of two looks, of 255
+_PARTNERS, _FAR_LOOK = 2, 14.0  # root mean square difference of two looks, of 255
 _NEAR_MM, _APART_LEAST_MM, _SPREAD_MM, _EDGE_MM = 4.0, 12.0, 10.0, 5.0
 _UNUSED = -32768
 
@@ -202,8 +202,8 @@ def _partners(one: np.ndarray, two: np.ndarray) -> tuple[np.ndarray, np.ndarray,
     j = np.argpartition(far, _PARTNERS - 1, axis=1)[:, :_PARTNERS].ravel()
     i = np.repeat(np.arange(len(a)), _PARTNERS)
     far = far[i, j]
-    keep = far < FAR_LOOK
-    return i[keep], j[keep], 1 - (far[keep] / FAR_LOOK) ** 2
+    keep = far < _FAR_LOOK
+    return i[keep], j[keep], 1 - (far[keep] / _FAR_LOOK) ** 2
 
 
 def _kabsch(p: np.ndarray, q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
