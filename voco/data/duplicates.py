@@ -210,8 +210,8 @@ def _pairs(entries: Sequence[PreparedEntry]) -> Iterable[Pair]:
     for alike in alike_within(Fingerprints.of_entries(entries)):
         one, two = entries[alike.one], entries[alike.two]
         same = one.case.patient == two.case.patient
-        if same and not alike.is_equal:
-            continue
+        if same and (not alike.is_equal or one.case.path == two.case.path):
+            continue  # one scan may be several cases of a patient, such as its two lungs
         agreement, difference, overlap = 1.0, 0.0, 1.0
         if not alike.is_equal:
             result = _aligned(detail(one.path), detail(two.path), alike)

@@ -230,11 +230,10 @@ class Fingerprints:
         count = len(rows)
 
         def column(name: str, kind: str, shape: tuple[int, ...]) -> np.ndarray:
-            data = b"".join(base64.b64decode(row[name]) for row in rows)
-            return np.frombuffer(data, kind).reshape(count, *shape)
+            return np.frombuffer(b"".join(row[name] for row in rows), kind).reshape(count, *shape)
 
         def hashes(name: str) -> np.ndarray:
-            data = b"".join(bytes.fromhex(row[name]) or bytes(_HASH_BYTES) for row in rows)
+            data = b"".join(row[name] or bytes(_HASH_BYTES) for row in rows)
             return np.frombuffer(data, np.uint8).reshape(count, _HASH_BYTES)
 
         names = b"".join(patient_digest(entry.case.patient) for entry in entries)
@@ -293,7 +292,7 @@ class Fingerprints:
         write_atomic(Path(path), self.to_bytes())
 
 
-def _read(path: Path) -> dict:
+def _read(path: Path) -> dict[str, bytes]:
     from voco.data.cache import read_footer
 
     footer = read_footer(path)
@@ -301,4 +300,5 @@ def _read(path: Path) -> dict:
     if not found or found["version"] != VERSION:
         state = "holds no fingerprint of this version" if footer else "is missing or damaged"
         raise InputError(f"prepared scan {path} {state}: delete it and prepare it again")
-    return found
+    hashes = {name: bytes.fromhex(found[name]) for name in ("voxels", "tissue")}
+    return hashes | {name: base64.b64decode(found[name]) for name in ("signature", "places", "looks")}
