@@ -159,12 +159,12 @@ def test_groups_are_the_unions_of_confirmed_pairs():
 
 
 def test_false_merges_to_expect_are_pairs_times_tails():
-    candidates = 0.0102 * math.exp(-(CANDIDATE_SCORE - 0.25) / 0.22)
-    candidates += norm.sf((np.arctanh(PICTURE_CORRELATION) - 1.149) / 0.217)
-    each = candidates * norm.sf((np.arctanh(CONFIRMED) - 0.541) / 0.0872)
-    sure = 0.0102 * math.exp(-(SURE_SCORE - 0.25) / 0.22)
+    candidates = 0.0127 * math.exp(-(CANDIDATE_SCORE - 0.25) / 0.31)
+    candidates += norm.sf((np.arctanh(PICTURE_CORRELATION) - 1.137) / 0.222)
+    each = candidates * norm.sf((np.arctanh(CONFIRMED) - 0.559) / 0.085)
+    sure = 0.0127 * math.exp(-(SURE_SCORE - 0.25) / 0.31)
     each += sure * (
-        norm.sf((np.arctanh(SURE_CONFIRMED) - 0.541) / 0.0872) - norm.sf((np.arctanh(0.75) - 0.541) / 0.0872)
+        norm.sf((np.arctanh(SURE_CONFIRMED) - 0.559) / 0.085) - norm.sf((np.arctanh(CONFIRMED) - 0.559) / 0.085)
     )
     for scans in (1000, 160_000):
         assert expected_false_merges(scans) == pytest.approx(scans * (scans - 1) / 2 * each)

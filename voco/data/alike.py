@@ -12,7 +12,7 @@ from voco.data.landmarks import WIDTH, Fit, compare
 
 # Measured in docs/leaks.md: scores of different people stay below, those of copies lie above. In a cohort voxels
 # decide, so less is asked of a candidate.
-LANDMARK_SCORE, CANDIDATE_SCORE = 1.5, 1.0
+LANDMARK_SCORE, CANDIDATE_SCORE = 2.5, 1.0
 PICTURE_CORRELATION = 0.98
 # The strongest landmarks of a scan look for their nearest ones among the strongest of all scans; pairs of scans with
 # some votes are compared in full.

@@ -17,7 +17,7 @@ import numpy as np
 LANDMARKS = 96
 _GRID_MM, _DEPTH_MM = 3.0, 4.0
 _WINDOW_HU = (-200.0, 200.0)
-_SCALES_MM = (4.0, 7.0)
+_SCALES_MM, _SMOOTH_MM = (5.0, 9.0), 3.0
 _APART_MM = (8.0, 9.0)  # between two landmarks, along D and in the plane
 _LEAST_HU = 6.0
 _RADII_MM = np.arange(3.0, 25.0, 3.0)
@@ -82,7 +82,7 @@ def find_landmarks(array: np.ndarray, spacing_mm: Sequence[float]) -> Landmarks:
     place = _refined(strength, at)
     return Landmarks(
         (place * mm + first).astype(np.float32),
-        _looks(gaussian_filter(grid, (0, 2.0 / mm[1], 2.0 / mm[2]), mode="nearest"), place, mm),
+        _looks(gaussian_filter(grid, (0, _SMOOTH_MM / mm[1], _SMOOTH_MM / mm[2]), mode="nearest"), place, mm),
     )
 
 
