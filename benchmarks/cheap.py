@@ -146,7 +146,8 @@ def _session(config: dict, record):
     """Data, view and split exactly as the finetune stage makes them of the same settings."""
     from finetune.cohort import prepare_studies
     from finetune.folds import Session
-    from finetune.run import build_encoder, build_view, make_split
+    from finetune.run import build_encoder, build_view
+    from finetune.splitting import split_cohort
     from voco.config import save_yaml, to_dict
     from voco.tasks import create_task
 
@@ -159,12 +160,13 @@ def _session(config: dict, record):
     manifest = task.read(config["data"].root)
     encoder = build_encoder(config)
     view, mask_channel = build_view(config, task, encoder)
-    splits = make_split(config, task, manifest, say)
     cache = Path(config["data"].cache or out.parent / "cache")
     cohort = prepare_studies(
         manifest, task, view, cache, mask_channel=mask_channel, workers=config["data"].workers, rank=0, world=1, say=say
     )
+    cohort, splits, parted = split_cohort(config, task, cohort, cache, rank=0, world=1, say=say)
     cohort.write(out)
+    cohort.duplicates.write(out, [fold.parts for fold in splits.folds] if parted else [])
     save_yaml(config | {"fold": -1}, out / "config.yaml")
     cohort.check(config["data"].max_rejected)
     record.update(task=f"{task.name} v{task.version}", seed=config["seed"], processes=1,

@@ -90,8 +90,8 @@ READING = (
     ("Looks", "How often a test set was opened so far. The more looks, the less its figures are worth."),
     (
         "Leak guard",
-        "Whether test scans were found among those of the pretraining. Clean: none was. Unknown: nobody can tell, "
-        "which is not clean.",
+        "Whether test scans were found among those of the pretraining. No match found: none was, of what was looked "
+        "for (leaks.csv). Unknown: nobody can tell.",
     ),
     (
         "Edge of the search",

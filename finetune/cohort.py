@@ -12,6 +12,7 @@ import numpy as np
 
 from voco.data.cache import PreparedVolume
 from voco.data.cohort import prepare_together
+from voco.data.duplicates import Duplicates
 from voco.data.layouts.labeled import LabeledCase, LabeledManifest
 from voco.data.manifest import Rejection, check_rejected
 from voco.errors import InputError, ScanError
@@ -71,6 +72,7 @@ class Cohort:
         rejected: scans and rows that cannot be used, with the reason.
         notes: sentences for the user.
         counts: numbers for the console and ``run.json``.
+        duplicates: scans that are there more than once.
     """
 
     manifest: LabeledManifest
@@ -79,6 +81,7 @@ class Cohort:
     rejected: list[Rejection]
     counts: dict[str, int]
     notes: list[str] = field(default_factory=list)
+    duplicates: Duplicates = field(default_factory=Duplicates)
 
     @property
     def fingerprint(self) -> str:
@@ -158,6 +161,22 @@ def prepare_studies(
         "rejected_scans": len(rejected),
     }
     return Cohort(manifest, studies, found[0], rejected, counts, list(manifest.notes))
+
+
+def join_duplicates(cohort: Cohort, duplicates: Duplicates) -> Cohort:
+    """The cohort with one name for all patients who share a scan, so that splits and intervals take them for one."""
+    names = duplicates.groups
+
+    def joined(labeled: LabeledCase) -> LabeledCase:
+        return replace(labeled, case=replace(labeled.case, patient=names.get(labeled.patient, labeled.patient)))
+
+    if not names:
+        return replace(cohort, duplicates=duplicates)
+    studies = {name: replace(study, labeled=joined(study.labeled)) for name, study in cohort.studies.items()}
+    order = list(dict.fromkeys(names.get(patient, patient) for patient in cohort.manifest.order))
+    manifest = replace(cohort.manifest, cases=[joined(case) for case in cohort.manifest.cases], order=order)
+    counts = cohort.counts | {"patients": len({study.labeled.patient for study in studies.values()})}
+    return replace(cohort, manifest=manifest, studies=studies, counts=counts, duplicates=duplicates)
 
 
 def study_targets(task: Task, study: Study) -> dict[str, float]:

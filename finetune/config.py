@@ -39,7 +39,8 @@ class Run:
     eval: Literal["validation", "test"] = "validation"
     """What is scored after training. test opens the test set, which is written to a ledger beside the split."""
     allow_seen: bool = False
-    """Open the test set although the encoder's pretraining saw scans of it; marked in the results."""
+    """Open the test set although the encoder's training saw scans or patients of it, and keep a split that was given
+    although it has the same scan on two sides; marked in the results."""
     tta: bool = False
     """Average over the flips that the task allows when scoring."""
     seed: int = 0

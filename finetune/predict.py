@@ -332,7 +332,7 @@ def ensemble_points(models: list) -> dict[str, dict[str, float]]:
 
 def summarise_new(config: dict, models: list, cohort, cases, images, points, leaks) -> dict[str, Any]:
     """``results.json`` of new scans, with operating points and subgroups."""
-    from voco.transfer.leaks import summary
+    from voco.transfer.leaks import NO_MATCH, summary
     from voco.transfer.operating import apply_operating_points
     from voco.transfer.results import summarise
 
@@ -340,7 +340,7 @@ def summarise_new(config: dict, models: list, cohort, cases, images, points, lea
     settings = {"n": config["bootstrap"], "seed": config["seed"], "split": PART}
     own = leaks[leaks["case"].isin(cases["case"])]
     marks = [f"training of the model and these cases: {summary(own)} (leaks.csv)"]
-    marks = marks if (own["verdict"] != "clean").any() else []
+    marks = marks if (own["verdict"] != NO_MATCH).any() else []
     results = summarise(task, cases, images, marks=marks, rule=config["layout"], facts={"model": config["model"],
                         "models": len(models), "scans": cohort.counts}, **settings)  # fmt: skip
     results["operating_points"] = apply_operating_points(task, cases, points)

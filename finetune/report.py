@@ -42,7 +42,10 @@ def finish(session: Session) -> None:
     session.say("")
     session.say(text_table(results))
     session.say("\nwrote")
-    names = ("predictions.csv", "predictions_images.parquet", "splits.csv", "leaks.csv", "rejected.csv", "run.json")
+    names = (
+        *("predictions.csv", "predictions_images.parquet", "splits.csv", "leaks.csv", "duplicates.csv"),
+        *("rejected.csv", "run.json"),
+    )
     for file in (path, *(session.out / name for name in names)):
         if file.exists():
             session.say(f"  {file}")
@@ -75,7 +78,7 @@ def _constants(session: Session, train: pd.DataFrame):
 
 def marks(session: Session) -> list[str]:
     """Remarks that every figure of this run must carry."""
-    from voco.transfer.leaks import summary
+    from voco.transfer.leaks import NO_MATCH, summary
 
     found = list(session.splits.marks)
     if is_synthetic(session):
@@ -86,10 +89,10 @@ def marks(session: Session) -> list[str]:
     if session.config["eval"] == "test":
         tested = {name for fold in session.splits.folds for name in fold.ids("test")}
         verdicts = verdicts[verdicts["case"].isin(tested)]
-    if (verdicts["verdict"] != "clean").any():
+    if (verdicts["verdict"] != NO_MATCH).any():
         found.append(f"pretraining of the encoder and these cases: {summary(verdicts)} (leaks.csv)")
     if session.config["allow_seen"]:
-        found.append("--allow_seen: the test set was opened although scans of it may have been seen")
+        found.append("--allow_seen: the test set was opened although its scans or patients may have been seen")
     if session.config["tta"]:
         found.append("scores averaged over flips")
     return found

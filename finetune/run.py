@@ -7,7 +7,6 @@ score, and at the end predictions, results and pictures. The test set is opened 
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -34,13 +33,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def plan(config: dict) -> int:
     """Print what a run would be; nothing is written."""
     from finetune.plan import print_plan
+    from finetune.splitting import check_fold, make_split
     from voco.engine.launch import launched_rank
 
     rank, world = launched_rank()
     check(config, world)
     if rank == 0:
         encoder = build_encoder(config)
-        task, manifest, view, _, splits = _read(config, encoder, _to_stderr)
+        task, manifest, view, _ = _read(config, encoder, _to_stderr)
+        splits = make_split(config, task, manifest, _to_stderr)
+        check_fold(config, splits)
         print_plan(config, task, manifest, encoder, view, splits, _to_stderr)
     return 0
 
@@ -66,6 +68,7 @@ def run(config: dict) -> int:
 def _run(config: dict, rank: int, world: int) -> int:
     from finetune.cohort import prepare_studies
     from finetune.folds import Session, run_folds
+    from finetune.splitting import check_fold, check_same_data, check_same_split, has_begun, make_split, split_cohort
     from voco.engine.launch import build_accelerator
     from voco.engine.loop import explain_out_of_memory
     from voco.engine.record import RunRecord, describe_device
@@ -83,16 +86,19 @@ def _run(config: dict, rank: int, world: int) -> int:
         settings = to_dict(config)
         unheld = {name: value for name, value in flatten(settings).items() if name in LATER}
         check_same_settings(out / "config.yaml", settings, FREE_ON_RESUME, unheld)
-    task, manifest, view, mask_channel, splits = _read(config, encoder, say)
-    check_same_split(out, splits)
+    task, manifest, view, mask_channel = _read(config, encoder, say)
+    check_fold(config, make_split(config, task, manifest))  # a wrong split is found before hours of preparing
     cache = Path(config["data"].cache or out.parent / "cache")
     cohort = prepare_studies(
         manifest, task, view, cache, mask_channel=mask_channel, workers=config["data"].workers, rank=rank, world=world,
         say=say,
     )  # fmt: skip
+    cohort, splits, parted = split_cohort(config, task, cohort, cache, rank=rank, world=world, say=say)
+    check_same_split(out, splits)
     check_same_data(out, cohort)
     if rank == 0:
         cohort.write(out)
+        cohort.duplicates.write(out, [fold.parts for fold in splits.folds] if parted else [])
         save_yaml(config | {"fold": -1}, out / "config.yaml")
     cohort.check(config["data"].max_rejected)
     exposure = say_exposure(cohort, view, encoder, say)
@@ -127,7 +133,7 @@ def _run(config: dict, rank: int, world: int) -> int:
 
 
 def _read(config: dict, encoder, say: Callable[[str], None]):
-    """Task, its data set, view, whether masks are a channel, and the split."""
+    """Task, its data set, view, and whether masks are a channel."""
     from voco.tasks import create_task
 
     options = {name: value for name, value in to_dict({"o": config["task"]})["o"].items() if name != "name"}
@@ -144,9 +150,7 @@ def _read(config: dict, encoder, say: Callable[[str], None]):
         )
     view, mask_channel = build_view(config, task, encoder)
     check_together(config, task, view)
-    splits = make_split(config, task, manifest, say)
-    check_fold(config, splits)
-    return task, manifest, view, mask_channel, splits
+    return task, manifest, view, mask_channel
 
 
 def _to_stderr(text: str) -> None:
@@ -190,48 +194,6 @@ def _batch_statistics(config: dict, encoder, view, cohort, world: int) -> dict:
         windows=windows,
         chunk=config["input"].chunk,
     )
-
-
-def has_begun(out: Path) -> bool:
-    """Whether there is anything to continue; a start that failed on a wrong setting leaves nothing."""
-    made = ("checkpoints/step-*", "scores/*/predictions.csv", "model.json")
-    return any(next(out.glob(f"{folder}{name}"), None) for folder in ("", "fold-*/") for name in made)
-
-
-def check_same_split(out: Path, splits) -> None:
-    """A run that goes on has the patients it began with: with others, some it trained on could test.
-
-    Raises:
-        InputError: the cases or the split of a run that has begun are not those of now.
-    """
-    from finetune.testset import SPLIT_FILE
-    from voco.data.split_files import encoded, split_text
-
-    path = out / SPLIT_FILE
-    if has_begun(out) and path.is_file() and path.read_bytes() != encoded(split_text(splits)):
-        raise InputError(
-            f"{out} was started with other cases, or cases parted otherwise, than these data give now: patients it "
-            f"trained on could come to test. Bring the data back, or use another --out (--split.file {path} repeats "
-            "the split where the cases are the same)"
-        )
-
-
-def check_same_data(out: Path, cohort) -> None:
-    """With other scans or labels, a run that goes on would be another one.
-
-    Raises:
-        InputError: the studies, their labels or their sizes are not those that the run, or a fold of it, began with.
-    """
-    for folder in (out, *sorted(out.glob("fold-*"))):
-        record = folder / "run.json"
-        if not has_begun(folder) or not record.is_file():
-            continue
-        saved = json.loads(record.read_text())
-        if saved.get("data_fingerprint", cohort.fingerprint) != cohort.fingerprint:
-            raise InputError(
-                f"{folder} was started with other studies or labels: {saved.get('data')} then, {cohort.counts} now. "
-                "Bring them back, or use another --out"
-            )
 
 
 def locked_folder(config: dict) -> Path:
@@ -352,45 +314,6 @@ def check_together(config: dict, task, view) -> None:
         )
     if train.class_weights == "task" and not hasattr(task, "class_weights"):
         raise InputError(f"--train.class_weights task: task {task.name} has none; use balanced or none")
-
-
-def check_fold(config: dict, splits) -> None:
-    """``--fold`` names one of several folds."""
-    numbers = [fold.number for fold in splits.folds]
-    if config["fold"] >= 0 and (len(numbers) == 1 or config["fold"] not in numbers):
-        raise InputError(
-            f"--fold {config['fold']}: the split has {len(numbers)} fold(s), counted from 0; leave --fold out to work "
-            "on all in turn"
-        )
-
-
-def make_split(config: dict, task, manifest, say: Callable[[str], None]):
-    """Who trains, validates and tests."""
-    from voco.data.splits import make_splits
-
-    settings, folds = config["split"], config["folds"]
-    rule = settings.rule
-    if settings.file:
-        rule = "file"
-    elif folds:
-        rule = "repeated" if config["repeats"] > 1 else "kfold"
-    elif rule == "auto":
-        has = any(case.case.split or case.fold is not None for case in manifest.cases)
-        rule = "published" if has else "holdout"
-    splits = make_splits(
-        manifest.cases, task.stratum, rule=rule, folds=folds or 5, repeats=config["repeats"], test=settings.test,
-        val=settings.val, fraction=config["fraction"], fraction_val=config["fraction_val"], seed=settings.seed,
-        file=settings.file, order=manifest.order,
-    )  # fmt: skip
-    for note in splits.notes:
-        say(f"note: {note}")
-    alone = len({case.case.patient for case in manifest.cases}) == len(manifest.cases)
-    word = "studies (the set has no patient identity)" if alone else "groups of studies that stay together"
-    word = "patients" if manifest.patient_level else word
-    for fold in splits.folds:
-        counts = splits.counts(fold.number)
-        say(f"fold {fold.number}: " + ", ".join(f"{n} {name}" for name, n in counts.items()) + f" {word}")
-    return splits
 
 
 def say_exposure(cohort, view, encoder, say: Callable[[str], None]) -> dict:

@@ -66,7 +66,7 @@ def open_test_set(session: Session, folds) -> None:
     from voco.config import to_dict
     from voco.engine.record import git_commit
     from voco.transfer.leaks import refuse_seen
-    from voco.transfer.ledger import ledger_path, looks, open_test, test_set_hash
+    from voco.transfer.ledger import content_hash, ledger_path, looks, open_test, test_set_hash
 
     tested = {fold.number: fold.ids("test") for fold in folds}
     if not any(tested.values()):
@@ -76,6 +76,7 @@ def open_test_set(session: Session, folds) -> None:
     path = split_file(session)
     unopened = [fold for fold in folds if tested[fold.number] and not is_scored(session, fold, "test")]
     if session.accelerator.is_main_process:
+        scans = {number: content_hash(_voxels(session, ids)) for number, ids in tested.items() if ids}
         settings = json.dumps(to_dict(session.config), sort_keys=True, default=str)
         # an entry for every fold, so that jobs of an array count the same as one run of all folds
         for fold in unopened:
@@ -84,12 +85,23 @@ def open_test_set(session: Session, folds) -> None:
                 config_hash=hashlib.sha256(settings.encode()).hexdigest()[:16],
                 commit=git_commit() or "",
                 test_set=test_set_hash(tested[fold.number]),
+                content=scans[fold.number],
                 out=str(session.out),
                 task=session.task.name,
                 fold=fold.number,
                 shared=session.cache,
             )
-        session.looks = max(looks(path, test_set_hash(ids), session.cache) for ids in tested.values() if ids)
+        session.looks = max(
+            looks(path, test_set_hash(tested[number]), session.cache, content) for number, content in scans.items()
+        )
         if unopened:
             session.say(f"test set opened: look {session.looks} at it, noted in {ledger_path(path)}")
     session.accelerator.wait_for_everyone()
+
+
+def _voxels(session: Session, ids) -> list[bytes]:
+    """Hashes of the voxels of prepared scans."""
+    from voco.data.fingerprint import Fingerprints
+
+    entries = [session.cohort.entries[name] for name in ids if name in session.cohort.entries]
+    return [bytes(row) for row in Fingerprints.of_entries(entries).voxels]

@@ -75,6 +75,8 @@ class ScanData:
     """Regular expression whose first group in the relative path is the patient; unset = by folder and DICOM header."""
     heldout: float = 0.1
     """Share of patients kept out of training to measure learning; 0 turns the health report off."""
+    allow_seen: bool = False
+    """Go on where the list of scans puts the same scan into training and among those that measure learning."""
     max_rejected: float = 0.2
     """Stop before training when more than this share of the scans cannot be used."""
     workers: int = 4
@@ -301,6 +303,7 @@ FREE_ON_RESUME = (
     "plan",
     "data.root",
     "data.sets",
+    "data.allow_seen",
     "data.cache",
     "data.workers",
     "data.timeout",

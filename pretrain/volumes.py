@@ -69,6 +69,7 @@ class VolumeJob:
             heldout=0.0 if self.config["eval"].cross else data.heldout,  # folds hold out in its place
             seed=self.config["seed"],
             workers=data.workers,
+            allow_seen=data.allow_seen,
             rank=rank,
             world=world,
             say=say,
@@ -129,7 +130,8 @@ class VolumeJob:
             Path(self.config["out"]),
             volumes=[e.path for e in entries],
             names=[e.case.id for e in entries],
-            patients=[e.case.patient for e in entries],
+            # patients who share a scan are one
+            patients=[patient[0].case.patient for patient in cohort.heldout for _ in patient],
             geometry=settings.geometry,
             region=settings.region,
             hu_windows=method.encoder.input_spec.windows,

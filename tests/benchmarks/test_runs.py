@@ -44,7 +44,7 @@ def test_a_run_is_read_from_its_folder(root):
     assert (run.seed, run.fraction, run.mode, run.split, run.encoder) == (1, 1.0, "full", "test", "cnn3d_s")
     assert run.source == "kinetics400 -> voco3d" and run.task.name == "table"
     assert len(run.units) == 20 and set(run.units["split"]) == {"test"} and len(run.units_of("validation")) == 20
-    assert run.leaks == "20 clean" and run.looks == 2 and not run.synthetic
+    assert run.leaks == "20 no match found" and run.looks == 2 and not run.synthetic
     assert run.cost["hours"] == pytest.approx(1 / 6) and run.cost["peak_memory_bytes"] == 2**31
     assert not run.stored_value_differs()
     assert read_run(root / "phantom").synthetic

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import itertools
 import os
 from pathlib import Path
@@ -13,14 +14,23 @@ import SimpleITK as sitk
 
 from voco import read_volume
 from voco.data import fingerprint as module
+from voco.data import pictures
+from voco.data.alike import PICTURE_CORRELATION
 from voco.data.cache import read_footer
-from voco.data.fingerprint import Fingerprints, data_set_digest, nearest, patient_digest, signature, voxel_hash
+from voco.data.fingerprint import (
+    Fingerprints,
+    data_set_digest,
+    patient_digest,
+    signature,
+    tissue_hash,
+    voxel_hash,
+)
 from voco.data.manifest import build_manifest
+from voco.data.pictures import nearest
 from voco.data.prepare import PrepareSettings, prepare
 from voco.data.privacy import hash_patient_id
 from voco.data.resample import resample
 from voco.errors import InputError
-from voco.transfer.leaks import NEAR_DUPLICATE
 
 _spec = importlib.util.spec_from_file_location("dicom_maker", Path(__file__).with_name("dicom_maker.py"))
 maker = importlib.util.module_from_spec(_spec)
@@ -65,6 +75,29 @@ def test_the_hash_is_of_the_scan_and_not_of_the_file(tmp_path):
     assert voxel_hash(np.asfortranarray(array)) == hashes[0]
 
 
+def test_the_tissue_hash_outlasts_mirrors_right_angles_and_padding():
+    array = body(0)
+    same = tissue_hash(array)
+    assert len(same) == 32
+    for other in (array[::-1], array[:, :, ::-1], np.rot90(array, axes=(1, 2)), np.pad(array, 7, constant_values=-1024),
+                  np.pad(array, 3), array[[3, 1, 2, 0, *range(4, 40)]], np.maximum(array, -600)):  # fmt: skip
+        assert tissue_hash(other) == same
+    changed = array.copy()
+    changed[20, 30, 33] += 1
+    assert len({same, tissue_hash(changed), tissue_hash(array[:20]), tissue_hash(body(1))}) == 4
+    assert tissue_hash(np.full((9, 9, 9), -1000, np.int16)) == "" == tissue_hash(np.full((30, 30, 30), 40, np.int16))
+
+
+def test_files_of_version_1_are_read_and_stay_what_they_are(tmp_path):
+    found = Fingerprints(*(np.zeros((2, n), np.uint8) for n in (16, 1728, 8)), np.array([True, False]))
+    old = found.to_bytes()
+    with np.load(io.BytesIO(old)) as arrays:
+        assert arrays["version"][0] == 1 and set(arrays) == {"version", "voxels", "signatures", "patients", "trained",
+                                                            "data_sets"}  # fmt: skip
+    again = Fingerprints.from_bytes(old)
+    assert again.is_old and again.to_bytes() == old and len(again) == 2
+
+
 def test_a_signature_is_the_means_of_the_cells():
     rng = np.random.default_rng(0)
     array = rng.integers(-150, 190, (31, 17, 25)).astype(np.int16)  # tissue everywhere: the box is the array
@@ -95,7 +128,7 @@ def test_the_same_scan_stored_otherwise_is_found_among_others():
     for name, change in CHANGES.items():
         array, spacing = change(body(2))
         score, where = nearest(signature(np.asarray(array).astype(np.int16), spacing).reshape(1, -1), known)
-        assert where[0] == 2 and score[0] >= NEAR_DUPLICATE, (name, score)
+        assert where[0] == 2 and score[0] >= PICTURE_CORRELATION, (name, score)
     score, _ = nearest(signature(body(9), (5.0, 5.0, 5.0)).reshape(1, -1), known)
     assert score[0] < 0.9
 
@@ -104,8 +137,8 @@ def test_nearest_does_not_depend_on_the_size_of_its_parts(monkeypatch):
     rng = np.random.default_rng(1)
     known = rng.integers(0, 255, (7, 1728)).astype(np.uint8)
     whole = nearest(known[[2, 6]], known)
-    monkeypatch.setattr(module, "_CHUNK", 2)
-    monkeypatch.setattr(module, "_CANDIDATES", 1)
+    monkeypatch.setattr(pictures, "_CHUNK", 2)
+    monkeypatch.setattr(pictures, "_CANDIDATES", 1)
     parts = nearest(known[[2, 6]], known)
     assert whole[1].tolist() == parts[1].tolist() == [2, 6]
     np.testing.assert_allclose(whole[0], parts[0], rtol=1e-6)
@@ -150,7 +183,7 @@ def test_prepared_scans_carry_their_fingerprint_whatever_the_geometry(tmp_path):
         result = prepare(manifest.cases, manifest.root, tmp_path / "cache", settings, progress=False)
         found.append(Fingerprints.of_entries(result.entries, trained=[True, False], data_sets=["LIDC IDRI"]))
     one, two = found
-    for name in ("voxels", "signatures", "patients", "trained"):
+    for name in ("voxels", "tissue", "signatures", "places", "looks", "patients", "trained"):
         np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
     assert one.voxels[0].tobytes().hex() == voxel_hash(body(1))  # sorted by path: b first
     assert one.trained.tolist() == [True, False] and one.data_sets == {data_set_digest("lidc-idri")}
@@ -162,7 +195,7 @@ def test_prepared_scans_carry_their_fingerprint_whatever_the_geometry(tmp_path):
     one.write(tmp_path / "f.npz")
     assert (tmp_path / "f.npz").read_bytes() == data
     entry = result.entries[0]
-    assert len(str(read_footer(entry.path)["facts"])) < 4000
+    assert len(str(read_footer(entry.path)["facts"])) < 13_000
     entry.path.unlink()
     with pytest.raises(InputError, match="prepare it again"):
         Fingerprints.of_entries([entry])
@@ -196,6 +229,6 @@ def test_real_scans_are_found_again_and_told_apart():
         }
         for name, (array, spacing) in changed.items():
             score, where = nearest(signature(array, spacing).reshape(1, -1), known)
-            assert where[0] == i and score[0] >= NEAR_DUPLICATE, (i, name, score[0])
+            assert where[0] == i and score[0] >= PICTURE_CORRELATION, (i, name, score[0])
         others = np.delete(known, i, 0)
         assert nearest(known[i : i + 1], others)[0][0] < 0.85

@@ -76,7 +76,7 @@ def test_folds_vote_by_the_mean_of_their_probabilities(work, scored):
     assert found["label_label"].isna().all() and not (scored / "results.json").exists()
     assert "torn.nii.gz" in (scored / "rejected.csv").read_text()
     leaks = pd.read_csv(scored / "leaks.csv")
-    assert list(leaks["case"]) == list(found.index) and set(leaks["verdict"]) == {"clean"}
+    assert list(leaks["case"]) == list(found.index) and set(leaks["verdict"]) == {"no match found"}
     points = [json.loads((work / f"run/fold-{k}/model.json").read_text())["operating_points"] for k in (0, 1)]
     if all("label" in p for p in points):
         threshold = np.mean([p["label"]["threshold"] for p in points])

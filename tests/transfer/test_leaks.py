@@ -12,7 +12,7 @@ from voco.data.fingerprint import Fingerprints, data_set_digest, patient_digest
 from voco.encoders import create_encoder, load_encoder
 from voco.errors import InputError
 from voco.transfer.data_sets import NOT_CT, canonical_name, is_not_ct, named_in_path, shared
-from voco.transfer.leaks import VERDICTS, LeakGuard, refuse_seen, sources_of, summary, write_leaks
+from voco.transfer.leaks import NO_MATCH, VERDICTS, LeakGuard, refuse_seen, sources_of, summary, write_leaks
 from voco.weights.export import save_encoder
 from voco.weights.sources import all_sources
 
@@ -53,14 +53,14 @@ def test_each_verdict_from_fingerprints():
     cases = replace(cases, signatures=near.astype(np.uint8))
     found = LeakGuard(Chain(run_of("a"), a=seen)).verdicts(cases, ["my hospital"], names=list("abcde"))
     assert found["case"].tolist() == list("abcde")
-    assert found["verdict"].tolist() == ["seen", "near-duplicate", "same patient", "clean", "clean"]
+    assert found["verdict"].tolist() == ["seen", "near-duplicate", "same patient", NO_MATCH, NO_MATCH]
     assert "held out" in found["evidence"][3] and "correlation 0.9" in found["evidence"][1]
-    assert summary(found) == "1 seen; 1 near-duplicate; 1 same patient; 2 clean"
+    assert summary(found) == "1 seen; 1 near-duplicate; 1 same patient; 2 no match found"
 
 
 def test_nobodys_name_is_no_evidence():
     seen, cases = prints(0, patients=["patient_001"]), prints(1, patients=["patient_001"])
-    assert verdict(Chain(run_of("a"), a=seen), cases) == ["clean"]
+    assert verdict(Chain(run_of("a"), a=seen), cases) == [NO_MATCH]
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_nobodys_name_is_no_evidence():
         (["lidc_idri"], ["LUNA16"], "same data set"),
         (["PreCT-160K"], ["LIDC-IDRI"], "same data set"),
         (["Our Hospital"], ["our-hospital"], "same data set"),
-        (["NLST"], ["LIDC-IDRI"], "clean"),
+        (["NLST"], ["LIDC-IDRI"], NO_MATCH),
     ],
 )
 def test_data_sets_of_own_runs_are_known_by_digest(used, asked, expected):
@@ -82,11 +82,11 @@ def test_data_sets_of_own_runs_are_known_by_digest(used, asked, expected):
     [
         ("swinunetr_b.voco_ssl", ["LIDC-IDRI"], "same data set"),
         ("swinunetr_b.voco_ssl", ["LUNA16"], "same data set"),
-        ("swinunetr_b.voco_ssl", ["RSNA-PE"], "clean"),
+        ("swinunetr_b.voco_ssl", ["RSNA-PE"], NO_MATCH),
         ("swinunetr_b.voco_ssl", [], "unknown"),
         ("swinunetr_v1_b.suprem", ["RSNA-2023-Abdominal-Trauma"], "same data set"),
         ("swinvit_b.nvidia_dae", ["LIDC-IDRI"], "unknown"),
-        ("slow_r50.kinetics400", [], "clean"),
+        ("slow_r50.kinetics400", [], NO_MATCH),
     ],
 )
 def test_published_weights_are_judged_by_their_list(name, asked, expected):
@@ -107,9 +107,9 @@ def test_published_weights_are_judged_by_their_list(name, asked, expected):
         {},
     ],
 )
-def test_what_is_not_known_is_never_clean(entry):
+def test_what_is_not_known_is_never_taken_for_a_search_in_vain(entry):
     clean = {"source": "r", "data": ["ImageNet-1k"]}
-    assert verdict(Chain(clean), prints(1)) == ["clean"]
+    assert verdict(Chain(clean), prints(1)) == [NO_MATCH]
     assert verdict(Chain(entry), prints(1)) == ["unknown"]
     assert verdict(Chain(clean, entry, run_of("a"), a=prints(0)), prints(1)) == ["unknown"]
     assert verdict(Chain(entry, run_of("a"), a=prints(1)), prints(1)) == ["seen"]
@@ -121,8 +121,8 @@ def test_a_run_without_fingerprints_may_name_its_data_sets():
 
 
 def test_from_scratch_and_from_videos_nothing_was_seen():
-    assert verdict(Chain(), prints(1), []) == ["clean"]
-    assert verdict(Chain({"method": "video"}), prints(1), []) == ["clean"]
+    assert verdict(Chain(), prints(1), []) == [NO_MATCH]
+    assert verdict(Chain({"method": "video"}), prints(1), []) == [NO_MATCH]
 
 
 def test_a_chain_keeps_the_fingerprints_of_every_training(tmp_path):
@@ -131,7 +131,7 @@ def test_a_chain_keeps_the_fingerprints_of_every_training(tmp_path):
     save_encoder(
         create_encoder("cnn3d_s", checkpoint=tmp_path / "a"), tmp_path / "b", {"method": "x"}, None, second.to_bytes()
     )
-    assert verdict(tmp_path / "b", prints(0, 2, 5)) == ["seen", "seen", "clean"]
+    assert verdict(tmp_path / "b", prints(0, 2, 5)) == ["seen", "seen", NO_MATCH]
     assert [len(source.fingerprints) for source in sources_of(load_encoder(tmp_path / "b"))] == [2, 1]
     assert len(list((tmp_path / "b").glob("fingerprints-*.npz"))) == 2
     save_encoder(create_encoder("cnn3d_s"), tmp_path / "b", {"method": "y"}, fingerprints=first.to_bytes())
@@ -143,13 +143,17 @@ def test_a_chain_keeps_the_fingerprints_of_every_training(tmp_path):
 def test_a_seen_test_scan_is_refused_unless_allowed(tmp_path):
     table = pd.DataFrame([(f"c{i}", "seen", "e") for i in range(7)] + [("z", "clean", "")])
     table.columns = ["case", "verdict", "evidence"]
-    with pytest.raises(InputError, match=r"7 of 8 test scans(.|\n)*c0: seen(.|\n)*and 2 more(.|\n)*--allow_seen"):
+    with pytest.raises(
+        InputError,
+        match=r"7 of 8 test scans(.|\n)*7 seen; 1 no match found(.|\n)*c0: seen(.|\n)*and 2 more(.|\n)*--allow_seen",
+    ):
         refuse_seen(table)
     refuse_seen(table, allow_seen=True)
-    for name in VERDICTS[2:]:
+    for name in VERDICTS[3:]:
         refuse_seen(table.assign(verdict=name))
-    with pytest.raises(InputError):
-        refuse_seen(table.assign(verdict="near-duplicate"))
+    for name in ("near-duplicate", "same patient"):
+        with pytest.raises(InputError, match="--allow_seen"):
+            refuse_seen(table.assign(verdict=name))
     assert pd.read_csv(write_leaks(table, tmp_path))["verdict"].tolist() == table["verdict"].tolist()
 
 

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from voco.errors import InputError
-from voco.transfer.ledger import ledger_path, looks, open_test, test_set_hash
+from voco.transfer.ledger import content_hash, ledger_path, looks, open_test, test_set_hash
 
 CODE = """
 import sys
@@ -51,6 +51,30 @@ def test_runs_with_splits_of_their_own_know_of_each_other(tmp_path):
     # the same file twice is one ledger, and a cache that is gone keeps nobody from counting beside the split
     assert looks(cache / "splits.csv", "s", cache) == 2
     assert open_test(files[0], test_set="s", config_hash="", commit="", shared=tmp_path / "gone") == 2
+
+
+def test_looks_are_counted_by_what_the_scans_hold_and_not_by_their_names(tmp_path):
+    scans, other = content_hash([b"1", b"2"]), content_hash([b"1", b"3"])
+    assert scans == content_hash([b"2", b"1", b"1"]) != other
+    split, cache = tmp_path / "splits.csv", tmp_path / "cache"
+    cache.mkdir()
+    settings = {"config_hash": "", "commit": "", "shared": cache}
+    assert open_test(split, test_set="names", content=scans, **settings) == 1
+    assert open_test(split, test_set="renamed", content=scans, **settings) == 2
+    assert open_test(split, test_set="names", content=other, **settings) == 1, "the names of before, other scans"
+    again = tmp_path / "again" / "splits.csv"
+    again.parent.mkdir()
+    assert open_test(again, test_set="new", content=scans, **settings) == 3, "known from the cache"
+    # who knows the names alone counts what stands under the scans that had these names
+    assert looks(split, "renamed") == 2 and looks(again, "new", cache) == 3
+
+
+def test_lines_of_before_count_by_their_names(tmp_path):
+    split = tmp_path / "splits.csv"
+    open_test(split, test_set="names", config_hash="", commit="")
+    open_test(split, test_set="others", config_hash="", commit="")
+    assert open_test(split, test_set="names", content="c", config_hash="", commit="") == 2
+    assert looks(split, "others", content="d") == 1
 
 
 def test_writers_at_the_same_time_all_count(tmp_path):

@@ -25,7 +25,7 @@ from voco.errors import ScanError
 from voco.short_repr import grid_text
 
 # Part of every key: raise it when reading, resampling or the file changes what a prepared scan holds.
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 SUFFIX = ".b2nd"
 TEMPORARY = ".writing-"
 # Zstd with byte shuffle is both smaller and faster to read on CT than bit shuffle (measured on nine scans).
@@ -60,7 +60,7 @@ def write_entry(
         array: (D, H, W) int16 HU.
         spacing_mm: (D, H, W) mm.
         meta: anything JSON can hold; read back as ``PreparedVolume.meta``.
-        facts: a few kilobytes of JSON for the footer, which ``read_footer`` gives without opening the volume.
+        facts: some kilobytes of JSON for the footer, which ``read_footer`` gives without opening the volume.
 
     Returns:
         Bytes on disk.

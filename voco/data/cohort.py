@@ -8,9 +8,10 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from voco.data.duplicates import Duplicates, find_duplicates, refuse_parted
 from voco.data.manifest import (
     Case,
     Rejection,
@@ -33,11 +34,12 @@ class Cohort:
     """Prepared scans of one run.
 
     Attributes:
-        train, heldout: prepared files grouped by patient.
+        train, heldout: prepared files grouped by patient; patients who share a scan are one.
         rejected: scans that cannot be used, with the reason.
         series: rows of ``series.csv``; empty without DICOM.
         fingerprint: hash of the scans used, their preparation and the split; the same data give the same one.
         counts: numbers for the console and ``run.json``.
+        duplicates: scans that are there more than once.
     """
 
     train: list[list[PreparedEntry]]
@@ -46,10 +48,12 @@ class Cohort:
     series: list[dict]
     fingerprint: str
     counts: dict[str, int]
+    duplicates: Duplicates = field(default_factory=Duplicates)
 
     def write(self, out: Path) -> None:
-        """Leave ``rejected.csv`` and, with DICOM, ``series.csv`` in a run folder, which is made if missing."""
+        """Leave ``rejected.csv``, ``duplicates.csv`` and, with DICOM, ``series.csv`` in a run folder."""
         out.mkdir(parents=True, exist_ok=True)
+        self.duplicates.write(out, [_sides(self.train, self.heldout)])
         write_rejected(out / "rejected.csv", self.rejected)
         if self.series:
             write_series(out / "series.csv", self.series)
@@ -99,6 +103,7 @@ def load_cohort(
     heldout: float,
     seed: int,
     workers: int,
+    allow_seen: bool = False,
     rank: int = 0,
     world: int = 1,
     say: Callable[[str], None] = lambda text: None,
@@ -108,7 +113,11 @@ def load_cohort(
     With several processes only the first one prepares; the others wait for its result on disk, before any process
     group exists, because preparation may take hours and collective time-outs are minutes.
 
-    Scans that cannot be used are listed, not judged: see ``Cohort.check``.
+    Scans that cannot be used are listed, not judged: see ``Cohort.check``. Patients who share a scan are one patient
+    for the split and in training.
+
+    Raises:
+        InputError: the list of scans puts the same scan on two sides, and ``allow_seen`` is not given.
     """
     manifest = build_manifest(root, select=select, exclude=exclude, patient_regex=patient_regex, progress=rank == 0)
     say(f"found {len(manifest.cases)} scans of {len({c.patient for c in manifest.cases})} patients in {root}")
@@ -119,8 +128,17 @@ def load_cohort(
     )
     rejected = [*manifest.rejected, *rejected]
     by_case = {e.case.id: e for e in entries}
-    sides = split_patients([e.case for e in entries], heldout, seed)
-    train, held = (_by_patient(cases, by_case) for cases in sides)
+    duplicates = find_duplicates(entries, cache, rank=rank, world=world, say=say)
+    cases = [e.case for e in entries]
+    names = duplicates.groups
+    if any(case.split is not None for case in cases):
+        parts = {case.id: case.split or "train" for case in cases}
+        option = "" if allow_seen else "--data.allow_seen true"
+        if parted := refuse_parted(duplicates, [parts], "the list of scans", option):
+            names = {}
+            say(f"note: {len(parted)} pairs of the same scan lie on two sides of the list's split (--data.allow_seen)")
+    together = [replace(case, patient=names.get(case.patient, case.patient)) for case in cases]
+    train, held = (_by_patient(side, by_case) for side in split_patients(together, heldout, seed))
     scans = len(manifest.cases) + len(manifest.rejected)
     return Cohort(
         train=train,
@@ -129,7 +147,14 @@ def load_cohort(
         series=manifest.series,
         fingerprint=_fingerprint(train, held),
         counts={"scans": scans, **_counts(train, held), "rejected_scans": len(rejected)},
+        duplicates=duplicates,
     )
+
+
+def _sides(train, heldout) -> dict[str, str]:
+    """Case id to side."""
+    sides = (("train", train), ("heldout", heldout))
+    return {entry.case.id: name for name, patients in sides for patient in patients for entry in patient}
 
 
 def prepare_together(
@@ -172,10 +197,11 @@ def _counts(train: Sequence[Sequence[PreparedEntry]], heldout: Sequence[Sequence
 def _fingerprint(train: Sequence[Sequence[PreparedEntry]], held: Sequence[Sequence[PreparedEntry]]) -> str:
     digest = hashlib.sha256()
     for name, patients in (("train", train), ("heldout", held)):
-        for entry in sorted((entry for found in patients for entry in found), key=lambda e: e.case.id):
+        # patients who share a scan count under the first one's name: joined otherwise, it is another split
+        named = ((found[0].case.patient, entry) for found in patients for entry in found)
+        for patient, entry in sorted(named, key=lambda row: row[1].case.id):
             # not the cache file's name, which holds file times: a copy of the data must count as the same data
-            case = entry.case
-            row = f"{name}\t{case.id}\t{case.patient}\t{tuple(entry.shape)}\t{tuple(entry.spacing_mm)}\n"
+            row = f"{name}\t{entry.case.id}\t{patient}\t{tuple(entry.shape)}\t{tuple(entry.spacing_mm)}\n"
             digest.update(row.encode(errors="surrogateescape"))
     return digest.hexdigest()[:16]
 

@@ -1,7 +1,7 @@
-"""What is kept of a scan so that it is recognised later: a hash of its voxels, a small picture, its patient's hash.
+"""What is kept of a scan so that it is recognised later: hashes of its voxels, a small picture, landmarks, its patient.
 
 A pretraining run writes the fingerprints of its scans beside the encoder. From them nobody gets the scans back: the
-picture has 12 x 12 x 12 voxels of about 3 cm, and names are stored as digests.
+picture has 12 x 12 x 12 voxels of about 3 cm, landmarks are means over rings, and names are stored as digests.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from voco.data.landmarks import LANDMARKS, WIDTH, Landmarks, find_landmarks
 from voco.data.privacy import hash_patient_id
 from voco.errors import InputError
 from voco.short_repr import short_repr
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
 FILE = "fingerprints.npz"
 SIGNATURE_SHAPE = (12, 12, 12)
 # Raise it, and FORMAT_VERSION of the cache, when a hash or a signature of the same scan comes out otherwise.
-VERSION = 1
+VERSION = 2
+# Version 1 had no hash of the tissue and no landmarks; its files are read, and what they lack is not looked for.
+READABLE = (1, VERSION)
 _WINDOW_HU = (-200.0, 200.0)
 _BODY_HU, _ABOVE_AIR_HU = -400.0, 25.0
 _SAMPLE_MM = 3.0
@@ -43,9 +46,7 @@ _ANYBODY = (
     *("anonymised", "unknown", "none", "no name", "na", "test", "train", "val", "trn", "tst", "scan", "ct", "ct chest"),
     *("image", "img", "volume", "vol", "series", "study", "phantom", "pair", "chest", "abdomen", "thorax", "data", ""),
 )
-# What may be cut off a scan along D, as a share of its depth, on either side: tried when signatures are compared.
-_CUTS = tuple((a, b) for a in (0.0, 0.05, 0.1, 0.15) for b in (0.0, 0.05, 0.1, 0.15) if 0 < a + b <= 0.2)
-_CHUNK, _CANDIDATES = 4096, 16
+_TISSUE_HU, _LEAST_TISSUE, _LEAST_VALUES = -500, 500, 20
 
 
 def voxel_hash(array: np.ndarray) -> str:
@@ -57,6 +58,25 @@ def voxel_hash(array: np.ndarray) -> str:
     digest = hashlib.blake2b(repr(tuple(array.shape)).encode(), digest_size=_HASH_BYTES)
     digest.update(np.ascontiguousarray(array, "<i2"))
     return digest.hexdigest()
+
+
+def tissue_hash(array: np.ndarray) -> str:
+    """32 hex digits that stay where a scan is mirrored, turned by right angles, padded with air or 0, or shuffled.
+
+    It is a hash of how often each value above -500 HU occurs. Two scans of different people with the same number of
+    voxels at each of some hundred values do not occur. Empty for scans with too little tissue to say so.
+
+    Args:
+        array: (D, H, W) int16 HU.
+    """
+    count = np.zeros(65536, np.int64)
+    for part in array:  # slice by slice: no copy of the volume
+        count += np.bincount(part.ravel().astype(np.int32) + 32768, minlength=65536)
+    count = count[32768 + _TISSUE_HU :].copy()
+    count[-_TISSUE_HU] = 0  # what some tools pad with
+    if count.sum() < _LEAST_TISSUE or (count > 0).sum() < _LEAST_VALUES:
+        return ""
+    return hashlib.blake2b(np.ascontiguousarray(count, "<i8"), digest_size=_HASH_BYTES).hexdigest()
 
 
 def signature(array: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
@@ -96,14 +116,16 @@ def _cell_means(array: np.ndarray, axis: int, cells: int) -> np.ndarray:
 
 
 def scan_fingerprint(array: np.ndarray, spacing_mm: Sequence[float]) -> dict:
-    """Hash and signature of a scan as plain JSON, for the footer of its prepared file.
+    """Hashes, signature and landmarks of a scan as plain JSON, for the footer of its prepared file.
 
     Args:
         array: (D, H, W) int16 HU of the whole scan, before it is cropped or resampled.
         spacing_mm: (D, H, W) mm.
     """
-    picture = base64.b64encode(signature(array, spacing_mm).tobytes()).decode()
-    return {"version": VERSION, "voxels": voxel_hash(array), "signature": picture}
+    places, looks = find_landmarks(array, spacing_mm).packed()
+    arrays = {"signature": signature(array, spacing_mm), "places": places.astype("<i2"), "looks": looks}
+    texts = {name: base64.b64encode(value.tobytes()).decode() for name, value in arrays.items()}
+    return {"version": VERSION, "voxels": voxel_hash(array), "tissue": tissue_hash(array), **texts}
 
 
 def patient_digest(name: str) -> bytes:
@@ -150,6 +172,9 @@ def _short(text: str) -> bytes:
     return hashlib.sha256(text.encode(errors="surrogateescape")).digest()[:_NAME_BYTES]
 
 
+_COLUMNS, _LATER = ("voxels", "signatures", "patients", "trained"), ("tissue", "places", "looks")
+
+
 @short_repr
 @dataclass(frozen=True)
 class Fingerprints:
@@ -161,6 +186,10 @@ class Fingerprints:
         patients: (N, 8) uint8 digests, zeros where the patient is not known by a name of his own.
         trained: (N,) bool; False for scans that were held out: looked at, but never trained on.
         data_sets: digests of the names of the data sets that the scans come from, as far as they were named.
+        tissue: (N, 16) uint8 hashes that mirrors and padding leave alone, zeros where there is too little tissue; None
+            in files of version 1.
+        places: (N, LANDMARKS, 3) int16, see ``Landmarks.packed``; None in files of version 1.
+        looks: (N, LANDMARKS, WIDTH) uint8, likewise.
     """
 
     voxels: np.ndarray
@@ -168,6 +197,18 @@ class Fingerprints:
     patients: np.ndarray
     trained: np.ndarray
     data_sets: frozenset[bytes] = frozenset()
+    tissue: np.ndarray | None = None
+    places: np.ndarray | None = None
+    looks: np.ndarray | None = None
+
+    @property
+    def is_old(self) -> bool:
+        """Whether they are of version 1, by which mirrored, turned and cut scans are not found."""
+        return self.looks is None
+
+    def landmarks(self, number: int) -> Landmarks:
+        """Landmarks of one scan."""
+        return Landmarks.unpacked(self.places[number], self.looks[number])
 
     def __len__(self) -> int:
         return len(self.voxels)
@@ -188,23 +229,32 @@ class Fingerprints:
         """
         with ThreadPoolExecutor(16) as pool:
             rows = list(pool.map(_read, (entry.path for entry in entries)))
+        count = len(rows)
+
+        def column(name: str, kind: str, shape: tuple[int, ...]) -> np.ndarray:
+            return np.frombuffer(b"".join(row[name] for row in rows), kind).reshape(count, *shape)
+
+        def hashes(name: str) -> np.ndarray:
+            data = b"".join(row[name] or bytes(_HASH_BYTES) for row in rows)
+            return np.frombuffer(data, np.uint8).reshape(count, _HASH_BYTES)
+
+        names = b"".join(patient_digest(entry.case.patient) for entry in entries)
         return cls(
-            np.array([list(bytes.fromhex(row["voxels"])) for row in rows], np.uint8).reshape(-1, _HASH_BYTES),
-            np.array([np.frombuffer(base64.b64decode(row["signature"]), np.uint8) for row in rows], np.uint8).reshape(
-                -1, _SIGNATURE_SIZE
-            ),
-            np.array([list(patient_digest(entry.case.patient)) for entry in entries], np.uint8).reshape(
-                -1, _NAME_BYTES
-            ),
-            np.broadcast_to(np.asarray(trained, bool), len(entries)).copy(),
+            hashes("voxels"),
+            column("signature", "u1", (_SIGNATURE_SIZE,)),
+            np.frombuffer(names, np.uint8).reshape(count, _NAME_BYTES),
+            np.broadcast_to(np.asarray(trained, bool), count).copy(),
             frozenset(data_set_digest(name) for name in data_sets),
+            hashes("tissue"),
+            column("places", "<i2", (LANDMARKS, 3)),
+            column("looks", "u1", (LANDMARKS, WIDTH)),
         )
 
     def to_bytes(self) -> bytes:
         """As one compressed ``.npz`` file; the same scans give the same bytes."""
         arrays = {
-            "version": np.array([VERSION]),
-            **{name: getattr(self, name) for name in ("voxels", "signatures", "patients", "trained")},
+            "version": np.array([1 if self.is_old else VERSION]),
+            **{name: getattr(self, name) for name in (*_COLUMNS, *(() if self.is_old else _LATER))},
             "data_sets": np.array([list(d) for d in sorted(self.data_sets)], np.uint8).reshape(-1, _NAME_BYTES),
         }
         out = io.BytesIO()
@@ -221,15 +271,15 @@ class Fingerprints:
         """Read what ``to_bytes`` gave.
 
         Raises:
-            InputError: damaged, or of another version, whose hashes cannot be compared.
+            InputError: damaged, or of a version whose hashes cannot be compared.
         """
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as found:
                 version = int(found["version"][0])
-                arrays = {key: found[key] for key in ("voxels", "signatures", "patients", "trained", "data_sets")}
+                arrays = {key: found[key] for key in (*_COLUMNS, "data_sets", *(_LATER if version > 1 else ()))}
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise InputError(f"{name} is no file of fingerprints, or a damaged one: {error}") from None
-        if version != VERSION:
+        if version not in READABLE:
             raise InputError(
                 f"{name} holds fingerprints of version {version}, this voco compares version {VERSION}: repeat the "
                 "run that wrote it, or compare with that version"
@@ -244,7 +294,7 @@ class Fingerprints:
         write_atomic(Path(path), self.to_bytes())
 
 
-def _read(path: Path) -> dict:
+def _read(path: Path) -> dict[str, bytes]:
     from voco.data.cache import read_footer
 
     footer = read_footer(path)
@@ -252,77 +302,5 @@ def _read(path: Path) -> dict:
     if not found or found["version"] != VERSION:
         state = "holds no fingerprint of this version" if footer else "is missing or damaged"
         raise InputError(f"prepared scan {path} {state}: delete it and prepare it again")
-    return found
-
-
-def nearest(queries: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The most similar of the known scans for each query, by the correlation of signatures.
-
-    A scan that lost up to a fifth of its slices at the ends still fits: both sides are also tried with their ends cut.
-    The candidates of a query are found on signatures averaged in the plane, and then compared in full.
-
-    Args:
-        queries: (Q, 1728) uint8 signatures.
-        known: (N, 1728).
-
-    Returns:
-        (Q,) correlation in [-1, 1] with the best one, and (Q,) its index; -1 and index -1 where nothing is known.
-    """
-    best, where = np.full(len(queries), -1.0, np.float32), np.full(len(queries), -1, np.int64)
-    if not len(queries) or not len(known):
-        return best, where
-    for i, candidates in enumerate(_candidates(queries, known)):
-        one, others = _pictures(queries[i : i + 1]), _pictures(known[candidates])
-        score = _best_fit(one, others)[0]
-        best[i], where[i] = score.max(), candidates[score.argmax()]
-    return best, where
-
-
-def _candidates(queries: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """(Q, up to 16) indices of the known scans that are most like each query in the plane's quarter resolution."""
-    coarse = _pool(_pictures(queries))
-    score, index = np.zeros((len(queries), 0), np.float32), np.zeros((len(queries), 0), np.int64)
-    for first in range(0, len(known), _CHUNK):
-        part = _pool(_pictures(known[first : first + _CHUNK]))
-        here = np.broadcast_to(np.arange(first, first + len(part)), (len(queries), len(part)))
-        score, index = np.hstack([score, _best_fit(coarse, part)]), np.hstack([index, here])
-        if score.shape[1] > _CANDIDATES:
-            keep = np.argpartition(score, -_CANDIDATES, axis=1)[:, -_CANDIDATES:]
-            score, index = np.take_along_axis(score, keep, 1), np.take_along_axis(index, keep, 1)
-    return index
-
-
-def _pictures(signatures: np.ndarray) -> np.ndarray:
-    return signatures.reshape(len(signatures), *SIGNATURE_SHAPE).astype(np.float32)
-
-
-def _pool(pictures: np.ndarray) -> np.ndarray:
-    """Means of 2 x 2 cells in the plane; along D the ends are cut in small steps, which needs all cells."""
-    count, d, h, w = pictures.shape
-    return pictures.reshape(count, d, h // 2, 2, w // 2, 2).mean((3, 5))
-
-
-def _best_fit(one: np.ndarray, two: np.ndarray) -> np.ndarray:
-    """(Q, N) largest correlation over all ways to cut the ends of either side."""
-    plain_one, plain_two = _normalised(one), _normalised(two)
-    score = plain_one @ plain_two.T
-    for cut in _CUTS:
-        np.maximum(score, _normalised(_cut(one, *cut)) @ plain_two.T, out=score)
-        np.maximum(score, plain_one @ _normalised(_cut(two, *cut)).T, out=score)
-    return score
-
-
-def _normalised(pictures: np.ndarray) -> np.ndarray:
-    flat = pictures.reshape(len(pictures), -1)
-    flat = flat - flat.mean(1, keepdims=True)
-    return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)
-
-
-def _cut(pictures: np.ndarray, low: float, high: float) -> np.ndarray:
-    """What the pictures would be without the lowest and the highest share of slices."""
-    cells = SIGNATURE_SHAPE[0]
-    at = ((np.arange(cells) + 0.5) / cells * (1 - low - high) + low) * cells - 0.5
-    at = np.clip(at, 0, cells - 1)
-    below = np.minimum(at.astype(int), cells - 2)
-    share = (at - below)[None, :, None, None].astype(np.float32)
-    return pictures[:, below] * (1 - share) + pictures[:, below + 1] * share
+    hashes = {name: bytes.fromhex(found[name]) for name in ("voxels", "tissue")}
+    return hashes | {name: base64.b64decode(found[name]) for name in ("signature", "places", "looks")}

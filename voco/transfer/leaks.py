@@ -1,7 +1,8 @@
 """Whether the cases of a task were seen in the pretraining of an encoder, case by case, with the evidence.
 
 What is known of a pretraining are fingerprints of its scans (runs of this project), or the list of its public data sets
-(published weights). Where neither is known, the verdict is ``unknown``, which is not ``clean``. See docs/leaks.md.
+(published weights). Where neither is known, the verdict is ``unknown``. Where something is known and nothing was found,
+the evidence says what was looked for. See docs/leaks.md.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from voco.data.fingerprint import Fingerprints, data_set_digest, nearest
+from voco.data.alike import PICTURE_CORRELATION, landmark_pairs
+from voco.data.fingerprint import Fingerprints, data_set_digest
+from voco.data.pictures import nearest
 from voco.errors import InputError
 from voco.transfer.data_sets import canonical_name, is_not_ct, shared, with_parts
 
@@ -24,11 +27,19 @@ if TYPE_CHECKING:
     from voco.data.prepare import PreparedEntry
 
 # From worst to best; a case gets the worst that any of the trainings gives it.
-VERDICTS = ("seen", "near-duplicate", "same patient", "same data set", "unknown", "clean")
-REFUSED = ("seen", "near-duplicate")
+NO_MATCH = "no match found"
+VERDICTS = ("seen", "near-duplicate", "same patient", "same data set", "unknown", NO_MATCH)
+REFUSED = ("seen", "near-duplicate", "same patient")
 FILE = "leaks.csv"
-# Measured in docs/leaks.md: other patients stay below, the same scan stored otherwise lies above.
-NEAR_DUPLICATE = 0.98
+_FORMER = {"clean": NO_MATCH}  # as files of earlier versions call it
+_LOOKED = (
+    "looked for: equal voxels, also mirrored, turned by right angles or padded; copies that were resampled, windowed, "
+    "mirrored, turned, or cut in any direction; patients' names"
+)
+_LOOKED_OLD = (
+    "looked for: equal voxels; copies that were resampled, windowed or mirrored, or lost some slices; patients' names. "
+    "Not looked for: copies that were turned, cut or padded, since the fingerprints are of an older kind"
+)
 _SHOWN = 5
 
 
@@ -105,15 +116,13 @@ class LeakGuard:
 
     Args:
         encoder: a ``voco.encoders.Encoder``, or the path of an encoder or run folder.
-        threshold: correlation of signatures from which on two scans count as near-duplicates.
 
     Raises:
         InputError: a path that holds no encoder, or a damaged file of fingerprints.
     """
 
-    def __init__(self, encoder, *, threshold: float = NEAR_DUPLICATE):
+    def __init__(self, encoder):
         self.sources = sources_of(encoder)
-        self.threshold = threshold
 
     def verdicts(
         self, entries: Sequence[PreparedEntry] | Fingerprints, data_sets: Sequence[str], names: Sequence[str] = ()
@@ -152,20 +161,15 @@ class LeakGuard:
             return rows
         seen = source.fingerprints
         used, held = np.flatnonzero(seen.trained), np.flatnonzero(~seen.trained)
-        by_voxels = {bytes(seen.voxels[i]): int(i) for i in used}
         held_out = {bytes(seen.voxels[i]) for i in held}
         patients = {bytes(row) for row in seen.patients[used] if row.any()}
-        score, where = nearest(cases.signatures, seen.signatures[used])
+        copies = _copies(cases, seen, used)
         for i in range(count):
-            voxels, number = bytes(cases.voxels[i]), f"of {len(seen)}"
-            if voxels in by_voxels:
-                found = ("seen", f"scan {by_voxels[voxels]} {number} has the same voxels")
-            elif score[i] >= self.threshold:
-                near = int(used[where[i]])
-                found = ("near-duplicate", f"scan {near} {number} looks the same (correlation {score[i]:.3f})")
+            if i in copies:
+                found = copies[i]
             elif bytes(cases.patients[i]) in patients:
                 found = ("same patient", "another scan of a patient of this name was trained on")
-            elif voxels in held_out:
+            elif bytes(cases.voxels[i]) in held_out:
                 found = (rank, f"held out of that training, so not trained on; {evidence}")
             else:
                 continue
@@ -176,19 +180,49 @@ class LeakGuard:
         if source.fingerprints is not None:
             # Digests: a set is found under the name of any part of the task's sets, or of any set that holds it.
             mine = {data_set_digest(name): name for name in _around(data_sets)}
+            looked = _LOOKED_OLD if source.fingerprints.is_old else _LOOKED
             if common := sorted(mine[d] for d in source.fingerprints.data_sets & set(mine)):
-                return "same data set", f"it used scans of {', '.join(common)}, but none like this one"
-            return "clean", f"none of its {int(source.fingerprints.trained.sum())} scans is like this one"
+                return "same data set", f"it used scans of {', '.join(common)}, but none like this one ({looked})"
+            return NO_MATCH, f"none of its {int(source.fingerprints.trained.sum())} scans is like this one ({looked})"
         listed = source.data_sets or ()
         if common := sorted(shared(listed, data_sets)):
             return "same data set", f"it was trained on {', '.join(common)}"
         if source.why_unknown:
             return "unknown", source.why_unknown
         if all(is_not_ct(name) for name in listed):
-            return "clean", f"it saw no CT ({', '.join(listed) or 'videos'})"
+            return NO_MATCH, f"it saw no CT ({', '.join(listed) or 'videos'})"
         if not data_sets:
             return "unknown", "it was trained on public CT, and which data set the cases come from was not said"
-        return "clean", f"{', '.join(data_sets)} is not among its data sets"
+        return NO_MATCH, f"{', '.join(data_sets)} is not among its data sets"
+
+
+def _copies(cases: Fingerprints, seen: Fingerprints, used: np.ndarray) -> dict[int, tuple[str, str]]:
+    """Verdict and evidence of the cases that are copies of scans that were trained on."""
+    found: dict[int, tuple[str, str]] = {}
+    rows, number = np.arange(len(cases)), f"of {len(seen)}"
+    by_voxels = {bytes(seen.voxels[i]): int(i) for i in used}
+    old = seen.is_old or cases.is_old
+    by_tissue = {} if old else {bytes(seen.tissue[i]): int(i) for i in used if seen.tissue[i].any()}
+    for i in rows:
+        if (same := by_voxels.get(bytes(cases.voxels[i]))) is not None:
+            found[int(i)] = ("seen", f"scan {same} {number} has the same voxels")
+        elif by_tissue and (same := by_tissue.get(bytes(cases.tissue[i]))) is not None:
+            found[int(i)] = ("seen", f"scan {same} {number} has the same voxels, mirrored, turned or padded")
+    rows = np.array([i for i in rows if int(i) not in found], np.int64)
+    score, where = nearest(cases.signatures[rows], seen.signatures[used])
+    for i, value, near in zip(rows, score, where):
+        if value >= PICTURE_CORRELATION:
+            text = f"scan {int(used[near])} {number} looks the same (correlation {value:.3f})"
+            found[int(i)] = ("near-duplicate", text)
+    if not old:
+        rows = np.array([i for i in rows if int(i) not in found], np.int64)
+        best: dict[int, float] = {}
+        for pair in landmark_pairs(cases, seen, rows, used):
+            if pair.score > best.get(pair.one, 0.0):
+                best[pair.one] = pair.score
+                text = f"{pair.fit.inliers} landmarks of scan {pair.two} {number} fit it (score {pair.score:.1f})"
+                found[pair.one] = ("near-duplicate", text)
+    return found
 
 
 def _around(names: Sequence[str]) -> set[str]:
@@ -201,7 +235,7 @@ def _around(names: Sequence[str]) -> set[str]:
 
 def summary(verdicts: pd.DataFrame) -> str:
     """One line: how many cases have which verdict, worst first."""
-    count = Counter(verdicts["verdict"])
+    count = Counter(_FORMER.get(name, name) for name in verdicts["verdict"])
     return "; ".join(f"{count[name]} {name}" for name in VERDICTS if count[name]) or "no case"
 
 
@@ -215,14 +249,14 @@ def write_leaks(verdicts: pd.DataFrame, out: str | Path) -> Path:
 
 
 def refuse_seen(verdicts: pd.DataFrame, allow_seen: bool = False) -> None:
-    """Stop before a test set is opened whose scans the encoder has seen.
+    """Stop before a test set is opened whose scans or patients the encoder has seen.
 
     Args:
         verdicts: of the test cases.
         allow_seen: go on all the same.
 
     Raises:
-        InputError: a case is ``seen`` or a ``near-duplicate`` of a scan that was seen.
+        InputError: a case is ``seen``, a ``near-duplicate`` of what was seen, or another scan of the ``same patient``.
     """
     bad = verdicts[verdicts["verdict"].isin(REFUSED)]
     if allow_seen or bad.empty:
@@ -230,7 +264,8 @@ def refuse_seen(verdicts: pd.DataFrame, allow_seen: bool = False) -> None:
     lines = [f"  {row.case}: {row.verdict}, {row.evidence}" for row in bad.head(_SHOWN).itertuples()]
     more = [f"  and {len(bad) - _SHOWN} more, see {FILE}"] if len(bad) > _SHOWN else []
     raise InputError(
-        f"{len(bad)} of {len(verdicts)} test scans were in the training of the encoder ({summary(verdicts)}):\n"
+        f"{len(bad)} of {len(verdicts)} test scans, or their patients, were in the training of the encoder "
+        f"({summary(verdicts)}):\n"
         + "\n".join([*lines, *more])
         + "\nTake another encoder, or one pretrained without these patients (pretrain/run.py --data.exclude FILE); "
         "--allow_seen opens the test set all the same, and the results will say so"

@@ -32,12 +32,18 @@ def test_set_hash(cases: Iterable[str]) -> str:
 test_set_hash.__test__ = False  # its name looks like a test to pytest
 
 
+def content_hash(voxels: Iterable[bytes]) -> str:
+    """Which scans a test set holds, whatever they are called: a digest of the sorted hashes of their voxels."""
+    return sha256(b"".join(sorted(set(voxels)))).hexdigest()[:16]
+
+
 def open_test(
     split_file: str | Path,
     *,
     config_hash: str,
     commit: str,
     test_set: str = "",
+    content: str = "",
     shared: Path | None = None,
     **facts: str | int | float,
 ) -> int:
@@ -51,6 +57,7 @@ def open_test(
         config_hash: of the settings of the run.
         commit: of the code.
         test_set: ``test_set_hash`` of the cases.
+        content: ``content_hash`` of their scans, by which a test set is known under other names.
         shared: folder of a second ledger that gets the same line, so that runs with splits of their own know of each
             other; one that cannot be written is left alone.
         facts: more for the line, e.g. ``out`` and ``task``.
@@ -67,6 +74,7 @@ def open_test(
         "commit": commit,
         "config_hash": config_hash,
         "test_set": test_set,
+        **({"content": content} if content else {}),
         **facts,
     }
     line = json.dumps(entry, ensure_ascii=True) + "\n"
@@ -80,10 +88,10 @@ def open_test(
     if shared is not None and (other := shared.resolve() / LEDGER) != path:
         with contextlib.suppress(OSError):
             _append(other, line)
-    return looks(split_file, test_set, shared)
+    return looks(split_file, test_set, shared, content)
 
 
-def looks(split_file: str | Path, test_set: str = "", shared: Path | None = None) -> int:
+def looks(split_file: str | Path, test_set: str = "", shared: Path | None = None, content: str = "") -> int:
     """How often a test set was opened so far; 0 without a ledger.
 
     Args:
@@ -91,13 +99,26 @@ def looks(split_file: str | Path, test_set: str = "", shared: Path | None = None
         test_set: ``test_set_hash``; "" counts every line.
         shared: folder of a second ledger, of which the lines about this test set count. A line that stands in both is
             one look.
+        content: ``content_hash``. Lines that have one are told apart by it and not by names; without it, those of the
+            lines about ``test_set`` count for it.
     """
     path = ledger_path(split_file)
-    found = _count(_read(path), test_set)
+    own = [line for line in _read(path).splitlines() if line.strip()]
+    more: list[str] = []
     if shared is not None and (other := shared.resolve() / LEDGER) != path:
-        elsewhere = Counter(line for line in _read(other).splitlines() if test_set and _test_set(line) == test_set)
-        found += (elsewhere - Counter(_read(path).splitlines())).total()
-    return found
+        more = list((Counter(_read(other).splitlines()) - Counter(own)).elements())
+    about = {content} if content else {c for name, c in map(_about, [*own, *more]) if c and name == test_set}
+
+    def same(line: str) -> bool | None:  # None: it does not say
+        name, scans = _about(line)
+        if scans and about:
+            return scans in about
+        return name == test_set if name else None
+
+    # a line that cannot be read, or does not say, is taken for a look, but only beside the split
+    return sum(not test_set or same(line) is not False for line in own) + sum(
+        bool(test_set) and same(line) is True for line in more
+    )
 
 
 def _append(path: Path, line: str) -> None:
@@ -126,19 +147,12 @@ def _lock(descriptor: int) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
 
 
-def _count(text: str, test_set: str) -> int:
-    """Lines about this test set; those that cannot be read or do not say which set count too."""
-    found = 0
-    for line in text.splitlines():
-        if line.strip():
-            other = _test_set(line)
-            found += not (test_set and other and other != test_set)
-    return found
-
-
-def _test_set(line: str) -> str:
+def _about(line: str) -> tuple[str, str]:
+    """Hashes of the names and of the scans of the test set that a line is about, as far as it says."""
     try:
         entry: Any = json.loads(line)
     except json.JSONDecodeError:
-        return ""
-    return str(entry.get("test_set", "")) if isinstance(entry, dict) else ""
+        return "", ""
+    if not isinstance(entry, dict):
+        return "", ""
+    return str(entry.get("test_set", "")), str(entry.get("content", ""))

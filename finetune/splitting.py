@@ -1,0 +1,128 @@
+"""Who trains, validates and tests: the split of a prepared cohort, and that a run which goes on still has its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from voco.errors import InputError
+
+
+def split_cohort(config: dict, task, cohort, cache: Path, *, rank: int, world: int, say: Callable[[str], None]):
+    """The split of a prepared cohort: patients who share a scan are one patient.
+
+    Returns:
+        The cohort with these patients joined, the split, and the pairs of the same scan that a split which was given
+        parts, as ``--allow_seen`` allows; then nothing is joined.
+
+    Raises:
+        InputError: a split that was given parts the same scan.
+    """
+    from finetune.cohort import join_duplicates
+    from voco.data.duplicates import find_duplicates, refuse_parted
+
+    entries = [cohort.entries[name] for name in cohort.studies]
+    # of the labeled cases, whose patient may be named by a table and not by the scan
+    entries = [replace(e, case=replace(e.case, patient=cohort.studies[e.case.id].labeled.patient)) for e in entries]
+    duplicates = find_duplicates(entries, cache, rank=rank, world=world, say=say)
+    together = join_duplicates(cohort, duplicates)
+    if _rule(config, cohort.manifest) not in ("file", "published"):
+        return together, make_split(config, task, together.manifest, say), []
+    splits = make_split(config, task, cohort.manifest, say)
+    what = f"--split.file {config['split'].file}" if splits.rule == "file" else "the split of the data set"
+    option = "" if config["allow_seen"] else "--allow_seen"
+    parted = refuse_parted(duplicates, [fold.parts for fold in splits.folds], what, option)
+    if parted:
+        mark = f"{len(parted)} pairs of the same scan lie on two sides of the split (--allow_seen, duplicates.csv)"
+        splits.marks.append(mark)
+        return replace(cohort, duplicates=duplicates), splits, parted
+    joined = {case: together.studies[case].labeled.patient for case in together.studies}
+    return together, replace(splits, patients=dict(splits.patients) | joined), []
+
+
+def make_split(config: dict, task, manifest, say: Callable[[str], None] | None = None):
+    """Who trains, validates and tests; ``say`` is told what is special about it."""
+    from voco.data.splits import make_splits
+
+    settings, folds = config["split"], config["folds"]
+    splits = make_splits(
+        manifest.cases, task.stratum, rule=_rule(config, manifest), folds=folds or 5, repeats=config["repeats"],
+        test=settings.test, val=settings.val, fraction=config["fraction"], fraction_val=config["fraction_val"],
+        seed=settings.seed, file=settings.file, order=manifest.order,
+    )  # fmt: skip
+    say = say or (lambda text: None)
+    for note in splits.notes:
+        say(f"note: {note}")
+    alone = len({case.case.patient for case in manifest.cases}) == len(manifest.cases)
+    word = "studies (the set has no patient identity)" if alone else "groups of studies that stay together"
+    word = "patients" if manifest.patient_level else word
+    for fold in splits.folds:
+        counts = splits.counts(fold.number)
+        say(f"fold {fold.number}: " + ", ".join(f"{n} {name}" for name, n in counts.items()) + f" {word}")
+    return splits
+
+
+def _rule(config: dict, manifest) -> str:
+    """The rule of the split, ``auto`` resolved."""
+    if config["split"].file:
+        return "file"
+    if config["folds"]:
+        return "repeated" if config["repeats"] > 1 else "kfold"
+    if config["split"].rule == "auto":
+        has = any(case.case.split or case.fold is not None for case in manifest.cases)
+        return "published" if has else "holdout"
+    return config["split"].rule
+
+
+def check_fold(config: dict, splits) -> None:
+    """``--fold`` names one of several folds."""
+    numbers = [fold.number for fold in splits.folds]
+    if config["fold"] >= 0 and (len(numbers) == 1 or config["fold"] not in numbers):
+        raise InputError(
+            f"--fold {config['fold']}: the split has {len(numbers)} fold(s), counted from 0; leave --fold out to work "
+            "on all in turn"
+        )
+
+
+def has_begun(out: Path) -> bool:
+    """Whether there is anything to continue; a start that failed on a wrong setting leaves nothing."""
+    made = ("checkpoints/step-*", "scores/*/predictions.csv", "model.json")
+    return any(next(out.glob(f"{folder}{name}"), None) for folder in ("", "fold-*/") for name in made)
+
+
+def check_same_split(out: Path, splits) -> None:
+    """A run that goes on has the patients it began with: with others, some it trained on could test.
+
+    Raises:
+        InputError: the cases or the split of a run that has begun are not those of now.
+    """
+    from finetune.testset import SPLIT_FILE
+    from voco.data.split_files import encoded, split_text
+
+    path = out / SPLIT_FILE
+    if has_begun(out) and path.is_file() and path.read_bytes() != encoded(split_text(splits)):
+        raise InputError(
+            f"{out} was started with other cases, or cases parted otherwise, than these data give now: patients it "
+            f"trained on could come to test. Bring the data back, or use another --out (--split.file {path} repeats "
+            "the split where the cases are the same)"
+        )
+
+
+def check_same_data(out: Path, cohort) -> None:
+    """With other scans or labels, a run that goes on would be another one.
+
+    Raises:
+        InputError: the studies, their labels or their sizes are not those that the run, or a fold of it, began with.
+    """
+    for folder in (out, *sorted(out.glob("fold-*"))):
+        record = folder / "run.json"
+        if not has_begun(folder) or not record.is_file():
+            continue
+        saved = json.loads(record.read_text())
+        if saved.get("data_fingerprint", cohort.fingerprint) != cohort.fingerprint:
+            raise InputError(
+                f"{folder} was started with other studies or labels: {saved.get('data')} then, {cohort.counts} now. "
+                "Bring them back, or use another --out"
+            )
