@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from voco.short_repr import short_repr
+
 # Scans are brought together by their detail, which is what a window of soft tissue is without its blur.
 _BLUR_MM = 12.0
 _TISSUE_HU = -190.0
@@ -15,6 +17,7 @@ _POINTS, _ROUNDS, _LEAST_POINTS, _LEAST_SHARE = 20_000, 12, 300, 0.15
 _STIFFNESS = 1e-3
 
 
+@short_repr
 @dataclass(frozen=True)
 class Detail:
     """A scan on a coarse grid, for comparison.

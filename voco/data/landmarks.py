@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from voco.short_repr import short_repr
+
 LANDMARKS = 96
 _GRID_MM, _DEPTH_MM = 3.0, 4.0
 _WINDOW_HU = (-200.0, 200.0)
@@ -30,6 +32,7 @@ _NEAR_MM, _APART_LEAST_MM, _SPREAD_MM, _EDGE_MM = 4.0, 12.0, 10.0, 5.0
 _UNUSED = -32768
 
 
+@short_repr
 @dataclass(frozen=True)
 class Landmarks:
     """Landmarks of one scan, strongest first.
@@ -146,6 +149,7 @@ def _looks(grid: np.ndarray, place: np.ndarray, mm: np.ndarray) -> np.ndarray:
     )
 
 
+@short_repr
 @dataclass(frozen=True)
 class Fit:
     """How well the landmarks of two scans go together under one rigid motion, mirrors included.
