@@ -84,6 +84,11 @@ class Cohort:
     duplicates: Duplicates = field(default_factory=Duplicates)
 
     @property
+    def synthetic(self) -> int:
+        """How many of the studies were drawn."""
+        return sum(self.entries[name].synthetic for name in self.studies)
+
+    @property
     def fingerprint(self) -> str:
         """Hash of the studies, their labels and their preparation; the same data give the same one."""
         digest = hashlib.sha256()

@@ -12,7 +12,7 @@ from typing import Any
 
 from finetune.cohort import Cohort, pick
 from finetune.scoring import Predictions, score_part
-from finetune.testset import check_leaks, is_synthetic, open_test_set, write_split
+from finetune.testset import check_leaks, open_test_set, write_split
 from finetune.training import FoldRun, autocast_dtype, train_fold
 from voco.data.progress import Progress
 from voco.engine.lock import FolderLock
@@ -242,7 +242,7 @@ def _save(session: Session, run: FoldRun, model, out: Path) -> None:
         "cases": len(run.train),
         "data_fingerprint": session.cohort.fingerprint,
         "supervised": True,
-        "synthetic": is_synthetic(session),
+        "synthetic": session.cohort.synthetic > 0,
         "steps": run.facts.get("last_step", 0),
         "settings": {"mode": config["mode"], "fold": run.fold, "seed": config["seed"], "lr": train.lr,
                      "batch_size": train.batch_size, "fraction": config["fraction"]},
@@ -273,5 +273,5 @@ def _fingerprints(session: Session, run: FoldRun):
     entries = [session.cohort.entries[study.id] for study in (*run.train, *run.validation)]
     learned = session.config["mode"] == "full"
     trained = [learned] * len(run.train) + [False] * len(run.validation)
-    names = () if is_synthetic(session) else session.task.data_sets
+    names = () if session.cohort.synthetic else session.task.data_sets
     return Fingerprints.of_entries(entries, trained=trained, data_sets=names)

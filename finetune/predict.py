@@ -223,11 +223,11 @@ def check_seen(config: dict, models: list, cohort):
 
     import pandas as pd
 
-    from finetune.testset import data_set_names
+    from finetune.testset import data_set_names, locate
     from voco.transfer.leaks import VERDICTS, LeakGuard
 
     task = models[0].task
-    names = data_set_names(cohort.manifest.root, task if config["layout"] != "scans" else None)
+    names = data_set_names(cohort, task if config["layout"] != "scans" else None)
     entries = [cohort.entries[name] for name in sorted(cohort.studies)]
     tables = []
     for trained in models:
@@ -240,7 +240,7 @@ def check_seen(config: dict, models: list, cohort):
         tables.append(guard.verdicts(entries, names))
     together = pd.concat(tables, ignore_index=True)
     rank = together["verdict"].map(VERDICTS.index)
-    return together.loc[rank.groupby(together["case"]).idxmin()].reset_index(drop=True)
+    return locate(together.loc[rank.groupby(together["case"]).idxmin()].reset_index(drop=True), cohort)
 
 
 def score(config: dict, models: list, cohort, accelerator):

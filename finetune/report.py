@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from finetune.cohort import pick
-from finetune.testset import is_synthetic, split_file
+from finetune.testset import split_file
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -81,8 +81,9 @@ def marks(session: Session) -> list[str]:
     from voco.transfer.leaks import NO_MATCH, summary
 
     found = list(session.splits.marks)
-    if is_synthetic(session):
-        found.append("synthetic patients: nothing here says anything about real ones")
+    if drawn := session.cohort.synthetic:
+        share = "" if drawn == len(session.cohort.studies) else f"{drawn} of {len(session.cohort.studies)} scans, and "
+        found.append(f"synthetic patients: {share}nothing here says anything about real ones")
     elif not session.cohort.manifest.patient_level:  # anatomies of synthetic cohorts are known
         found.append("split by study, not by patient: the data set has no patient identity")
     verdicts = session.leaks

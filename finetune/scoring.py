@@ -115,6 +115,7 @@ def case_row(study, scores: StudyScores, task: Task, fold: int, split: str) -> d
     return {
         "case": case.id,
         "patient": case.patient,
+        "path": case.case.path,
         "unit": case.unit,
         "fold": fold,
         "split": split,

@@ -99,10 +99,10 @@ def check_same_split(out: Path, splits) -> None:
         InputError: the cases or the split of a run that has begun are not those of now.
     """
     from finetune.testset import SPLIT_FILE
-    from voco.data.split_files import encoded, split_text
+    from voco.data.split_files import is_split, split_text
 
     path = out / SPLIT_FILE
-    if has_begun(out) and path.is_file() and path.read_bytes() != encoded(split_text(splits)):
+    if has_begun(out) and path.is_file() and not is_split(path, split_text(splits)):
         raise InputError(
             f"{out} was started with other cases, or cases parted otherwise, than these data give now: patients it "
             f"trained on could come to test. Bring the data back, or use another --out (--split.file {path} repeats "

@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from voco.data.layouts.labeled import holds_phantoms
 from voco.errors import InputError
 
 if TYPE_CHECKING:
@@ -30,15 +29,17 @@ def write_split(session: Session) -> None:
         write_splits(session.out / SPLIT_FILE, session.splits)
 
 
-def is_synthetic(session: Session) -> bool:
-    """Whether the cohort is one of synthetic patients."""
-    return holds_phantoms(session.cohort.manifest.root)
-
-
-def data_set_names(root: Path, task) -> tuple[str, ...]:
-    """Public sets that the scans below a root are of; without a task nobody knows."""
+def data_set_names(cohort, task) -> tuple[str, ...]:
+    """Public sets that the scans of a cohort are of; without a task nobody knows."""
     # synthetic patients in a public set's layout are not that set
-    return ("phantom",) if holds_phantoms(root) else (task.data_sets if task is not None else ())
+    return ("phantom",) if cohort.synthetic else (task.data_sets if task is not None else ())
+
+
+def locate(verdicts, cohort):
+    """A table of the leak guard with the patient and the path of each case, as every other table of a run has them."""
+    studies = [cohort.studies[case].labeled for case in verdicts["case"]]
+    columns = {"patient": [s.patient for s in studies], "path": [s.case.path for s in studies]}
+    return verdicts.assign(**columns)[["case", *columns, "verdict", "evidence"]]
 
 
 def check_leaks(session: Session) -> None:
@@ -46,8 +47,8 @@ def check_leaks(session: Session) -> None:
     from voco.transfer.leaks import LeakGuard, summary, write_leaks
 
     entries = [session.cohort.entries[name] for name in sorted(session.cohort.studies)]
-    names = data_set_names(session.cohort.manifest.root, session.task)
-    session.leaks = LeakGuard(session.encoder).verdicts(entries, names)
+    names = data_set_names(session.cohort, session.task)
+    session.leaks = locate(LeakGuard(session.encoder).verdicts(entries, names), session.cohort)
     if session.accelerator.is_main_process:
         write_leaks(session.leaks, session.out)
     session.say(f"leak guard: {summary(session.leaks)}")

@@ -185,15 +185,15 @@ class Training:
         """Write the encoder as it is now, that of ``step``, with its history; ``taken`` steps were paid for."""
         from voco import __version__
         from voco.data.fingerprint import FILE
-        from voco.data.layouts.labeled import holds_phantoms
         from voco.weights.export import save_encoder
 
+        drawn = next((n for name, n in self.data.counts.items() if name.startswith("synthetic_")), 0)
         train, facts = self.config["train"], self.job.provenance(self.data, judged)
         provenance = {
             "method": self.config["method"].name,
             **({"fold": f"{self.fold} of {self.config['eval'].cross}"} if self.fold else {}),
             **facts,
-            "synthetic": holds_phantoms(self.config["data"].root),
+            "synthetic": bool(drawn),
             "data_fingerprint": self.data.fingerprint,
             "steps": step,
             "volumes_seen": step * train.batch_size,

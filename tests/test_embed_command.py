@@ -44,8 +44,9 @@ def test_a_table_has_the_mean_over_the_tiles_of_each_scan(place, capsys):
     assert main(command) == 0
     assert "embedded 3 scans, rejected 1" in capsys.readouterr().out
     table = pd.read_csv(out)
-    assert list(table.columns[:3]) == ["case", "patient", "f0000"] and len(table) == 3
-    assert table["patient"].str.fullmatch("p-[0-9a-f]{12}").all() and table["patient"].nunique() == 2
+    assert list(table.columns[:3]) == ["case", "patient", "path"] and len(table) == 3
+    assert table["patient"].tolist() == ["doe", "roe", "roe"]
+    assert table["path"].tolist() == ["doe/c.nii.gz", "roe/a.nii.gz", "roe/b.nii.gz"]
     assert pd.read_csv(out.parent / "rejected.csv")["path"].tolist() == ["broken.nii.gz"]
     encoder = voco.load_encoder(place / "run")
     array = voco.read_volume(place / "scans" / "doe" / "c.nii.gz").array
@@ -53,7 +54,7 @@ def test_a_table_has_the_mean_over_the_tiles_of_each_scan(place, capsys):
     tiles = torch.stack([torch.from_numpy(array[d : d + 16, h : h + 16, w : w + 16]) for d, h, w in places])
     with torch.no_grad():
         wanted = encoder(tiles.unsqueeze(1)).mean(0).numpy()
-    row = table[table["case"].str.contains("doe")].iloc[0, 2:].to_numpy(float)
+    row = table[table["case"].str.contains("doe")].iloc[0, 3:].to_numpy(float)
     np.testing.assert_allclose(row, wanted, rtol=1e-3, atol=1e-6)
 
     # the other formats, from the cache that was made
@@ -61,7 +62,7 @@ def test_a_table_has_the_mean_over_the_tiles_of_each_scan(place, capsys):
         assert main(["embed", str(place / "run"), str(out.parent / "cache"), str(place / name), "--keep_air"]) == 0
     with np.load(place / "g.npz") as found:
         assert sorted(found["case"]) == sorted(table["case"]) and found["features"].dtype == np.float32
-    np.testing.assert_allclose(pd.read_parquet(place / "g.parquet").iloc[:, 2:], table.iloc[:, 2:], rtol=1e-4)
+    np.testing.assert_allclose(pd.read_parquet(place / "g.parquet").iloc[:, 3:], table.iloc[:, 3:], rtol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -307,7 +307,7 @@ def _add_embed(commands) -> None:
         "features of scans from an encoder",
         "Write one row of features per scan. Each scan is prepared as the encoder was trained, cut into tiles of its "
         "usual size (or stretched to it, where a voxel has no fixed size for the encoder), and the features of the "
-        "tiles are averaged. Columns: case, patient (a digest), f0000, f0001, … Scans that cannot be used are listed "
+        "tiles are averaged. Columns: case, patient, path, f0000, f0001, … Scans that cannot be used are listed "
         "in rejected.csv beside OUT.",
     )
     command.add_argument(

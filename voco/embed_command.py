@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 
 from voco.data.cache import SUFFIX, PreparedVolume
-from voco.data.fingerprint import shown_patient
 from voco.data.manifest import Case, Rejection, build_manifest, write_rejected
 from voco.data.prepare import PreparedEntry, PrepareSettings, made_with, prepare
 from voco.data.progress import Progress
@@ -27,13 +26,15 @@ class Embedded:
 
     Attributes:
         cases: ids.
-        patients: digests, equal for scans of one patient.
+        patients: of the scans; that of a DICOM header is a digest.
+        paths: of the scans.
         features: (n, F) float32.
         rejected: scans that could not be used, and why.
     """
 
     cases: list[str]
     patients: list[str]
+    paths: list[str]
     features: np.ndarray
     rejected: list[Rejection]
 
@@ -96,7 +97,7 @@ def embed_entries(encoder, entries: Sequence[PreparedEntry], *, progress: bool =
         for entry in entries:
             try:
                 vector = embed(encoder, entry, **how)
-                rows.append((entry.case.id, shown_patient(entry.case.patient), vector))
+                rows.append((entry.case, vector))
             except ScanError as error:
                 rejected.append(Rejection(entry.case.path, str(error)))
             bar.step()
@@ -105,8 +106,9 @@ def embed_entries(encoder, entries: Sequence[PreparedEntry], *, progress: bool =
     if not rows:
         reasons = "; ".join(f"{item.path}: {item.reason}" for item in rejected[:3])
         raise InputError(f"no scan could be used {reasons}".rstrip())
-    cases, patients, vectors = zip(*rows)
-    return Embedded(list(cases), list(patients), np.stack(vectors), rejected)
+    cases, vectors = zip(*rows)
+    ids, patients, paths = zip(*((case.id, case.patient, case.path) for case in cases))
+    return Embedded(list(ids), list(patients), list(paths), np.stack(vectors), rejected)
 
 
 def scans_of(
@@ -154,8 +156,8 @@ def _of_cache(folder: Path, settings: PrepareSettings) -> tuple[list[PreparedEnt
 def write_table(found: Embedded, out: str | Path) -> list[Path]:
     """Write features and ``rejected.csv`` beside them; each file appears whole.
 
-    CSV and Parquet have the columns case, patient, and f0000, f0001, …; ``.npz`` has the arrays case, patient and
-    features.
+    CSV and Parquet have the columns case, patient, path, and f0000, f0001, …; ``.npz`` has the arrays case, patient,
+    path and features.
 
     Returns:
         What was written.
@@ -163,13 +165,14 @@ def write_table(found: Embedded, out: str | Path) -> list[Path]:
     out = check_output(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name(f".{out.stem}.{os.getpid()}{out.suffix}")
+    names = {"case": found.cases, "patient": found.patients, "path": found.paths}
     if out.suffix == ".npz":
-        np.savez_compressed(part, case=np.array(found.cases), patient=np.array(found.patients), features=found.features)
+        np.savez_compressed(part, **{name: np.array(values) for name, values in names.items()}, features=found.features)
     else:
         import pandas as pd
 
         columns = {f"f{i:04d}": found.features[:, i] for i in range(found.features.shape[1])}
-        table = pd.DataFrame({"case": found.cases, "patient": found.patients, **columns})
+        table = pd.DataFrame(names | columns)
         table.to_csv(part, index=False) if out.suffix == ".csv" else table.to_parquet(part, index=False)
     part.replace(out)
     rejected = out.parent / "rejected.csv"

@@ -69,6 +69,8 @@ def test_tb_twins_of_a_synthetic_cohort(tb):
         {"ids": ["TRN_0002"], "pair": "p0"},
         {"ids": ["TRN_0003"], "pair": "p1"},
     ]
+    files = {path.name.partition(".")[0]: path.relative_to(tb).as_posix() for path in (tb / "data").glob("TRN_*")}
+    rows = [row | {"paths": [files[row["ids"][0]]]} for row in rows]
     (tb / "phantoms.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert [case.patient for case in read_imageclef_tb(tb).cases] == ["p0", "p0", "p1"]
 

@@ -452,7 +452,7 @@ def table(path):
 
 def test_tables(tmp_path):
     write_rejected(tmp_path / "rejected.csv", [Rejection("a,b", 'says "no"')])
-    assert table(tmp_path / "rejected.csv") == [{"path": "a,b", "reason": 'says "no"'}]
+    assert table(tmp_path / "rejected.csv") == [{"path": "a,b", "reason": 'says "no"', "patient": ""}]
     dicom(tmp_path / "d")
     write_series(tmp_path / "series.csv", build_manifest(tmp_path).series)
     row = table(tmp_path / "series.csv")[0]

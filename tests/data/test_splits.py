@@ -11,7 +11,7 @@ from voco.cli import main
 from voco.data.layouts.labeled import LabeledCase
 from voco.data.manifest import Case, build_manifest
 from voco.data.manifest_patients import exclude_patients
-from voco.data.split_files import exclusion_text, read_splits, split_text, write_splits
+from voco.data.split_files import exclusion_text, is_split, read_splits, split_text, write_splits
 from voco.data.splits import make_splits
 from voco.data.strata import nested_order, patient_labels
 from voco.errors import InputError
@@ -228,13 +228,13 @@ def test_a_split_file_that_does_not_match_is_one_error(tmp_path):
         with pytest.raises(InputError, match=match):
             make_splits(cases, stratum, rule="file", file=path)
 
-    broken([*lines, "stranger,x,0,train,1"], r"1 cases are not in this cohort \('stranger'\)")
+    broken([*lines, "stranger,x,x.nii,0,train,1"], r"1 cases are not in this cohort \('stranger'\)")
     broken([lines[0], *lines[2:]], f"of this cohort are not in the file .'{first}'")
     broken([*lines, lines[1]], "more than once")
     broken([line.replace(",test,", ",exam,") for line in lines], "holds the words 'exam'; expected train, valid")
     other = {"train": "test", "validation": "train", "test": "train"}
     twice = next(i for i, line in enumerate(lines) if line.startswith("c0-1"))
-    word = lines[twice].split(",")[3]
+    word = lines[twice].split(",")[4]
     broken(
         [*lines[:twice], lines[twice].replace(word, other[word]), *lines[twice + 1 :]], "1 patients on more than one"
     )
@@ -243,6 +243,17 @@ def test_a_split_file_that_does_not_match_is_one_error(tmp_path):
     broken(["name,split", "a,train"], "no column case or patient")
     with pytest.raises(InputError, match="goes with"):
         make_splits(cases, stratum, file="x.csv")
+
+
+def test_a_split_file_of_version_0_1_is_the_same_split(tmp_path):
+    """It had no paths."""
+    text = split_text(make_splits(cohort(12), stratum))
+    rows = [line.split(",") for line in text.splitlines()]
+    old, other = tmp_path / "old.csv", tmp_path / "other.csv"
+    old.write_text("".join(",".join(row[:2] + row[3:]) + "\n" for row in rows))
+    assert is_split(old, text) and not is_split(old, split_text(make_splits(cohort(12), stratum, seed=1)))
+    other.write_text("".join(old.read_text().splitlines(keepends=True)[:-1]))
+    assert not is_split(other, text)
 
 
 def test_a_split_file_by_patient(tmp_path):

@@ -100,6 +100,14 @@ def test_a_run_leaves_what_it_promises(finished, cohort):
     assert str(cohort) not in text
 
 
+def test_every_table_has_the_path_and_the_same_patient(finished, cohort):
+    wanted = pd.read_csv(cohort / "labels.csv", dtype=str).set_index("path")["patient"]
+    for name in ("splits.csv", "predictions.csv", "leaks.csv"):
+        table = pd.read_csv(finished / name, dtype=str)
+        assert len(table) and (table["path"].map(wanted) == table["patient"]).all(), name
+    assert list(pd.read_csv(finished / "rejected.csv")) == ["path", "reason", "patient"]
+
+
 def test_the_encoder_and_the_config_can_be_used_again(finished, arguments, work):
     encoder = voco.load_encoder(finished / "encoder")
     assert encoder.input_spec.windows == ((-200.0, 400.0),) and encoder.provenance[-1]["method"] == "finetune table"

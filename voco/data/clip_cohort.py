@@ -16,13 +16,14 @@ from voco.data.manifest import Rejection, check_rejected, write_rejected
 from voco.data.manifest_formats import HELDOUT, TRAIN
 from voco.data.pool import Crashed, run_isolated
 from voco.data.progress import Progress
+from voco.data.synthetic import is_synthetic
 from voco.data.video import VideoInfo, probe
 from voco.errors import InputError, ScanError
 
 _LISTED = 5
 _WAIT_SECONDS = 1.0
 _PATIENCE = 300  # waits between two messages
-_FORMAT = 1  # of the files in the cache
+_FORMAT = 2  # of the files in the cache
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,7 @@ def load_clips(
         held = [clip for clip in held if clip.label in names]
     for note in (*manifest.notes, *notes):
         say(note)
+    drawn = sum(found[clip.path].synthetic for clip in (*train, *held))
     return ClipCohort(
         manifest.root, train, held, names, rejected, manifest.missing, _fingerprint(train, held, found),
         counts={
@@ -121,7 +123,7 @@ def load_clips(
             "train_clips": len(train), "train_groups": len({c.group for c in train}),
             "heldout_clips": len(held), "heldout_groups": len({c.group for c in held}),
             "rejected_clips": len(rejected), "missing_clips": len(manifest.missing),
-        },
+        } | ({"synthetic_clips": drawn} if drawn else {}),
     )  # fmt: skip
 
 
@@ -256,7 +258,7 @@ def _look(root: Path, paths: list[str], workers: int) -> list[tuple[str, dict]]:
 def look_at(path: str) -> dict:
     """A file's ``VideoInfo`` as a dictionary, or its ``reason``; raises nothing."""
     try:
-        return dict(vars(probe(path)))
+        return vars(probe(path)) | {"synthetic": is_synthetic(path)}
     except ScanError as error:
         return {"reason": str(error)}
     except Exception as error:  # whatever a decoder does to a damaged file, the other files go on

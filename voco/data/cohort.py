@@ -191,7 +191,8 @@ def _counts(train: Sequence[Sequence[PreparedEntry]], heldout: Sequence[Sequence
     counts = {}
     for name, patients in (("train", train), ("heldout", heldout)):
         counts |= {f"{name}_scans": sum(len(found) for found in patients), f"{name}_patients": len(patients)}
-    return counts
+    drawn = sum(entry.synthetic for patients in (train, heldout) for found in patients for entry in found)
+    return counts | ({"synthetic_scans": drawn} if drawn else {})
 
 
 def _fingerprint(train: Sequence[Sequence[PreparedEntry]], held: Sequence[Sequence[PreparedEntry]]) -> str:
@@ -220,8 +221,8 @@ def _key(cases: Sequence[Case], root: Path, settings: PrepareSettings) -> str:
 
 def _publish(done: Path, entries: Sequence[PreparedEntry], rejected: Sequence[Rejection]) -> None:
     record = {
-        "entries": {e.case.id: [str(e.path), list(e.shape), list(e.spacing_mm)] for e in entries},
-        "rejected": [[r.path, r.reason] for r in rejected],
+        "entries": {e.case.id: [str(e.path), list(e.shape), list(e.spacing_mm), e.bytes, e.synthetic] for e in entries},
+        "rejected": [[r.path, r.reason, r.patient] for r in rejected],
     }
     done.parent.mkdir(parents=True, exist_ok=True)
     part = done.with_suffix(".part")
@@ -245,9 +246,9 @@ def _await(done: Path, cases: Sequence[Case]) -> tuple[list[PreparedEntry], list
         if done.is_file():
             record = json.loads(done.read_text())
             entries = [
-                PreparedEntry(by_id[i], Path(path), tuple(shape), tuple(spacing))
-                for i, (path, shape, spacing) in record["entries"].items()
+                PreparedEntry(by_id[i], Path(path), tuple(shape), tuple(spacing), *more)
+                for i, (path, shape, spacing, *more) in record["entries"].items()
             ]
             if all(e.path.is_file() for e in entries):
-                return entries, [Rejection(path, reason) for path, reason in record["rejected"]]
+                return entries, [Rejection(*item) for item in record["rejected"]]
         time.sleep(_WAIT_SECONDS)

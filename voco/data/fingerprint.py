@@ -143,12 +143,6 @@ def patient_digest(name: str) -> bytes:
     return bytes(_NAME_BYTES) if text in _anybody_digests() else _short(text)
 
 
-def shown_patient(name: str) -> str:
-    """A patient for tables that leave the house: the digest of a DICOM header as it is, of any other name its own."""
-    text = name.encode("utf-8", "backslashreplace").decode()
-    return text if _HASHED.fullmatch(text) else hash_patient_id(text)
-
-
 def _is_anybody(text: str) -> bool:
     words = " ".join(re.sub(r"[^a-z0-9]+", " ", text.lower()).split())
     match = re.fullmatch(r"([a-z ]*?) ?(\d*)", words)

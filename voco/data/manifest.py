@@ -8,7 +8,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from voco.data.manifest_formats import HELDOUT, TEST, TRAIN, Listing, Row, read_list
@@ -45,10 +45,11 @@ class Case:
 
 @dataclass(frozen=True)
 class Rejection:
-    """A scan that cannot be used, and why."""
+    """A scan that cannot be used, why, and whose it is, where that is known."""
 
     path: str
     reason: str
+    patient: str = ""
 
 
 @dataclass
@@ -101,6 +102,10 @@ def build_manifest(
     manifest.cases, notes = assign_patients(manifest.cases, patient_regex)
     manifest.notes += notes
     manifest.cases = sorted(name_cases(manifest.cases), key=lambda case: (case.path, case.id))
+    # a list or a pattern may name a patient otherwise than the headers do
+    named = {(case.path, case.series): case.patient for case in manifest.cases}
+    for row in manifest.series:
+        row["patient"] = named.get((row["path"], row["series"]), row["patient"])
     if exclude is not None:
         manifest.cases, notes = exclude_patients(manifest.cases, Path(exclude))
         manifest.notes += notes
@@ -358,8 +363,8 @@ def check_rejected(total: int, rejected: Sequence[Rejection], share: float) -> N
 
 
 def write_rejected(path: str | Path, rejected: Sequence[Rejection]) -> None:
-    """Write ``rejected.csv``: path, reason."""
-    _write_rows(path, ["path", "reason"], [{"path": item.path, "reason": item.reason} for item in rejected])
+    """Write ``rejected.csv``: path, reason, patient."""
+    _write_rows(path, ["path", "reason", "patient"], [asdict(item) for item in rejected])
 
 
 def write_series(path: str | Path, rows: Sequence[dict]) -> None:

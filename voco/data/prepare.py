@@ -28,6 +28,7 @@ from voco.data.masks import mask_box, read_mask
 from voco.data.pool import Crashed, run_isolated
 from voco.data.progress import Progress
 from voco.data.resample import AIR_HU, body_box, parse_spacing, resample, rescale_affine, resize
+from voco.data.synthetic import is_synthetic
 from voco.data.volume import last_line
 from voco.errors import InputError, ScanError
 
@@ -70,13 +71,14 @@ def made_with(meta: dict, settings: PrepareSettings) -> bool:
 
 @dataclass(frozen=True)
 class PreparedEntry:
-    """One prepared scan: where it lies, its (D, H, W) shape and spacing in mm, and its size on disk."""
+    """One prepared scan: where it lies, (D, H, W) shape, spacing in mm, size on disk, and whether it was drawn."""
 
     case: Case
     path: Path
     shape: tuple[int, int, int]
     spacing_mm: tuple[float, float, float]
     bytes: int = 0
+    synthetic: bool = False
 
 
 @dataclass
@@ -201,7 +203,7 @@ def _lookup(case: Case, root: Path, cache: Path, settings: PrepareSettings, retr
     try:
         key = case_key(case, root, settings)
     except ScanError as error:
-        return Rejection(case.path, str(error).removeprefix(f"{case.path}: "))
+        return Rejection(case.path, str(error).removeprefix(f"{case.path}: "), case.patient)
     path = entry_path(cache, key)
     footer = read_footer(path)
     if footer is not None:
@@ -210,7 +212,7 @@ def _lookup(case: Case, root: Path, cache: Path, settings: PrepareSettings, retr
         with contextlib.suppress(OSError, ValueError, KeyError):
             found = json.loads((cache / f"{key}{_REJECTED}").read_text())
             if found["reader"] == _reader():
-                return Rejection(case.path, found["reason"])
+                return Rejection(case.path, found["reason"], case.patient)
     return _Job(case, root, cache, settings, key)
 
 
@@ -222,7 +224,8 @@ def _reader() -> str:
 
 
 def _entry(case: Case, path: Path, footer: dict) -> PreparedEntry:
-    return PreparedEntry(case, path, tuple(footer["shape"]), tuple(footer["spacing_mm"]), footer["bytes"])
+    shape, spacing, drawn = footer["shape"], footer["spacing_mm"], footer["facts"].get("synthetic", False)
+    return PreparedEntry(case, path, tuple(shape), tuple(spacing), footer["bytes"], drawn)
 
 
 def _make(jobs: list[_Job], workers: int, show: bool, cache: Path) -> dict[str, PreparedEntry | Rejection]:
@@ -243,7 +246,7 @@ def _make(jobs: list[_Job], workers: int, show: bool, cache: Path) -> dict[str, 
                 if isinstance(outcome, OSError):
                     raise InputError(_disk_message(cache, outcome))
                 if isinstance(outcome, Crashed):
-                    outcome = Rejection(order[index].case.path, outcome.reason)
+                    outcome = Rejection(order[index].case.path, outcome.reason, order[index].case.patient)
                 done[order[index].key] = outcome
                 bar.step()
                 if isinstance(outcome, PreparedEntry):
@@ -282,7 +285,10 @@ def prepare_case(job: _Job) -> PreparedEntry | Rejection | OSError:
         files = [job.root / name for name in job.case.files] or None
         volume = read_volume(job.root / job.case.path, series=job.case.series, files=files)
         mask = read_mask(job.root / job.case.mask, volume) if job.settings.mask and job.case.mask else None
-        facts = {"fingerprint": scan_fingerprint(volume.array, volume.spacing_mm)}
+        facts = {
+            "fingerprint": scan_fingerprint(volume.array, volume.spacing_mm),
+            "synthetic": is_synthetic(source_files(job.root, job.case)[0]),
+        }
         array, spacing, meta = prepare_volume(volume, job.settings, mask)
     except ScanError as error:
         return _reject(job, str(error), sticky=True)
@@ -297,7 +303,7 @@ def prepare_case(job: _Job) -> PreparedEntry | Rejection | OSError:
         return OSError(error.errno, error.strerror or str(error))
     except Exception as error:
         return _reject(job, _unforeseen(job, error), sticky=False)
-    return PreparedEntry(job.case, path, array.shape, spacing, size)
+    return PreparedEntry(job.case, path, array.shape, spacing, size, facts["synthetic"])
 
 
 def _unforeseen(job: _Job, error: Exception) -> str:
@@ -317,7 +323,7 @@ def _reject(job: _Job, reason: str, sticky: bool) -> Rejection:
         with contextlib.suppress(OSError):
             text = json.dumps({"reader": _reader(), "path": job.case.path, "reason": reason})
             write_atomic(job.cache / f"{job.key}{_REJECTED}", text.encode())
-    return Rejection(job.case.path, reason)
+    return Rejection(job.case.path, reason, job.case.patient)
 
 
 def prepare_volume(

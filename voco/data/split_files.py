@@ -17,7 +17,8 @@ from voco.errors import InputError
 if TYPE_CHECKING:
     from voco.data.splits import Fold, Splits
 
-COLUMNS = ("case", "patient", "fold", "split", "in_fraction")
+COLUMNS = ("case", "patient", "path", "fold", "split", "in_fraction")
+_MEANING = [name for name in COLUMNS if name != "path"]  # splits.csv of version 0.1 had no paths
 _SHOWN = 5
 
 
@@ -29,7 +30,7 @@ def split_text(splits: Splits) -> str:
     for fold in splits.folds:
         for case in sorted(fold.parts):
             inside = int(case not in fold.left_out)
-            writer.writerow((case, splits.patients[case], fold.number, fold.parts[case], inside))
+            writer.writerow((case, splits.patients[case], splits.paths[case], fold.number, fold.parts[case], inside))
     return out.getvalue()
 
 
@@ -51,6 +52,14 @@ def write_text(path: str | Path, text: str) -> Path:
 def encoded(text: str) -> bytes:
     """What ``write_text`` writes."""
     return text.encode("utf-8", errors="backslashreplace")
+
+
+def is_split(path: Path, text: str) -> bool:
+    """Whether a file of ``split_text``, of this version or an earlier one, parts the same cases in the same way."""
+    with open(path, newline="", encoding="utf-8", errors="replace") as file:
+        found = list(csv.DictReader(file))
+    wanted = csv.DictReader(io.StringIO(encoded(text).decode()))
+    return [[row.get(name) for name in _MEANING] for row in found] == [[row[n] for n in _MEANING] for row in wanted]
 
 
 def read_splits(path: str | Path, cases: Sequence[LabeledCase]) -> list[Fold]:

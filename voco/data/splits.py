@@ -49,6 +49,7 @@ class Splits:
     Attributes:
         folds: at least one.
         patients: case id to patient.
+        paths: case id to the path of its scan.
         rule, seed, fraction: as asked for.
         notes: sentences for the user.
         marks: short remarks that every result of the run must carry.
@@ -56,6 +57,7 @@ class Splits:
 
     folds: list[Fold]
     patients: Mapping[str, str]
+    paths: Mapping[str, str]
     rule: str = "holdout"
     seed: int = 0
     fraction: float = 1.0
@@ -143,7 +145,7 @@ def make_splits(
         found = [_judge(fold, patients, labels) for fold in found]
     marks = _marks(found, patients, fraction_val == "full")
     _check_training(found, patients, labels, notes)
-    return Splits(found, patients, rule, seed, fraction, notes, marks)
+    return Splits(found, patients, {case.id: case.case.path for case in cases}, rule, seed, fraction, notes, marks)
 
 
 def _check(rule, folds, repeats, test, val, fraction, file) -> None:

@@ -42,6 +42,7 @@ class VideoInfo:
         rotation: degrees counter-clockwise that were needed to show it; mirrored files count as their rotation.
         keyframes: frames at which decoding can start.
         codec: as FFmpeg names it.
+        synthetic: whether it was drawn; see ``voco.data.synthetic``.
     """
 
     frames: int
@@ -51,6 +52,7 @@ class VideoInfo:
     rotation: int
     keyframes: int
     codec: str
+    synthetic: bool = False
 
 
 @short_repr

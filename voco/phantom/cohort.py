@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from voco.data.synthetic import PHANTOM_LIST
 from voco.errors import InputError
 from voco.phantom.disease import LAYOUTS as DISEASE_LAYOUTS
 from voco.phantom.disease import layout as load_layout
@@ -88,7 +89,7 @@ def write_cohort(
     elif layout in DISEASE_LAYOUTS:
         module.write_tables(out, rows)
         rows = [{name: value for name, value in row.items() if not name.startswith("_")} for row in rows]
-    (out / "phantoms.jsonl").write_text("".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))
+    (out / PHANTOM_LIST).write_text("".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))
     return [path for paths, _ in results for path in paths]
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from voco.data.synthetic import MARK
 from voco.rng import derive_seed
 from voco.short_repr import short_repr
 
@@ -175,7 +176,7 @@ def write_clip(out: Path, seed: int, index: int) -> tuple[Path, dict]:
     suffix, codec = (("mp4", "libx264"), ("mp4", "libx264"), ("mkv", "libx264"), ("avi", "mpeg4"))[rng.integers(4)]
     path = out / clip.label / f"{clip.name}.{suffix}"
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_video(path, clip.frames, clip.fps, times=clip.times, codec=codec)
+    write_video(path, clip.frames, clip.fps, times=clip.times, codec=codec, comment=f"{MARK}: nobody's video")
     row = {
         "path": path.relative_to(out).as_posix(), "label": clip.label, "group": clip.actor,
         "frames": len(clip.frames), "fps": clip.fps, "size": list(clip.frames.shape[1:3]),
@@ -190,7 +191,14 @@ def write_clip_list(out: Path, rows: list[dict]) -> None:
 
 
 def write_video(
-    path: Path, frames: np.ndarray, fps: int, *, times: np.ndarray | None = None, codec: str = "libx264", **options: str
+    path: Path,
+    frames: np.ndarray,
+    fps: int,
+    *,
+    times: np.ndarray | None = None,
+    codec: str = "libx264",
+    comment: str = "",
+    **options: str,
 ) -> None:
     """Encode frames; the same frames give the same bytes.
 
@@ -199,6 +207,7 @@ def write_video(
         frames: (T, H, W, 3) uint8, H and W even.
         times: (T,) presentation times in ticks of 1 / fps; default 0, 1, 2 …
         codec: of FFmpeg; MPEG-4 where this FFmpeg lacks it.
+        comment: to leave in the container.
         options: of the encoder.
     """
     from fractions import Fraction
@@ -211,6 +220,8 @@ def write_video(
     x264 = {"crf": "20", "preset": "veryfast", "x264-params": "mbtree=0"}
     quality = {"libx264": x264, "mpeg4": {"qmin": "2", "qmax": "4"}}.get(codec, {})
     with av.open(str(path), "w", options={"fflags": "+bitexact"}) as container:
+        if comment:
+            container.metadata["comment"] = comment
         stream = container.add_stream(codec, rate=fps, options={"threads": "1", **quality, **options})
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"

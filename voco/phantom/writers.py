@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from voco.data.synthetic import IMPLEMENTATION_UID, MARK
 from voco.errors import InputError
 
 _LETTERS = {"R": (0, -1), "L": (0, 1), "A": (1, -1), "P": (1, 1), "I": (2, -1), "S": (2, 1)}
@@ -66,6 +67,7 @@ def write_nifti(
     data, affine = oriented(array, spacing_mm, origin_mm, orientation)
     image = nibabel.Nifti1Image(np.ascontiguousarray(data).astype(data_type), np.diag([-1, -1, 1, 1]) @ affine)
     image.header.set_xyzt_units("mm")
+    image.header["descrip"] = f"{MARK}: nobody's scan"
     image.set_qform(image.affine, 1)
     image.set_sform(image.affine, 1)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -183,7 +185,7 @@ def _slice_header(patient: str, sex: str, key: tuple, study: str, series: str, k
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     dataset.file_meta.MediaStorageSOPClassUID = CTImageStorage
     dataset.file_meta.MediaStorageSOPInstanceUID = uid(*key, study, series, k)
-    dataset.file_meta.ImplementationClassUID = uid("voco phantom")
+    dataset.file_meta.ImplementationClassUID = IMPLEMENTATION_UID
     dataset.SOPClassUID = CTImageStorage
     dataset.SOPInstanceUID = uid(*key, study, series, k)
     dataset.StudyInstanceUID = uid(*key, study)

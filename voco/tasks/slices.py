@@ -177,6 +177,7 @@ def image_rows(
         "case": [case.id] * len(uids),
         "unit": [case.unit] * len(uids),
         "patient": [case.patient] * len(uids),
+        "path": [case.case.path] * len(uids),
         "sop_uid": uids,
         "z_mm": np.concatenate([table.z_mm, more]),
         "label": np.concatenate([labels, [float(case.slices[uid]) for uid in absent]]),

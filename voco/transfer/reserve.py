@@ -39,7 +39,7 @@ def reserve(
         InputError: the cohort cannot be read or parted, or other files stand where these belong.
     """
     from voco.data.manifest_patients import exclude_patients
-    from voco.data.split_files import exclusion_text, split_text, write_text
+    from voco.data.split_files import exclusion_text, is_split, split_text, write_text
     from voco.data.splits import make_splits
 
     if not 0 < test < 1:
@@ -53,7 +53,8 @@ def reserve(
     tested = {splits.patients[case] for case in splits.folds[0].ids("test")}
     texts = {out: split_text(splits), listed: exclusion_text(manifest.cases, sorted(tested))}
     for path, text in texts.items():
-        if path.exists() and path.read_text(encoding="utf-8", errors="replace") != text:
+        same = is_split if path == out else _is_text
+        if path.exists() and not same(path, text):
             raise InputError(
                 f"{path} exists and holds another split; a reserved test set must not change: name another --out, or "
                 "remove it if nothing was trained with it"
@@ -68,6 +69,10 @@ def reserve(
         raise InputError(f"{listed} does not part the patients of {cohort}: their names are not distinct; rename them")
     notes = [f"note: {note}" for note in [*manifest.notes, *splits.notes]]
     return [*notes, *_counts(manifest, splits), str(listed), str(out)]
+
+
+def _is_text(path: Path, text: str) -> bool:
+    return path.read_text(encoding="utf-8", errors="replace") == text
 
 
 def _read(cohort, task: str | None, options: dict[str, str], patient_regex: str | None):

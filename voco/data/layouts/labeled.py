@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from voco.data.manifest import Case, Rejection
+from voco.data.synthetic import phantom_row
 from voco.errors import InputError
 
 SPLITS = ("train", "validation", "test")
-PHANTOM_LIST = "phantoms.jsonl"
 _SHOWN = 5
 
 
@@ -159,25 +158,17 @@ def finish(manifest: LabeledManifest) -> LabeledManifest:
     return manifest
 
 
-def holds_phantoms(root: str | Path | None) -> bool:
-    """Whether a data set, given by its folder or by a table in it, was made by ``voco phantom``."""
-    if not root:
-        return False
-    path = Path(root)
-    return ((path.parent if path.is_file() else path) / PHANTOM_LIST).is_file()
-
-
 def _keep_twins_together(manifest: LabeledManifest) -> list[LabeledCase]:
-    """In a synthetic cohort, scans of one anatomy (``pair`` in its list) count as one patient for splits."""
-    path = manifest.root / PHANTOM_LIST
-    if not path.is_file():
-        return manifest.cases
-    rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-    pairs = {str(name): str(row["pair"]) for row in rows if "pair" in row for name in row["ids"]}
-    if not any(case.id in pairs for case in manifest.cases):
+    """Synthetic scans of one anatomy (``pair`` in the list of their cohort) count as one patient for splits."""
+    first = (case.case.files[0] if case.case.files else case.case.path for case in manifest.cases)
+    rows = [phantom_row(manifest.root / name) or {} for name in first]
+    if not any("pair" in row for row in rows):
         return manifest.cases
     manifest.notes.append("synthetic patients: scans of one anatomy stay on one side of every split")
-    return [replace(case, case=replace(case.case, patient=pairs.get(case.id, case.patient))) for case in manifest.cases]
+    return [
+        replace(case, case=replace(case.case, patient=str(row.get("pair", case.patient))))
+        for case, row in zip(manifest.cases, rows)
+    ]
 
 
 def _shown(names: Sequence[str]) -> str:
