@@ -3,11 +3,11 @@
     python -m tests.behaviour OUT                      run everything into OUT, a few minutes on two cores
     python -m tests.behaviour OUT --against OTHER      and compare with what another version left in OTHER
 
-Short pretrainings (3D, 2D, video), fine-tunings (table, pulmonary embolism, tuberculosis; whole network, linear, nearest
-neighbours), a grid and its report, each started as a user does, on synthetic patients and, with VOCO_TEST_CT, on real
-scans. OUT/behaviour.json keeps digests of metrics, weights and predictions, and the numbers of results and of the report;
-dates, wall times, versions and places are left out. Equal on one machine with one set of libraries; on another one last
-digits may differ.
+Short pretrainings (3D, 2D, video), fine-tunings (table, pulmonary embolism, tuberculosis; whole network, linear,
+nearest neighbours), a grid and its report, each started as a user does, on synthetic patients and, with VOCO_TEST_CT,
+on real scans. OUT/behaviour.json keeps digests of metrics, weights and predictions, and the numbers of results and of
+the report; dates, wall times, versions and places are left out. Equal on one machine with one set of libraries; on
+another one last digits may differ.
 """
 
 from __future__ import annotations
