@@ -62,7 +62,8 @@ def write_report(
     Args:
         runs: run folders, or folders that hold them.
         out: folder of the report; numbers that were computed before are kept in it.
-        plan: ``benchmarks.measure.Plan``, or the JSON file of one: what was named before the test set was opened.
+        plan: ``benchmarks.statistics.measure.Plan``, or the JSON file of one: what was named before any test set was
+            opened.
         reference: source that others are compared with.
         title: heading of the page.
         paper: also write ``paper/``.
@@ -76,12 +77,12 @@ def write_report(
     Raises:
         InputError: a path that does not exist, a plan that is none, or no finished run at all.
     """
-    from benchmarks.content import Material, compose, methods_text
-    from benchmarks.content_published import published_parts
-    from benchmarks.measure import Plan, Statistics, measure
-    from benchmarks.page import html
-    from benchmarks.page_markdown import markdown
-    from benchmarks.rows import group_runs, pairs_of
+    from benchmarks.pages.content.page import Material, compose, methods_text
+    from benchmarks.pages.content.published import published_parts
+    from benchmarks.pages.html import html
+    from benchmarks.pages.markdown import markdown
+    from benchmarks.read.rows import group_runs, pairs_of
+    from benchmarks.statistics.measure import Plan, Statistics, measure
     from voco.engine.record import git_commit
 
     out = Path(out)
@@ -108,7 +109,7 @@ def write_report(
     document = compose(material)
     pages = [_write(out / PAGE, html(document)), _write(out / TEXT, markdown(document, f"{PAPER}/figures"))]
     if paper:
-        from benchmarks.paper import write_paper
+        from benchmarks.pages.paper import write_paper
 
         write_paper(out / PAPER, document, methods_text(material))
         pages.append(out / PAPER)
@@ -120,7 +121,7 @@ def write_report(
 
 def _read(paths: Sequence[str | Path], say: Callable[[str], None]):
     """Runs, and (folder, reason) of what cannot be read."""
-    from benchmarks.runs import find_runs, read_run
+    from benchmarks.read.run import find_runs, read_run
 
     folders, lost = find_runs(paths)
     found = []

@@ -60,13 +60,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace, arguments: Sequence[str], runner=None) -> int:
     """One call from the YAML file to the report."""
-    from benchmarks.cells import Store, write_text
-    from benchmarks.cells_process import Process
-    from benchmarks.cells_run import Worker
-    from benchmarks.grid import expand
-    from benchmarks.grid_config import find_config, read_grid
-    from benchmarks.grid_plan import missing_data, plan_text
-    from benchmarks.grid_primary import named, store_plan
+    from benchmarks.cells.process import Process
+    from benchmarks.cells.store import Store, write_text
+    from benchmarks.cells.worker import Worker
+    from benchmarks.grid.config import find_config, read_grid
+    from benchmarks.grid.expand import expand
+    from benchmarks.grid.plan import missing_data, plan_text
+    from benchmarks.grid.primary import named, store_plan
 
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
@@ -114,9 +114,9 @@ def run(args: argparse.Namespace, arguments: Sequence[str], runner=None) -> int:
 
 
 def _report(args, store, outcome, shard: tuple[int, int], status: int, say: Callable[[str], None]) -> int:
-    from benchmarks.cells import LOG
-    from benchmarks.cells_search import edge_warnings
-    from benchmarks.grid_primary import PLAN
+    from benchmarks.cells.search import edge_warnings
+    from benchmarks.cells.store import LOG
+    from benchmarks.grid.primary import PLAN
     from benchmarks.report import write_report
 
     work = store.work
@@ -169,7 +169,7 @@ class _Stop:
 
 def _with_splits(store):
     """Make the splits of data sets that are there: what a test set can show hangs on who is in it."""
-    from benchmarks.grid_splits import write_splits_of
+    from benchmarks.grid.splits import write_splits_of
 
     for cell in store.work.of("split"):
         made = all(store.finished(store.work.cells[need]) for need in cell.needs)
@@ -181,7 +181,7 @@ def _with_splits(store):
 
 
 def _print_script(args, arguments: Sequence[str], shards: int, processes: int, jobs: int) -> None:
-    from benchmarks.slurm import array_script
+    from benchmarks.cells.slurm import array_script
 
     kept, skip = [], False
     for word in arguments:

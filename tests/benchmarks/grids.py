@@ -9,10 +9,10 @@ from pathlib import Path
 
 import yaml
 
-from benchmarks.cells import Store
-from benchmarks.grid import Work, expand
-from benchmarks.grid_config import read_grid
-from benchmarks.grid_settings import merge
+from benchmarks.cells.store import Store
+from benchmarks.grid.config import read_grid
+from benchmarks.grid.expand import Work, expand
+from benchmarks.grid.settings import merge
 
 TINY = """
 title: tiny

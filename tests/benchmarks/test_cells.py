@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import json
 import multiprocessing
 import os
@@ -9,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.cells import append_line, read_json, read_lines
-from benchmarks.cells_commands import budget_steps
-from benchmarks.cells_process import Process, last_lines, slot_environment, wait_until_free
-from benchmarks.cells_run import Worker
-from benchmarks.cells_search import edge_warnings
-from benchmarks.grid_primary import store_plan
+from benchmarks.cells.commands import budget_steps
+from benchmarks.cells.process import Process, last_lines, slot_environment, wait_until_free
+from benchmarks.cells.search import edge_warnings
+from benchmarks.cells.store import append_line, read_json, read_lines
+from benchmarks.cells.worker import Worker
+from benchmarks.grid.primary import store_plan
 from tests.benchmarks.grids import FakeRunner, Written, make_store
 from tests.benchmarks.test_grid_config import put
 from voco.engine.lock import FolderLock
@@ -76,9 +77,10 @@ def test_all_sources_share_patients_and_each_seed_has_its_own(tmp_path):
     folder = store.folder(store.work.of("split")[0])
     parts, budgets = {}, {}
     for path in folder.glob("*.csv"):
-        rows = [line.split(",") for line in path.read_text().splitlines()[1:]]
-        parts[path.name] = {row[0] for row in rows if row[3] == "test"}
-        budgets[path.name] = {row[0] for row in rows if row[4] == "1" and row[3] != "test"}
+        rows = list(csv.DictReader(path.open()))
+        parts[path.name] = {row["case"] for row in rows if row["split"] == "test"}
+        inside = [row for row in rows if row["in_fraction"] == "1" and row["split"] != "test"]
+        budgets[path.name] = {row["case"] for row in inside}
     assert len(set(map(frozenset, parts.values()))) == 1
     assert budgets["labels-50pct-seed0.csv"] != budgets["labels-50pct-seed1.csv"]
     assert budgets["labels-50pct-seed0.csv"] < budgets["whole.csv"]
@@ -337,8 +339,8 @@ def test_test_patients_are_left_out_of_pretraining(tmp_path):
     _, runner = work_through(store)
     argv = next(argv for name, argv in runner.argv.items() if name.startswith("3d-voco3d-run0"))
     listed = Path(argv[argv.index("--data.exclude") + 1])
-    rows = (listed.parent / "whole.csv").read_text().splitlines()[1:]
-    tested = {row.split(",")[1] for row in rows if row.split(",")[3] == "test"}
+    rows = csv.DictReader((listed.parent / "whole.csv").open())
+    tested = {row["patient"] for row in rows if row["split"] == "test"}
     assert tested and tested <= set(listed.read_text().splitlines())
 
 

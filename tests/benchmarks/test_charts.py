@@ -8,10 +8,10 @@ import pytest
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import confusion_matrix, precision_recall_curve, roc_curve
 
-from benchmarks.charts import Chart, Scale, fit, legend, log_ticks, styles, ticks
-from benchmarks.charts_curves import calibration, confusion, precision_overlay, roc_overlay
-from benchmarks.rows import group_runs
-from benchmarks.runs import read_run
+from benchmarks.pages.charts.chart import Chart, Scale, fit, legend, log_ticks, styles, ticks
+from benchmarks.pages.charts.curves import calibration, confusion, precision_overlay, roc_overlay
+from benchmarks.read.rows import group_runs
+from benchmarks.read.run import read_run
 from tests.benchmarks.run_maker import write_run
 
 

@@ -9,7 +9,7 @@ from sklearn.metrics import roc_auc_score
 
 from benchmarks.cheap import main
 from benchmarks.cheap_lines import kernel_of, scan_numbers
-from benchmarks.runs import read_run
+from benchmarks.read.run import read_run
 from tests.data.dicom_maker import positions, series
 from tests.finetune.made import write_pe
 from voco.data.cache import PreparedVolume

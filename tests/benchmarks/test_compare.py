@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import t
 from sklearn.metrics import roc_auc_score
 
-from benchmarks.compare import difference, influence, interval, why_not_paired
+from benchmarks.statistics.compare import difference, influence, interval, why_not_paired
 from tests.benchmarks.tables import PE, sources, table
 from voco.errors import InputError
 

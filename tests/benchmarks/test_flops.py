@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.flops import forward_flops, training_flops
+from benchmarks.read.flops import forward_flops, training_flops
 from voco.encoders import create_encoder
 
 SPEC = {"windows": [[-200.0, 400.0]]}

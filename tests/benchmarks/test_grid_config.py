@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from benchmarks.cheap import LINES
-from benchmarks.grid_config import CONFIG_DIR, find_config, read_grid
-from benchmarks.grid_maker import _LINES
+from benchmarks.grid.config import CONFIG_DIR, find_config, read_grid
+from benchmarks.grid.maker import _LINES
 from tests.benchmarks.grids import TINY, write_grid_file
 from voco.errors import InputError
 

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks.influence import LEAST_PATIENTS, influence
-from benchmarks.metric_parts import Whole, main_parts, mean_of, metric_range
+from benchmarks.statistics.influence import LEAST_PATIENTS, influence
+from benchmarks.statistics.metric_parts import Whole, main_parts, mean_of, metric_range
 from tests.benchmarks.tables import PE, table
 from voco.errors import InputError
 from voco.tasks import create_task

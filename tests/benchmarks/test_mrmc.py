@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import norm, t
 
-from benchmarks.mrmc import TWO_RUNS, Side, analyse, crossed, limits, p_value
-from benchmarks.power import power
+from benchmarks.statistics.mrmc import TWO_RUNS, Side, analyse, crossed, limits, p_value
+from benchmarks.statistics.power import power
 
 # Van Dyke et al. (1993), cine MRI in aortic dissection: 5 readers, 2 modalities, 114 patients. Empirical AUROCs and the
 # covariances of the jackknife as printed for "dataset02" in Chakraborty's RJafroc book (chapters on the

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy.stats import norm, t
 
-from benchmarks.power import detectable, detectable_in, detectable_kappa, holm, power
+from benchmarks.statistics.power import detectable, detectable_in, detectable_kappa, holm, power
 from tests.benchmarks.tables import PE, table
 from voco.errors import InputError
 from voco.tasks import create_task

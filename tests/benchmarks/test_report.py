@@ -12,17 +12,17 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from benchmarks.charts import Chart
-from benchmarks.charts_flow import flow_chart
-from benchmarks.compare import METHOD, Difference, Interval
-from benchmarks.findings import finding
-from benchmarks.flops import forward_flops
-from benchmarks.measure import Comparison, Plan, Statistics, measure
-from benchmarks.paper import escaped, latex
+from benchmarks.pages.charts.chart import Chart
+from benchmarks.pages.charts.flow import flow_chart
+from benchmarks.pages.findings import finding
+from benchmarks.pages.paper import escaped, latex
+from benchmarks.pages.sentences import facts_of, flags_of, search_flags
+from benchmarks.read.flops import forward_flops
+from benchmarks.read.rows import Pair, group_runs, pairs_of
+from benchmarks.read.run import read_run
 from benchmarks.report import main, write_report
-from benchmarks.rows import Pair, group_runs, pairs_of
-from benchmarks.runs import read_run
-from benchmarks.sentences import facts_of, flags_of, search_flags
+from benchmarks.statistics.compare import METHOD, Difference, Interval
+from benchmarks.statistics.measure import Comparison, Plan, Statistics, measure
 from tests.benchmarks.run_maker import KINETICS, SYNTHETIC, VOCO, write_run
 
 # Words that no report may use, whatever comes out.
@@ -380,7 +380,7 @@ def test_memory_for_influences_is_bounded(root, tmp_path, monkeypatch):
     one = group_runs([read_run(root / name) for name in ("scratch-0", "voco-0", "kinetics")])[0][0]
     found = {}
     for kept in (2**29, 1):
-        monkeypatch.setattr("benchmarks.measure._KEPT_BYTES", kept)
+        monkeypatch.setattr("benchmarks.statistics.measure._KEPT_BYTES", kept)
         statistics = Statistics(tmp_path / f"{kept}.json")
         found[kept] = [statistics.interval(row) for row in one.rows] + [statistics.difference(p) for p in pairs_of(one)]
         assert len(statistics._influences) == (3 if kept > 1 else 1)
@@ -436,7 +436,7 @@ def test_bad_input_is_one_message(tmp_path, capsys):
 
 
 def test_latex_of_a_table_without_rows_is_whole():
-    from benchmarks.document import Table
+    from benchmarks.pages.document import Table
 
     assert r"\end{table}" in latex(Table("x", "c", ("a", "b"), []))
 

@@ -6,15 +6,15 @@ import json
 
 import pytest
 
-from benchmarks.compare import Interval
-from benchmarks.content_check import check_parts, check_verdict
-from benchmarks.content_published import published_parts
-from benchmarks.content_sets import differences_table, results_table, search_table
-from benchmarks.document import Bullets, Fold, Table
-from benchmarks.measure import Plan, Statistics, measure
-from benchmarks.rows import group_runs, pairs_of
-from benchmarks.runs import read_run
-from benchmarks.sentences import facts_of, flags_of
+from benchmarks.pages.content.check import check_parts, check_verdict
+from benchmarks.pages.content.published import published_parts
+from benchmarks.pages.content.sets import differences_table, results_table, search_table
+from benchmarks.pages.document import Bullets, Fold, Table
+from benchmarks.pages.sentences import facts_of, flags_of
+from benchmarks.read.rows import group_runs, pairs_of
+from benchmarks.read.run import read_run
+from benchmarks.statistics.compare import Interval
+from benchmarks.statistics.measure import Plan, Statistics, measure
 from tests.benchmarks.run_maker import KINETICS, SYNTHETIC, VOCO, write_run
 
 NO_IDENTITY = "split by study, not by patient: the data set has no patient identity"

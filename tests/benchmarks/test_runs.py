@@ -5,9 +5,9 @@ import json
 import pandas as pd
 import pytest
 
-from benchmarks.provenance import entry_words, pretraining_cost, source_words
-from benchmarks.rows import group_runs, make_pair, paired_runs, pairs_of
-from benchmarks.runs import find_runs, plural, read_run, why_not_comparable
+from benchmarks.read.provenance import entry_words, pretraining_cost, source_words
+from benchmarks.read.rows import group_runs, make_pair, paired_runs, pairs_of
+from benchmarks.read.run import find_runs, plural, read_run, why_not_comparable
 from tests.benchmarks.run_maker import KINETICS, SYNTHETIC, VOCO, write_run
 from voco.errors import InputError
 

@@ -14,11 +14,11 @@ import pytest
 import yaml
 from sklearn.metrics import roc_auc_score
 
-import benchmarks.cells_process
+import benchmarks.cells.process
 from benchmarks import sources
-from benchmarks.cells_process import Process
-from benchmarks.grid import expand
-from benchmarks.slurm import array_script
+from benchmarks.cells.process import Process
+from benchmarks.cells.slurm import array_script
+from benchmarks.grid.expand import expand
 from tests.benchmarks.grids import FakeRunner, Trusting, write_grid_file
 from tests.benchmarks.run_maker import KINETICS, VOCO, write_run
 from tests.benchmarks.test_grid_config import put
@@ -30,7 +30,7 @@ from tests.forks import forked
 def trusting(monkeypatch, request):
     """Settings are taken as they are, but for the test that runs the stages."""
     if "stages" not in request.node.name:
-        monkeypatch.setattr("benchmarks.grid.expand", lambda grid: expand(grid, Trusting()))
+        monkeypatch.setattr("benchmarks.grid.expand.expand", lambda grid: expand(grid, Trusting()))
     monkeypatch.setattr("voco.engine.record.git_commit", lambda: "0" * 40)
 
 
@@ -51,7 +51,7 @@ class RunMaker(FakeRunner):
 
 
 def call(monkeypatch, capsys, *words, runner=None):
-    monkeypatch.setattr(benchmarks.cells_process, "Process", runner or RunMaker())
+    monkeypatch.setattr(benchmarks.cells.process, "Process", runner or RunMaker())
     status = sources.main([*map(str, words)])
     return status, capsys.readouterr()
 
@@ -94,7 +94,7 @@ def test_the_plan_runs_nothing(tmp_path, monkeypatch, capsys):
     ):  # fmt: skip
         assert words in said.out
     # 6 test units, 3 of them positive: see test_power for the formula
-    from benchmarks.power import detectable
+    from benchmarks.statistics.power import detectable
 
     rows = next(out.glob("splits/*/labels-50pct-seed0.csv")).read_text().splitlines()
     training = sum(row.endswith(",train,1") for row in rows)

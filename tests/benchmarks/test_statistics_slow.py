@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks.compare import detectable, difference, interval
-from benchmarks.influence import influence
+from benchmarks.statistics.compare import detectable, difference, interval
+from benchmarks.statistics.influence import influence
 from tests.benchmarks.tables import PE, table
 from tests.benchmarks.worlds import (
     METRICS,

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import norm
 
-from benchmarks.influence import of_ranking
-from benchmarks.mrmc import Analysis, Side, analyse, crossed, limits, p_value
+from benchmarks.statistics.influence import of_ranking
+from benchmarks.statistics.mrmc import Analysis, Side, analyse, crossed, limits, p_value
 
 
 @dataclass(frozen=True)

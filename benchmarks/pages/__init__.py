@@ -1,0 +1,1 @@
+"""One document in three forms: page, Markdown, paper."""

@@ -1,0 +1,1 @@
+"""What is computed of runs: metrics, readers and cases, differences, power."""
