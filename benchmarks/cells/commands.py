@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cells.store import SETTINGS, Store, read_json, read_lines
-from benchmarks.grid.expand import Cell
+from benchmarks.grid.cell import Cell
 from benchmarks.read.provenance import flops_per_volume
 from voco.errors import InputError
 

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from benchmarks.grid.expand import FOLDERS, Cell, Work
+from benchmarks.grid.cell import FOLDERS, Cell, Work
 from benchmarks.grid.settings import digest, merge
 from voco.errors import InputError
 
@@ -107,7 +107,7 @@ class Store:
 
     def split_files(self, cell: Cell) -> list[str]:
         """Names of the files that a split cell leaves."""
-        from benchmarks.grid.expand import fraction_file
+        from benchmarks.grid.cell import fraction_file
 
         names = {"whole.csv", *(fraction_file(fraction, seed) for fraction, seed in cell.facts["files"])}
         return sorted(names | ({"whole.exclude.csv"} if cell.facts["exclude"] else set()))

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from benchmarks.grid.expand import Cell, percent, slug
+from benchmarks.grid.cell import Cell, percent, slug
 from benchmarks.grid.pretraining import add_pretraining
 from benchmarks.grid.settings import Checker, as_pretrained, digest, merge, read_recipe
 from benchmarks.grid.types import SCRATCH, Block, Cheap, Grid, Mode, Source, Task

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from benchmarks.cells.store import Store
-from benchmarks.grid.expand import Cell, fraction_file
+from benchmarks.grid.cell import Cell, fraction_file
 from voco.errors import InputError
 
 _WORDS = {"data": "synthetic cohorts", "split": "splits", "calibrate": "short runs that measure a step",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.grid.expand import Cell, slug
+from benchmarks.grid.cell import Cell, slug
 from benchmarks.grid.settings import digest, merge
 from benchmarks.grid.types import Block, Source, Stage
 from voco.errors import InputError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.cells.store import Store, append_line, now, read_json, write_json
-from benchmarks.grid.expand import Work
+from benchmarks.grid.cell import Work
 from benchmarks.grid.settings import digest
 from voco.errors import InputError
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.cells.store import Store
-from benchmarks.grid.expand import Cell, fraction_file
+from benchmarks.grid.cell import Cell, fraction_file
 from voco.errors import InputError
 
 if TYPE_CHECKING:

@@ -10,8 +10,9 @@ from pathlib import Path
 import yaml
 
 from benchmarks.cells.store import Store
+from benchmarks.grid.cell import Work
 from benchmarks.grid.config import read_grid
-from benchmarks.grid.expand import Work, expand
+from benchmarks.grid.expand import expand
 from benchmarks.grid.settings import merge
 
 TINY = """

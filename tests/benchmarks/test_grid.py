@@ -4,8 +4,9 @@ from collections import Counter
 
 import pytest
 
+from benchmarks.grid.cell import slug
 from benchmarks.grid.config import find_config, read_grid
-from benchmarks.grid.expand import expand, slug
+from benchmarks.grid.expand import expand
 from benchmarks.grid.settings import Checker, as_pretrained, digest, merge
 from tests.benchmarks.grids import Trusting, make_store, make_work, write_grid_file
 from tests.benchmarks.test_grid_config import put
