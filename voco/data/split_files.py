@@ -8,14 +8,11 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from voco.data.fold import Fold, Splits
 from voco.data.layouts.labeled import SPLITS, LabeledCase, read_table
 from voco.data.walk import stem
 from voco.errors import InputError
-
-if TYPE_CHECKING:
-    from voco.data.splits import Fold, Splits
 
 COLUMNS = ("case", "patient", "path", "fold", "split", "in_fraction")
 _MEANING = [name for name in COLUMNS if name != "path"]  # splits.csv of version 0.1 had no paths
@@ -73,8 +70,6 @@ def read_splits(path: str | Path, cases: Sequence[LabeledCase]) -> list[Fold]:
     Raises:
         InputError: the file is not of this cohort, puts a patient on two sides, or holds words that are none.
     """
-    from voco.data.splits import Fold
-
     table = read_table(path, ["split"], what="split file")
     key = next((name for name in ("case", "patient") if name in table), None)
     if key is None:
