@@ -159,6 +159,7 @@ def test_two_scans_one_above_the_other_are_told_apart_by_their_pixels(tmp_path):
     write(tmp_path, first, Z, AcquisitionNumber=1)
     write(tmp_path, second, Z + 12 * STEP, name="b{}.dcm", AcquisitionNumber=2)
     assert [len(volume) for volume in volumes(tmp_path)] == [12, 12]
+    np.testing.assert_array_equal(read_volume(tmp_path / "b3.dcm").array, second)
 
 
 @pytest.mark.parametrize("tell", [{"AcquisitionNumber": 2}, {"AcquisitionTime": "101400"}, {"SliceThickness": "10"}])

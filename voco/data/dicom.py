@@ -95,7 +95,10 @@ def read_series_of_file(file: Path, *, series: str | None = None) -> Volume:
     if isinstance(headers[0], Unreadable):
         raise ScanError(f"{file}: {headers[0].reason}")
     beside = [file] if len(headers) > 1 else sorted(p for p in file.parent.iterdir() if p.is_file())
-    return _read_one(file.parent, list(_stacks(beside)), series or headers[0].series, str(file))
+    found = list(_stacks(beside))
+    # Of a series with several volumes the one that holds the file is meant.
+    own = [f for f in found if any(h.file == str(file) for h in (*f.headers, *(f.stack.repeated if f.stack else ())))]
+    return _read_one(file.parent, own or found, series or headers[0].series, str(file))
 
 
 class _Found(NamedTuple):

@@ -24,6 +24,8 @@ from voco.errors import ScanError
 NO_HOLE = 1.5
 # Two blocks that follow each other may share this many planes.
 MAX_SHARED_PLANES = 2
+# Blocks this many steps apart are two volumes.
+FAR = 4.1
 # Blocks that follow each other are held against each other where there are few; a table that moves makes many.
 MAX_BLOCKS = 4
 # Residual of a slice against its two neighbours, where these are of another group, over the same inside a group.
@@ -71,7 +73,7 @@ def part_volumes(headers: Sequence[SliceHeader], look: Look) -> list[Part]:
         return [Part(headers, notes=notes)]
     proposals: list[tuple[str, list[Part]]] = []
     for name, labels in _labels(headers):
-        parts = place.propose(labels, patients=name == "PatientID")
+        parts = place.propose(name, labels)
         if parts is None:
             continue
         if name == "PatientID" or not place.repeats:
@@ -199,8 +201,9 @@ class _Places:
         z = np.sort(self.z[list(group)])
         return z[np.diff(z, prepend=-np.inf) > SAME_PLANE_MM]
 
-    def propose(self, labels: list, patients: bool) -> list[Part] | None:
+    def propose(self, name: str, labels: list) -> list[Part] | None:
         """Part the slices by their labels; None where the labels do not tell volumes apart."""
+        patients = name == "PatientID"
         groups: dict[object, list[int]] = defaultdict(list)
         for index, label in enumerate(labels):
             groups[label].append(index)
@@ -215,8 +218,8 @@ class _Places:
         if patients and len(small) > len(labels) / 2:
             return None
         named = [i for i in small if patients and labels[i]]
-        stray = named or [i for i in small if any(self._clashes(i, g) and not self._copied(i, g) for g in big)]
-        volumes = self._joined(big, patients)
+        stray = named or [i for i in small if any(self._clashes([i], g)[0] and not self._copied(i, g) for g in big)]
+        volumes = self._joined(big, patients or (name == "folder" and self._counted_anew(big)))
         for index in set(small) - set(stray):
             nearest = min(volumes, key=lambda g: np.abs(self.z[g] - self.z[index]).min())
             nearest.append(index)
@@ -234,13 +237,13 @@ class _Places:
         where = f"{count} plane{'s' if count > 1 else ''}"
         return f"{len(stray)} images in {where} of another volume of the series: monitoring (bolus tracking), no volume"
 
-    def _clashes(self, index: int, group: Sequence[int]) -> bool:
-        """Whether a slice lies in a plane of the group, or between two of them where no slice is missing."""
-        z = self._planes(group)
-        at = int(np.searchsorted(z, self.z[index]))
-        if min(abs(z[k] - self.z[index]) for k in (at - 1, at) if 0 <= k < len(z)) <= SAME_PLANE_MM:
-            return True
-        return 0 < at < len(z) and z[at] - z[at - 1] <= NO_HOLE * np.median(np.diff(z))
+    def _clashes(self, indices: Sequence[int], group: Sequence[int]) -> np.ndarray:
+        """Which slices lie in a plane of the group, or between two of them where no slice is missing."""
+        z, own = self._planes(group), self.z[list(indices)]
+        above = np.searchsorted(z, own)
+        low, high = z[np.maximum(above - 1, 0)], z[np.minimum(above, len(z) - 1)]
+        same = np.minimum(np.abs(own - low), np.abs(high - own)) <= SAME_PLANE_MM
+        return same | ((low < own) & (own < high) & (high - low <= NO_HOLE * np.median(np.diff(z))))
 
     def _copied(self, index: int, group: Sequence[int]) -> bool:
         """Whether the group holds the same image in the same plane."""
@@ -250,32 +253,38 @@ class _Places:
         except ScanError:
             return False
 
-    def _joined(self, groups: list[list[int]], patients: bool) -> list[list[int]]:
-        """Join the groups that are pieces of one volume."""
+    def _counted_anew(self, groups: list[list[int]]) -> bool:
+        """Whether InstanceNumber starts again in every group."""
+        numbers = [{self.headers[i].number for i in group} for group in groups]
+        return all(len(a & b) > 0.9 * min(len(a), len(b)) for a, b in itertools.combinations(numbers, 2)) and all(
+            len(own) == len(group) for own, group in zip(numbers, groups)
+        )
+
+    def _joined(self, groups: list[list[int]], foreign: bool) -> list[list[int]]:
+        """Join the groups that are pieces of one volume; foreign ones are not where they only lie side by side."""
         volumes: list[list[int]] = []
         few = len(groups) <= MAX_BLOCKS
         for group in groups:
             for volume in volumes:
-                if self._one_volume(volume, group, few, patients):
+                if self._one_volume(volume, group, few, foreign):
                     volume += group
                     break
             else:
                 volumes.append(list(group))
         return volumes
 
-    def _one_volume(self, left: list[int], right: list[int], few: bool, patients: bool) -> bool:
-        shared = min(sum(self._clashes(i, b) for i in a) for a, b in ((left, right), (right, left)))
-        if shared > MAX_SHARED_PLANES:
+    def _one_volume(self, left: list[int], right: list[int], few: bool, foreign: bool) -> bool:
+        if min(self._clashes(a, b).sum() for a, b in ((left, right), (right, left))) > MAX_SHARED_PLANES:
             if self._doubles([*left, *right]):
                 return not self._differ([*left, *right])
             ratio = self._break(left, right)
             return ratio is not None and ratio < MIXED
-        if patients:
-            return False
+        if foreign or not few:
+            return not foreign
         low, high = sorted((left, right), key=lambda g: self.z[g].mean())
-        beside = self.z[high].min() - self.z[low].max() <= 2 * np.median(np.diff(self._planes([*left, *right])))
-        if not few or not beside:
-            return True
+        gap = self.z[high].min() - self.z[low].max()
+        if gap > NO_HOLE * np.median(np.diff(self._planes([*left, *right]))):
+            return gap <= FAR * np.median(np.diff(self._planes([*left, *right])))
         ratio = self._break(left, right)
         return ratio is None or ratio < BROKEN
 
