@@ -211,3 +211,17 @@ def test_slices_that_jitter_are_one_volume(tmp_path, about):
     assert volume.spacing_mm[0] == pytest.approx(STEP, rel=0.005)
     (record,) = records(tmp_path)
     assert "turned against each other by up to 0.2" in record.reason
+
+
+def test_masks_stored_as_ct_are_no_scans(tmp_path):
+    """A liver data set with one folder for the scan and one for each organ, all with the same UIDs."""
+    hu = body(Z)
+    write(tmp_path / "PATIENT_DICOM", hu, Z)
+    for organ, level in (("liver", 30), ("bone", 100)):
+        mask = np.where(hu > level, 255, 0).astype(np.int16) - np.int16(1024)
+        write(tmp_path / "MASKS_DICOM" / organ, mask, Z, name=f"{organ}{{}}", RescaleIntercept=None, RescaleSlope=None)
+    manifest = build_manifest(tmp_path)
+    assert [case.path for case in manifest.cases] == ["PATIENT_DICOM"] and not manifest.rejected
+    np.testing.assert_array_equal(read_volume(tmp_path).array, hu)
+    assert [row["kind"] for row in manifest.series].count("mask") == 2
+    assert any("a mask: whole numbers from 0 to 255" in row["reason"] for row in manifest.series)

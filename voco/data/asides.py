@@ -177,7 +177,7 @@ def _judge(name: str, look: Peek | None, scans: _Scans) -> Aside | None:
         return Aside(name, MAP, f"{seen}, on the grid of {scan}")
     if scan or (only and look.low >= 0):
         return Aside(name, OTHER, f"{seen}, on the grid of {scan or only}")
-    words = set(re.findall(r"[a-z]+\d*[a-z]*", name.lower()))
+    words = set(re.findall(r"[a-z]+\d*[a-z]*", "/".join(name.lower().split("/")[-2:])))
     if words & _MODALITIES or (look.low >= 0 and words & _MR_WEIGHTS):
         return Aside(name, OTHER, f"{seen}, and the name says so")
     if look.low >= 0 and (look.high > 255 or not look.whole) and not has_air_and_tissue(look.sample):

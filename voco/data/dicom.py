@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from voco.data.dicom_parts import Part, part_volumes
-from voco.data.dicom_read import coarse_pixels, read_stack, same_pixels
+from voco.data.dicom_read import coarse_pixels, labels_seen, read_stack, same_pixels
 from voco.data.dicom_scan import SliceHeader, Unreadable, find_files, quiet_pydicom, read_header, scan_headers
 from voco.data.dicom_select import SELECT_RULES, SeriesRecord, classify, plane_name, select_series
 from voco.data.dicom_stack import Stack, arrange, cluster, parallel
@@ -102,13 +102,13 @@ def read_series_of_file(file: Path, *, series: str | None = None) -> Volume:
 
 
 class _Found(NamedTuple):
-    """A volume or a rejected part: its slices, the arranged stack or None, its number among several, what is wrong."""
+    """A volume, or a part that is none: slices, stack or None, number among several, what is wrong, kind if known."""
 
     headers: list[SliceHeader] | list[Unreadable]
     stack: Stack | None = None
     part: int = 0
     problem: str | None = None
-    aside: bool = False
+    kind: str = ""
 
 
 def _stacks(files: Iterable[Path], **scan) -> Iterable[_Found]:
@@ -148,7 +148,7 @@ def _parts(headers: list[SliceHeader], rank: int, total: int) -> Iterable[_Found
     for number, part in enumerate(parts, 1):
         number = number if len(parts) > 1 else 0
         if part.aside is not None:
-            yield _Found(part.headers, None, number, "; ".join([part.aside, *part.notes]), aside=True)
+            yield _Found(part.headers, None, number, "; ".join([part.aside, *part.notes]), kind="monitoring")
             continue
         try:
             stack, why = arrange(part.headers, same_pixels, part.dropped, part.notes), None
@@ -156,11 +156,15 @@ def _parts(headers: list[SliceHeader], rank: int, total: int) -> Iterable[_Found
             stack, why = None, "; ".join([str(error), *part.notes])
             if rank:
                 why = f"{len(part.headers)} of {total} images of the series, with another size or orientation: {why}"
+        if stack is not None and (seen := labels_seen(stack)):
+            why = "; ".join([f"a mask: {seen} in a few of its slices", *part.notes])
+            yield _Found(part.headers, None, number, why, kind="mask")
+            continue
         yield _Found(part.headers, stack, number, why)
 
 
 def _record(root: Path, found: _Found) -> SeriesRecord:
-    headers, stack, part, problem, aside = found
+    headers, stack, part, problem, kind = found
     ordered = headers if stack is None else [*stack.headers, *stack.repeated]
     files = tuple(dict.fromkeys(Path(os.path.relpath(h.file, root)).as_posix() for h in ordered))
     folder = os.path.commonpath([os.path.dirname(f) for f in files]) if files else ""
@@ -184,7 +188,7 @@ def _record(root: Path, found: _Found) -> SeriesRecord:
         slices=len(stack.headers) if stack else len(headers),
         spacing_mm=spacing,
         thickness_mm=sorted(thickness)[len(thickness) // 2] if thickness else None,
-        kind="monitoring" if aside else classify(headers)[0],
+        kind=kind or classify(headers)[0],
         part=part,
         files=files,
         problem=problem,

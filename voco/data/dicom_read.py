@@ -16,6 +16,7 @@ _GDCM = {f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 57, 70, 80, 81, 90, 91)}
 # Neighbours foretell a slice better than next but one neighbours do: 0.40 to 0.55 in real scans, 1 in pure noise.
 MIXED_UNTOLD = 1.25
 _TRIPLES = 8
+MAX_LABELS = 32
 # What a CT number reaches in 12 bits: a padding value above it cannot be tissue.
 MAX_TISSUE_HU = 3071
 
@@ -243,6 +244,21 @@ def same_pixels(a: SliceHeader, b: SliceHeader) -> bool:
     except ScanError:
         return False
     return np.array_equal(left, right)
+
+
+def labels_seen(stack: Stack) -> str:
+    """The few whole numbers from 0 to 255 that a series of masks stored as CT consists of; "" where it is a scan."""
+    if any(h.rescale and h.rescale[1] < 0 for h in stack.headers):
+        return ""
+    values = np.empty(0, int)
+    try:
+        for header in stack.headers[:: max(1, len(stack.headers) // 4)]:
+            values = np.union1d(values, next(iter(decode(header.file, [header])))[1])
+            if len(values) > MAX_LABELS or values[0] < 0 or values[-1] > 255:
+                return ""
+    except ScanError:
+        return ""
+    return f"whole numbers from {values[0]} to {values[-1]}" if len(values) > 1 else ""
 
 
 def coarse_pixels(header: SliceHeader) -> np.ndarray:

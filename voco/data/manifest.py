@@ -181,7 +181,7 @@ class _Scan:
         """Scouts, reports and other modalities were never scans; a broken series counts if its study has no other."""
         if not record.series:
             return True
-        return record.kind not in ("other", "localizer", "monitoring") and (
+        return record.kind not in ("other", "localizer", "monitoring", "mask") and (
             self.select == "all" or not record.study or (record.patient, record.study) not in studies
         )
 
