@@ -112,15 +112,17 @@ def _look(stream: _Stream, most: int | None) -> Peek | None:
         if not np.isfinite(ends).all():
             return None
         seen, low, high = seen + len(chunk), min(low, ends[0]), max(high, ends[1])
-        values.add(chunk)
+        flat = ends[0] == ends[1]  # the background of a mask, most of it
+        values.add(chunk[:1] if flat else chunk)
         if values.many and low <= SURELY_HU:
             break
         if chunk.dtype.kind == "f" or stream.rescale != (1.0, 0.0):
             whole = whole and bool((np.rint(part := chunk * slope + inter) == part).all())
         # The corner of a volume is outside of what it shows.
         common = chunk[0] if common is None else common
-        off = chunk[1:] != common
-        pairs, equal = pairs + int(off.sum()), equal + int((off & (chunk[1:] == chunk[:-1])).sum())
+        if not flat or chunk[0] != common:
+            off = chunk[1:] != common
+            pairs, equal = pairs + int(off.sum()), equal + int((off & (chunk[1:] == chunk[:-1])).sum())
         thinned.append(chunk[::step].astype(np.float64) * slope + inter)
     if not seen:
         return None
@@ -174,12 +176,15 @@ def _voxels(stream: _Stream, count: int) -> Iterator[np.ndarray]:
             file.seek(stream.start)
         unpack = zlib.decompressobj() if stream.compression == "zlib" else None
         size = _CHUNK
-        while left > 0 and (raw := file.read(size)):
-            data = rest + (unpack.decompress(raw) if unpack else raw)
+        while left > 0:
+            raw = unpack.unconsumed_tail if unpack else b""
+            raw = raw or file.read(size)
+            data = rest + (unpack.decompress(raw, size) if unpack else raw)
             whole = min(len(data), left) // stream.kind.itemsize * stream.kind.itemsize
+            if not whole:
+                return
             rest, left = data[whole:], left - whole
-            if whole:
-                yield np.frombuffer(data[:whole], stream.kind)
+            yield np.frombuffer(data[:whole], stream.kind)
             size = 8 * _CHUNK
 
 
