@@ -257,7 +257,9 @@ def test_an_odd_scan_among_others_of_its_grid_is_no_mask(tmp_path):
     write(tmp_path / "p4.nii.gz", np.where(body() > -500, np.int16(40), np.int16(-1000)))
     write(tmp_path / "p5.nii.gz", np.clip(body(), -160, 240))
     write(tmp_path / "p6.nii.gz", np.zeros(SHAPE, np.int16))
-    assert len(build_manifest(tmp_path).cases) == 7
+    for name, array in (("hu", body()), ("stored", body() + np.int16(1024))):
+        write(tmp_path / f"pair/{name}.nii.gz", array)
+    assert len(build_manifest(tmp_path).cases) == 9
 
 
 def test_a_list_that_names_a_mask_says_so(tmp_path):

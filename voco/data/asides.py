@@ -175,7 +175,8 @@ def _judge(name: str, look: Peek | None, scans: _Scans) -> Aside | None:
         return None
     if scan and look.low >= 0 and look.high <= 1:
         return Aside(name, MAP, f"{seen}, on the grid of {scan}")
-    if scan or (only and look.low >= 0):
+    # Of two scans in a folder one may have lost its offset.
+    if scan or (only and look.low >= 0 and not has_air_and_tissue(look.sample)):
         return Aside(name, OTHER, f"{seen}, on the grid of {scan or only}")
     words = set(re.findall(r"[a-z]+\d*[a-z]*", "/".join(name.lower().split("/")[-2:])))
     if words & _MODALITIES or (look.low >= 0 and words & _MR_WEIGHTS):
