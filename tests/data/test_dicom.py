@@ -128,8 +128,8 @@ def test_repeated_slices_are_dropped_and_listed(tmp_path, hu):
 
 
 def test_different_images_in_one_plane_are_refused(tmp_path, hu):
-    maker.series(tmp_path / "a", hu)
-    maker.series(tmp_path / "b", maker.anatomy(seed=5), each=lambda i: {"copy": 1})
+    maker.series(tmp_path, hu)
+    maker.series(tmp_path, maker.anatomy(seed=5), name="b{}.dcm", each=lambda i: {"copy": 1})
     assert "different pixels" in reason(tmp_path)
     with pytest.raises(ScanError, match="9 slices lie in a plane"):
         read_volume(tmp_path)

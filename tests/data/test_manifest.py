@@ -13,12 +13,12 @@ from voco.data.manifest import (
     Rejection,
     build_manifest,
     check_rejected,
-    looks_like_labels,
     split_patients,
     write_rejected,
     write_series,
 )
 from voco.data.privacy import hash_patient_id
+from voco.data.walk import looks_like_labels
 from voco.errors import InputError
 
 _spec = importlib.util.spec_from_file_location("dicom_maker", Path(__file__).with_name("dicom_maker.py"))
@@ -108,7 +108,7 @@ def test_segmentations_are_left_out_and_said_so(tmp_path):
     touch(tmp_path, "ct.nii", "ct_seg.nii", "masks/ct.nii")
     manifest = build_manifest(tmp_path)
     assert [case.path for case in manifest.cases] == ["ct.nii"]
-    assert "2 files are named like segmentations" in manifest.notes[0]
+    assert "2 files named like segmentations (1 in ./, 1 in masks/" in manifest.notes[0]
 
 
 def test_a_folder_with_few_scans_is_a_patient(tmp_path):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from voco.data.dicom_read import read_stack, same_pixels
+from voco.data.dicom_parts import Part, part_volumes
+from voco.data.dicom_read import coarse_pixels, labels_seen, read_stack, same_pixels
 from voco.data.dicom_scan import SliceHeader, Unreadable, find_files, quiet_pydicom, read_header, scan_headers
 from voco.data.dicom_select import SELECT_RULES, SeriesRecord, classify, plane_name, select_series
-from voco.data.dicom_stack import Stack, arrange, cluster, split_repeats
+from voco.data.dicom_stack import Stack, arrange, cluster, parallel
 from voco.data.volume import Source, Volume
 from voco.errors import ScanError
 
@@ -39,7 +41,7 @@ def find_series(
     """
     root = Path(root)
     paths = find_files(root) if files is None else [root / f for f in files]
-    records = [_record(root, *found) for found in _stacks(paths, workers=workers, progress=progress)]
+    records = [_record(root, found) for found in _stacks(paths, workers=workers, progress=progress)]
     return sorted(records, key=lambda r: (r.path, r.series, r.part, -r.slices))
 
 
@@ -93,14 +95,24 @@ def read_series_of_file(file: Path, *, series: str | None = None) -> Volume:
     if isinstance(headers[0], Unreadable):
         raise ScanError(f"{file}: {headers[0].reason}")
     beside = [file] if len(headers) > 1 else sorted(p for p in file.parent.iterdir() if p.is_file())
-    return _read_one(file.parent, list(_stacks(beside)), series or headers[0].series, str(file))
+    found = list(_stacks(beside))
+    # Of a series with several volumes the one that holds the file is meant.
+    own = [f for f in found if any(h.file == str(file) for h in (*f.headers, *(f.stack.repeated if f.stack else ())))]
+    return _read_one(file.parent, own or found, series or headers[0].series, str(file))
 
 
-_Found = tuple[list[SliceHeader] | list[Unreadable], Stack | None, int, str | None]
+class _Found(NamedTuple):
+    """A volume, or a part that is none: slices, stack or None, number among several, what is wrong, kind if known."""
+
+    headers: list[SliceHeader] | list[Unreadable]
+    stack: Stack | None = None
+    part: int = 0
+    problem: str | None = None
+    kind: str = ""
 
 
 def _stacks(files: Iterable[Path], **scan) -> Iterable[_Found]:
-    """Yield (slices, arranged stack or None, part, problem) for every volume and every rejected part."""
+    """Yield every volume and every rejected part."""
     by_series: dict[tuple, list[SliceHeader]] = {}
     torn: dict[tuple[str, str], list[Unreadable]] = {}
     for header in scan_headers(files, **scan):
@@ -114,31 +126,45 @@ def _stacks(files: Iterable[Path], **scan) -> Iterable[_Found]:
         for rank, headers_of_one_grid in enumerate(clusters):
             yield from _parts(headers_of_one_grid, rank, len(headers))
     for (_, reason), unreadable in torn.items():
-        yield unreadable, None, 0, f"{len(unreadable)} file{'s' if len(unreadable) > 1 else ''}: {reason}"
+        count = f"{len(unreadable)} file{'s' if len(unreadable) > 1 else ''}"
+        yield _Found(unreadable, problem=f"{count}: {reason}")
 
 
 def _parts(headers: list[SliceHeader], rank: int, total: int) -> Iterable[_Found]:
     _, problem = classify(headers)
     if problem is not None:
-        yield headers, None, 0, problem
+        yield _Found(headers, problem=problem)
         return
-    placed = all(h.orientation and h.position and h.pixel_mm for h in headers)
-    try:
-        parts = split_repeats(headers) if placed else [headers]
-    except ScanError as error:
-        yield headers, None, 0, str(error)
-        return
-    for number, part in enumerate(parts, 1):
+    parts = [Part(headers)]
+    if all(h.orientation and h.position and h.pixel_mm for h in headers):
         try:
-            stack, why = arrange(part, same_pixels), None
+            headers, notes = parallel(headers)
+            parts = part_volumes(headers, coarse_pixels)
         except ScanError as error:
-            stack, why = None, str(error)
+            yield _Found(headers, problem=str(error))
+            return
+        for part in parts:
+            part.notes = (*notes, *part.notes)
+    for number, part in enumerate(parts, 1):
+        number = number if len(parts) > 1 else 0
+        if part.aside is not None:
+            yield _Found(part.headers, None, number, "; ".join([part.aside, *part.notes]), kind="monitoring")
+            continue
+        try:
+            stack, why = arrange(part.headers, same_pixels, part.dropped, part.notes), None
+        except ScanError as error:
+            stack, why = None, "; ".join([str(error), *part.notes])
             if rank:
-                why = f"{len(part)} of {total} images of the series, with another size or orientation: {why}"
-        yield part, stack, number if len(parts) > 1 else 0, why
+                why = f"{len(part.headers)} of {total} images of the series, with another size or orientation: {why}"
+        if stack is not None and (seen := labels_seen(stack)):
+            why = "; ".join([f"a mask: {seen} in a few of its slices", *part.notes])
+            yield _Found(part.headers, None, number, why, kind="mask")
+            continue
+        yield _Found(part.headers, stack, number, why)
 
 
-def _record(root: Path, headers, stack: Stack | None, part: int, problem: str | None) -> SeriesRecord:
+def _record(root: Path, found: _Found) -> SeriesRecord:
+    headers, stack, part, problem, kind = found
     ordered = headers if stack is None else [*stack.headers, *stack.repeated]
     files = tuple(dict.fromkeys(Path(os.path.relpath(h.file, root)).as_posix() for h in ordered))
     folder = os.path.commonpath([os.path.dirname(f) for f in files]) if files else ""
@@ -162,7 +188,7 @@ def _record(root: Path, headers, stack: Stack | None, part: int, problem: str | 
         slices=len(stack.headers) if stack else len(headers),
         spacing_mm=spacing,
         thickness_mm=sorted(thickness)[len(thickness) // 2] if thickness else None,
-        kind=classify(headers)[0],
+        kind=kind or classify(headers)[0],
         part=part,
         files=files,
         problem=problem,
@@ -171,7 +197,7 @@ def _record(root: Path, headers, stack: Stack | None, part: int, problem: str | 
 
 
 def _read_one(root: Path, found: list[_Found], series: str | None, name: str) -> Volume:
-    pairs = [(_record(root, *f), f[1]) for f in found]
+    pairs = [(_record(root, f), f.stack) for f in found]
     if series is not None:
         pairs = [(r, s) for r, s in pairs if r.series == series]
         if not pairs:

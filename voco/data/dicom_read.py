@@ -7,12 +7,16 @@ from collections.abc import Iterator
 import numpy as np
 
 from voco.data.dicom_scan import SliceHeader, quiet_pydicom
-from voco.data.dicom_stack import Stack
-from voco.data.volume import AIR_HU, SliceInfo, Source, Volume, canonical_volume, last_line, quiet_itk
+from voco.data.dicom_stack import Stack, residual
+from voco.data.volume import AIR_HU, MIN_SLICES, SliceInfo, Source, Volume, canonical_volume, last_line, quiet_itk
 from voco.errors import ScanError
 
 # GDCM, which comes with SimpleITK, takes the JPEG families; pydicom what needs no codec, and the rest by its plugins.
 _GDCM = {f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 57, 70, 80, 81, 90, 91)}
+# Neighbours foretell a slice better than next but one neighbours do: 0.40 to 0.55 in real scans, 1 in pure noise.
+MIXED_UNTOLD = 1.25
+_TRIPLES = 8
+MAX_LABELS = 32
 # What a CT number reaches in 12 bits: a padding value above it cannot be tissue.
 MAX_TISSUE_HU = 3071
 
@@ -38,6 +42,7 @@ def read_stack(stack: Stack, source: Source) -> Volume:
             if pixels.shape != block.shape[1:]:
                 raise ScanError(f"{file}: {pixels.shape} pixels where the header says {block.shape[1:]}")
             block[place[header.file, header.frame]] = pixels
+    _check_mixed(block, stack.z)
     corner = np.array(headers[0].position, dtype=np.float64)
     if not stack.aligned:
         block, moved = _upright(block, stack)
@@ -50,6 +55,24 @@ def read_stack(stack: Stack, source: Source) -> Volume:
     image.SetOrigin([float(v) for v in corner])
     image.SetDirection(np.stack([stack.row, stack.col, stack.normal], axis=1).ravel().tolist())
     return canonical_volume(image, source, slice_infos(stack))
+
+
+def _check_mixed(block: np.ndarray, z: np.ndarray) -> None:
+    """Refuse a stack whose slices are foretold better by the next but one than by the next: two scans, interleaved."""
+    if len(z) < 2 * MIN_SLICES:
+        return
+    near, far = [], []
+    for i in np.unique(np.linspace(2, len(z) - 3, _TRIPLES).astype(int)):
+        images = {k: coarse(block[k]) for k in range(i - 2, i + 3)}
+        near.append(residual(z[i - 1 : i + 2], [images[k] for k in (i - 1, i, i + 1)]))
+        far.append(residual(z[i - 2 : i + 3 : 2], [images[k] for k in (i - 2, i, i + 2)]))
+    ratio = sum(near) / max(sum(far), 1e-6)
+    if ratio > MIXED_UNTOLD and np.greater(near, far).mean() > 0.75:
+        raise ScanError(
+            f"every other of its {len(z)} slices seems to be of another scan: neighbours differ {ratio:.2g} times as"
+            " much as next but one neighbours, and nothing in the headers tells them apart (two phases or two patients"
+            " in one series?); part them by hand"
+        )
 
 
 def slice_infos(stack: Stack) -> tuple[SliceInfo, ...] | None:
@@ -221,3 +244,33 @@ def same_pixels(a: SliceHeader, b: SliceHeader) -> bool:
     except ScanError:
         return False
     return np.array_equal(left, right)
+
+
+def labels_seen(stack: Stack) -> str:
+    """The few whole numbers from 0 to 255 that a series of masks stored as CT consists of; "" where it is a scan."""
+    if any(h.rescale and h.rescale[1] < 0 for h in stack.headers):
+        return ""
+    values = np.empty(0, int)
+    try:
+        for header in stack.headers[:: max(1, len(stack.headers) // 4)]:
+            values = np.union1d(values, next(iter(decode(header.file, [header])))[1])
+            if len(values) > MAX_LABELS or values[0] < 0 or values[-1] > 255:
+                return ""
+    except ScanError:
+        return ""
+    return f"whole numbers from {values[0]} to {values[-1]}" if len(values) > 1 else ""
+
+
+def coarse_pixels(header: SliceHeader) -> np.ndarray:
+    """A slice at about 128 pixels a side, smoothed, float32 HU without the extremes, to hold it against others."""
+    return coarse(next(iter(decode(header.file, [header])))[1])
+
+
+def coarse(hu: np.ndarray) -> np.ndarray:
+    """Average a (rows, cols) slice of HU to about 128 pixels a side and smooth it over 3 x 3: noise counts less."""
+    from scipy import ndimage
+
+    step = max(1, min(hu.shape) // 128)
+    rows, cols = (n // step for n in hu.shape)
+    hu = np.clip(hu[: rows * step, : cols * step], AIR_HU, 1000).astype(np.float32)
+    return ndimage.uniform_filter(hu.reshape(rows, step, cols, step).mean(axis=(1, 3)), 3)

@@ -29,7 +29,7 @@ CT_CLASSES = {
 }
 DICOMDIR = "1.2.840.10008.1.3.10"
 MAX_FRAMES = 100_000
-# Where one series holds several volumes of the same place, one of these tells them apart; tried in this order.
+# Where one series holds several volumes, one of these may tell them apart; tried in this order.
 SPLIT_KEYS = (
     "AcquisitionNumber",
     "TemporalPositionIdentifier",
@@ -39,12 +39,16 @@ SPLIT_KEYS = (
     "ConvolutionKernel",
     "KVP",
     "ImageType",
+    "FrameOfReferenceUID",
+    "SliceThickness",
 )
+TIMES = ("AcquisitionTime", "ContentTime")
 TAGS = (
     *("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "PatientID", "Modality", "ImageType"),
     *("Rows", "Columns", "SamplesPerPixel", "NumberOfFrames", "ImageOrientationPatient", "ImagePositionPatient"),
     *("PixelSpacing", "SliceThickness", "RescaleSlope", "RescaleIntercept", "RescaleType", "ConvolutionKernel"),
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", *SPLIT_KEYS[:5], "KVP"),
+    *("FrameOfReferenceUID", "InstanceNumber", *TIMES),
 )
 
 
@@ -72,6 +76,8 @@ class SliceHeader(NamedTuple):
     rescale: tuple[float, float] | None
     rescale_type: str
     keys: tuple[str, ...]
+    number: int | None
+    times: tuple[float | None, ...]
 
 
 class Unreadable(NamedTuple):
@@ -242,6 +248,8 @@ def _headers(ds, file: str, syntax: str) -> list[SliceHeader | Unreadable]:
         rescale=_rescale(ds),
         rescale_type=_text(ds.get("RescaleType")),
         keys=(),
+        number=None if (number := _number(ds.get("InstanceNumber"))) is None else int(number),
+        times=tuple(_seconds(ds.get(name)) for name in TIMES),
     )
     first = first._replace(keys=_keys(ds, first))
     if "PerFrameFunctionalGroupsSequence" in ds:
@@ -321,6 +329,12 @@ def _number(value) -> float | None:
     except (TypeError, ValueError):
         return None
     return number if math.isfinite(number) else None
+
+
+def _seconds(value) -> float | None:
+    """Seconds since midnight of a DICOM time (HHMMSS.ffffff)."""
+    digits = _number(_text(value).replace(":", ""))
+    return None if digits is None else digits // 10000 * 3600 + digits // 100 % 100 * 60 + digits % 100
 
 
 def _numbers(value, count: int) -> tuple[float, ...] | None:

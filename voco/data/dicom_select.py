@@ -44,7 +44,7 @@ class SeriesRecord:
         rows, cols, slices: size; slices at distinct positions.
         spacing_mm: along the slice normal, down a column, along a row; None where not known.
         thickness_mm: SliceThickness, None where not given.
-        kind: original, derived, projection, reformat, map, localizer, other.
+        kind: original, derived, projection, reformat, map, localizer, monitoring, mask, other.
         part: 0, or the number (from 1) among several volumes that share the series UID.
         files: relative to the root, in order along the slice normal, each file once.
         problem: why it cannot be read, None if it can.

@@ -7,13 +7,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from voco.data.dicom_scan import SPLIT_KEYS, SliceHeader
+from voco.data.dicom_scan import SliceHeader
 from voco.data.volume import MIN_SLICES
 from voco.errors import ScanError
 from voco.short_repr import short_repr
 
 # Two planes closer than this are the same plane: positions are written with 2 to 6 decimals.
 SAME_PLANE_MM = 0.01
+# Direction cosines within this are the same direction; within the other (a degree) they are one that jitters.
+SAME_DIRECTION = 2e-3
+JITTER = 0.0175
 # Slices no further than this share of a step from an even grid lie on it: scanners round positions, some to 0.1 mm.
 REGULAR = 0.1
 # A wider step is bridged by linear interpolation while it is one missing slice, or few and thin ones.
@@ -65,7 +68,7 @@ def cluster(headers: Sequence[SliceHeader]) -> list[list[SliceHeader]]:
                 break
         else:
             parts.append([header])
-    return sorted(parts, key=len, reverse=True)
+    return sorted((turn for part in parts for turn in _turns(part)), key=len, reverse=True)
 
 
 def _same_grid(a: SliceHeader, b: SliceHeader) -> bool:
@@ -73,12 +76,25 @@ def _same_grid(a: SliceHeader, b: SliceHeader) -> bool:
         return False
     if "LOCALIZER" in a.image_type or "LOCALIZER" in b.image_type:
         return "LOCALIZER" in a.image_type and "LOCALIZER" in b.image_type
-    for left, right, tolerance in ((a.orientation, b.orientation, 2e-3), (a.pixel_mm, b.pixel_mm, 1e-3)):
+    for left, right in ((a.orientation, b.orientation), (a.pixel_mm, b.pixel_mm)):
         if (left is None) != (right is None):
             return False
-        if left is not None and np.abs(np.subtract(left, right)).max() > tolerance:
-            return False
-    return True
+    return a.pixel_mm is None or np.abs(np.subtract(a.pixel_mm, b.pixel_mm)).max() <= 1e-3
+
+
+def _turns(headers: list[SliceHeader]) -> list[list[SliceHeader]]:
+    """Part slices by orientation, each part about the one that most of them are near to."""
+    if headers[0].orientation is None:
+        return [headers]
+    parts = []
+    while headers:
+        distinct, count = np.unique([h.orientation for h in headers], axis=0, return_counts=True)
+        near = [count[np.abs(distinct - turn).max(axis=1) <= JITTER].sum() for turn in distinct]
+        middle = distinct[int(np.argmax(near))]
+        inside = np.abs(np.array([h.orientation for h in headers]) - middle).max(axis=1) <= JITTER
+        parts.append([h for h, yes in zip(headers, inside) if yes])
+        headers = [h for h, yes in zip(headers, inside) if not yes]
+    return parts
 
 
 def planes(headers: Sequence[SliceHeader]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -95,44 +111,42 @@ def planes(headers: Sequence[SliceHeader]) -> tuple[np.ndarray, np.ndarray, np.n
     return row, col, np.cross(row, col)
 
 
-def split_repeats(headers: list[SliceHeader]) -> list[list[SliceHeader]]:
-    """Part several volumes of the same place (phases, acquisitions) that share one series.
+def parallel(headers: Sequence[SliceHeader]) -> tuple[list[SliceHeader], tuple[str, ...]]:
+    """Take slices that are turned against each other a little as parallel, about their corners or their middles.
 
     Returns:
-        The parts in order of their key; the series as it is when no plane repeats or no key tells the repeats apart.
+        The slices with one orientation, and a sentence where they had several.
     """
-    if _distinct(headers):
-        return [headers]
-    for index in range(len(SPLIT_KEYS)):
-        groups: dict[str, list[SliceHeader]] = {}
-        for header in headers:
-            groups.setdefault(header.keys[index], []).append(header)
-        if len(groups) > 1 and all(_distinct(group) for group in groups.values()):
-            return [groups[key] for key in sorted(groups, key=_natural)]
-    return [headers]
+    turned = np.array([h.orientation for h in headers], dtype=np.float64)
+    if np.ptp(turned, axis=0).max() <= SAME_DIRECTION:
+        return list(headers), ()
+    row, col, normal = planes(headers)
+    corner = np.array([h.position for h in headers], dtype=np.float64)
+    half = [0.5 * np.array([(h.cols - 1) * h.pixel_mm[1], (h.rows - 1) * h.pixel_mm[0]]) for h in headers]
+    moved = [a * (t[:3] - row) + b * (t[3:] - col) for (a, b), t in zip(half, turned)]
+    # What the positions mean is not known: the steps are even where they are understood.
+    about = min(
+        (corner, corner + moved), key=lambda place: np.diff(np.sort(place @ normal)).var() if len(place) > 1 else 0
+    )
+    angle = np.degrees(np.arccos(np.clip(np.cross(turned[:, :3], turned[:, 3:]) @ normal, -1, 1)).max())
+    note = f"slices turned against each other by up to {angle:.2g} degrees, taken as parallel"
+    one = tuple(float(v) for v in (*row, *col))
+    return [h._replace(orientation=one, position=tuple(p)) for h, p in zip(headers, about.tolist())], (note,)
 
 
-def _natural(key: str) -> tuple:
-    try:
-        return (0, float(key), key)
-    except ValueError:
-        return (1, 0.0, key)
-
-
-def _distinct(headers: Sequence[SliceHeader]) -> bool:
-    """Tell whether no plane holds two different images; the same image stored twice does not count."""
-    unique = {h.sop_uid or f"{h.file}#{h.frame}": h for h in headers}.values()
-    _, _, normal = planes(headers)
-    z = np.sort([np.dot(h.position, normal) for h in unique])
-    return bool(np.all(np.diff(z) > SAME_PLANE_MM))
-
-
-def arrange(headers: Sequence[SliceHeader], same: Callable[[SliceHeader, SliceHeader], bool]) -> Stack:
+def arrange(
+    headers: Sequence[SliceHeader],
+    same: Callable[[SliceHeader, SliceHeader], bool],
+    dropped: Sequence[SliceHeader] = (),
+    notes: Sequence[str] = (),
+) -> Stack:
     """Order the slices of one stack along their normal and judge its regularity.
 
     Args:
         headers: slices of one size, spacing and orientation.
         same: tells whether two slices of one plane hold the same pixels.
+        dropped: slices left aside before, to be listed with the repeated ones.
+        notes: what was noticed before.
 
     Returns:
         The stack, ready to be read.
@@ -158,7 +172,7 @@ def arrange(headers: Sequence[SliceHeader], same: Callable[[SliceHeader, SliceHe
     z = position @ normal
     steps = np.diff(z)
     median = float(np.median(steps))
-    notes = [f"{len(repeated)} repeated slices dropped"] if repeated else []
+    notes = [*notes, *([f"{len(repeated)} repeated slices dropped"] if repeated else [])]
     step = float((z[-1] - z[0]) / (len(z) - 1))
     regular = bool(np.abs(z - z[0] - step * np.arange(len(z))).max() <= REGULAR * step)
     if not regular:
@@ -175,7 +189,7 @@ def arrange(headers: Sequence[SliceHeader], same: Callable[[SliceHeader, SliceHe
         tilt = np.degrees(np.arctan2(np.linalg.norm(offset[-1]), z[-1] - z[0]))
         notes.append(f"slices shifted in their planes to undo a shear of {tilt:.1f} degrees (gantry tilt)")
     return Stack(
-        tuple(headers), tuple(repeated), row, col, normal, z, step, regular, offset, aligned, tuple(notes)
+        tuple(headers), (*repeated, *dropped), row, col, normal, z, step, regular, offset, aligned, tuple(notes)
     )  # fmt: skip
 
 
@@ -188,12 +202,18 @@ def _drop_repeats(headers, normal, same) -> tuple[list[SliceHeader], list[SliceH
             repeated.append(header)
         else:
             clash += 1
-    if clash:
+    if clash and len(kept) >= MIN_SLICES:
         raise ScanError(
             f"{clash} slices lie in a plane that another slice with different pixels already fills, and nothing in the"
             " headers tells them apart: several phases or reconstructions in one series"
         )
     return kept, repeated
+
+
+def residual(z: Sequence[float], images: Sequence[np.ndarray]) -> float:
+    """Mean absolute difference between the middle one of three images and what the outer two foretell by place."""
+    weight = (z[1] - z[0]) / (z[2] - z[0])
+    return float(np.abs(images[1] - (images[0] + np.float32(weight) * (images[2] - images[0]))).mean())
 
 
 def _grid_step(steps: np.ndarray, median: float) -> float:

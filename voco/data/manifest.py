@@ -11,10 +11,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+from voco.data.asides import MASK, find_asides, notes_of
 from voco.data.manifest_formats import HELDOUT, TEST, TRAIN, Listing, Row, read_list
 from voco.data.manifest_patients import assign_patients, exclude_patients
 from voco.data.progress import Progress
-from voco.data.walk import is_foreign, looks_like_labels, stem, walk_files
+from voco.data.walk import is_foreign, stem, walk_files
 from voco.errors import InputError
 
 _LISTED_REASONS = 5
@@ -127,21 +128,18 @@ class _Scan:
     def folder(self) -> None:
         from voco.data.read import is_volume_file
 
-        labels, other, foreign = [], [], []
+        volumes, other, foreign = [], [], []
         for name in walk_files(self.root, self._unreadable):
             if is_foreign(name):
                 foreign.append(name)
             elif not is_volume_file(name):
                 other.append(name)
-            elif looks_like_labels(name):
-                labels.append(name)
             else:
-                self.cases.append(Case("", name, ""))
-        if labels:
-            self.notes.append(
-                f"{len(labels)} files are named like segmentations (first: {labels[0]}) and were left out; "
-                "list them in a CSV if they are scans"
-            )
+                volumes.append(name)
+        asides = find_asides(self.root, volumes)
+        self.notes += notes_of(asides)
+        apart = {aside.path for aside in asides}
+        self.cases += [Case("", name, "") for name in volumes if name not in apart]
         if foreign:
             self.notes.append(
                 f"{len(foreign)} files of kinds that are not read were left out (first: {foreign[0]}): unpack "
@@ -188,7 +186,7 @@ class _Scan:
         """Scouts, reports and other modalities were never scans; a broken series counts if its study has no other."""
         if not record.series:
             return True
-        return record.kind not in ("other", "localizer") and (
+        return record.kind not in ("other", "localizer", "monitoring", "mask") and (
             self.select == "all" or not record.study or (record.patient, record.study) not in studies
         )
 
@@ -201,10 +199,15 @@ class _Scan:
         if len(rows) < len(listing.rows):
             self.notes.append(f"{len(listing.rows) - len(rows)} scans marked as test were left out")
         bar = Progress("look at list", len(rows), self.progress, "rows")
-        for row in rows:
-            relative = Path(os.path.relpath(row.path, self.root)).as_posix()
+        paths = [Path(os.path.relpath(row.path, self.root)).as_posix() for row in rows]
+        volumes = [path for path, row in zip(paths, rows) if is_volume_file(path) and row.path.is_file()]
+        masks = {a.path: a.seen for a in find_asides(self.root, volumes, by_name=False) if a.kind == MASK}
+        for row, relative in zip(rows, paths):
             if not row.path.exists():
                 self.rejected.append(Rejection(relative, "no such file or folder"))
+            elif relative in masks:
+                reason = f"a mask, not a scan: {masks[relative]}; name the scan itself in the list"
+                self.rejected.append(Rejection(relative, reason))
             elif row.path.is_file() and is_volume_file(row.path):
                 self.cases.append(Case(row.case or "", relative, row.patient or "", row.series, (), row.split))
             else:
