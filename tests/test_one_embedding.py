@@ -19,8 +19,8 @@ from tests.finetune.made import write_scan, write_table
 from voco.cli import main
 from voco.data.cache import PreparedVolume
 from voco.encoders import create_encoder
-from voco.phantom.patient import make_patient
-from voco.phantom.writers import write_dicom, write_nifti
+from voco.phantom.anatomy.patient import make_patient
+from voco.phantom.layouts.writers import write_dicom, write_nifti
 from voco.transfer.artifact import load_model
 from voco.weights.export import save_encoder
 

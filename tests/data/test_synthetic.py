@@ -16,8 +16,8 @@ from voco.data.layouts.table import read_label_table
 from voco.data.prepare import PrepareSettings
 from voco.data.synthetic import IMPLEMENTATION_UID, MARK, is_synthetic, phantom_row
 from voco.phantom.cohort import write_cohort
+from voco.phantom.layouts.writers import write_dicom
 from voco.phantom.video import write_clip, write_video
-from voco.phantom.writers import write_dicom
 
 SMALL = {"size": (12, 24, 24), "spacing_mm": (12.0, 16.0, 16.0), "workers": 1, "progress": False}
 

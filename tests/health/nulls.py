@@ -46,7 +46,7 @@ class ArrayVolume:
 
 def phantoms(count: int, seed: int, spacing_mm: float) -> list[ArrayVolume]:
     """Synthetic patients, body only up to the table."""
-    from voco.phantom.patient import make_patient
+    from voco.phantom.anatomy.patient import make_patient
 
     return [ArrayVolume(make_patient(seed, i, spacing_mm=(spacing_mm,) * 3).hu) for i in range(count)]
 

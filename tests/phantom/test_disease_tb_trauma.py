@@ -13,19 +13,19 @@ import numpy as np
 import pytest
 
 from voco import read_volume
-from voco.phantom import layout_imageclef_tb as tb
-from voco.phantom import layout_rsna_trauma as trauma
 from voco.phantom import write_cohort
-from voco.phantom.anatomy import draw_anatomy
-from voco.phantom.canvas import Canvas, Grid
+from voco.phantom.anatomy.anatomy import draw_anatomy
+from voco.phantom.anatomy.canvas import Canvas, Grid
+from voco.phantom.anatomy.labels import LABELS
+from voco.phantom.anatomy.lungs import LOBES
+from voco.phantom.anatomy.scanner import draw_scanner
+from voco.phantom.anatomy.shapes import Points
 from voco.phantom.disease import Job, Subject
-from voco.phantom.labels import LABELS
-from voco.phantom.lesion_shapes import Ripple, add_spheres
-from voco.phantom.lesions_tb import TYPES, plant_tb
-from voco.phantom.lesions_trauma import Injuries, plant_trauma
-from voco.phantom.lungs import LOBES
-from voco.phantom.scanner import draw_scanner
-from voco.phantom.shapes import Points
+from voco.phantom.layouts import imageclef_tb as tb
+from voco.phantom.layouts import rsna_trauma as trauma
+from voco.phantom.lesions.shapes import Ripple, add_spheres
+from voco.phantom.lesions.tb import TYPES, plant_tb
+from voco.phantom.lesions.trauma import Injuries, plant_trauma
 from voco.rng import derive_seed
 
 SPACING = (8.0, 7.0, 7.0)

@@ -10,10 +10,10 @@ import pytest
 from voco import read_volume
 from voco.errors import InputError
 from voco.phantom import GROUPS, LABELS, make_patient, write_cohort
-from voco.phantom.anatomy import draw_anatomy
-from voco.phantom.lungs import lung_distance
-from voco.phantom.shapes import Points
-from voco.phantom.writers import write_dicom, write_nifti
+from voco.phantom.anatomy.anatomy import draw_anatomy
+from voco.phantom.anatomy.lungs import lung_distance
+from voco.phantom.anatomy.shapes import Points
+from voco.phantom.layouts.writers import write_dicom, write_nifti
 from voco.rng import derive_seed
 
 SPACING = (5.0, 5.0, 5.0)

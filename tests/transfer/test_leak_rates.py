@@ -91,7 +91,7 @@ def check(table) -> None:
 
 @pytest.mark.slow
 def test_copies_of_synthetic_patients_are_found():
-    from voco.phantom.patient import make_patient
+    from voco.phantom.anatomy.patient import make_patient
 
     made = [make_patient(11, number, spacing_mm=(5.0, 4.0, 4.0)) for number in range(12)]
     table = rates({patient.name: (patient.hu.astype(np.int16), patient.spacing_mm) for patient in made})
@@ -113,7 +113,7 @@ def test_copies_of_real_scans_are_found():
 
 @pytest.mark.slow
 def test_of_thirty_thousand_pairs_of_distinct_patients_none_is_merged():
-    from voco.phantom.patient import make_patient
+    from voco.phantom.anatomy.patient import make_patient
 
     made = [make_patient(11, number, spacing_mm=(6.0, 6.0, 6.0)) for number in range(250)]
     volumes = [(patient.hu.astype(np.int16), patient.spacing_mm) for patient in made]

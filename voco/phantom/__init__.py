@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib
 
 _LAZY = {
-    "make_patient": "voco.phantom.patient",
-    "Patient": "voco.phantom.patient",
+    "make_patient": "voco.phantom.anatomy.patient",
+    "Patient": "voco.phantom.anatomy.patient",
     "write_cohort": "voco.phantom.cohort",
-    "LABELS": "voco.phantom.labels",
-    "GROUPS": "voco.phantom.labels",
+    "LABELS": "voco.phantom.anatomy.labels",
+    "GROUPS": "voco.phantom.anatomy.labels",
 }
 __all__ = list(_LAZY)
 

@@ -11,12 +11,12 @@ import numpy as np
 
 from voco.data.synthetic import PHANTOM_LIST
 from voco.errors import InputError
+from voco.phantom.anatomy.patient import Patient, make_patient
 from voco.phantom.disease import LAYOUTS as DISEASE_LAYOUTS
 from voco.phantom.disease import layout as load_layout
 from voco.phantom.disease import write_group
-from voco.phantom.patient import Patient, make_patient
+from voco.phantom.layouts.writers import write_dicom, write_nifti
 from voco.phantom.video import write_clip, write_clip_list
-from voco.phantom.writers import write_dicom, write_nifti
 
 FORMATS = ("mixed", "nifti", "dicom")
 SITES = ("site_a", "site_b", "site_c")

@@ -4,7 +4,7 @@ Cases come in groups that share one anatomy, one scan setting and one noise real
 twin, or siblings with different findings. Everything but the finding comes from the group, and which member gets which
 finding is drawn on its own, so nothing else in a scan can tell the label.
 
-A layout is a module ``voco.phantom.layout_<name>``, imported late, with
+A layout is a module ``voco.phantom.layouts.<name>``, imported late, with
 
 - ``GROUP``: cases per anatomy;
 - ``draw(anatomy, scanner, rng) -> (anatomy, scanner)``: what this kind of study needs, such as the contrast phase;
@@ -27,10 +27,10 @@ from typing import Any
 
 import numpy as np
 
-from voco.phantom.anatomy import Anatomy, draw_anatomy
-from voco.phantom.canvas import Canvas
-from voco.phantom.patient import Edit, Painted, Patient, expose, paint
-from voco.phantom.scanner import Scanner, draw_scanner
+from voco.phantom.anatomy.anatomy import Anatomy, draw_anatomy
+from voco.phantom.anatomy.canvas import Canvas
+from voco.phantom.anatomy.patient import Edit, Painted, Patient, expose, paint
+from voco.phantom.anatomy.scanner import Scanner, draw_scanner
 from voco.short_repr import short_repr
 
 LAYOUTS = ("rsna_pe", "lidc", "imageclef_tb", "rsna_trauma")
@@ -39,7 +39,7 @@ LEAST_CHANGE_HU = 20.0
 
 def layout(name: str) -> ModuleType:
     """The module of a layout with disease."""
-    return importlib.import_module(f"voco.phantom.layout_{name}")
+    return importlib.import_module(f"voco.phantom.layouts.{name}")
 
 
 @dataclass

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from voco.phantom.anatomy import Anatomy
-from voco.phantom.canvas import Canvas, smooth_noise
-from voco.phantom.heart import central_airways, mediastinum
-from voco.phantom.shapes import Branch, Points, grow_tree, smooth_max, tube
+from voco.phantom.anatomy.anatomy import Anatomy
+from voco.phantom.anatomy.canvas import Canvas, smooth_noise
+from voco.phantom.anatomy.heart import central_airways, mediastinum
+from voco.phantom.anatomy.shapes import Branch, Points, grow_tree, smooth_max, tube
 
 LOBES = ("lobe_right_upper", "lobe_right_middle", "lobe_right_lower", "lobe_left_upper", "lobe_left_lower")
 

@@ -14,10 +14,15 @@ from pathlib import Path
 
 import numpy as np
 
-from voco.phantom.anatomy import Anatomy
-from voco.phantom.canvas import Canvas
+from voco.phantom.anatomy.anatomy import Anatomy
+from voco.phantom.anatomy.canvas import Canvas
+from voco.phantom.anatomy.patient import Painted, Patient
+from voco.phantom.anatomy.scanner import Scanner
+from voco.phantom.anatomy.shapes import ellipsoid
 from voco.phantom.disease import Job, Lesion, size_share
-from voco.phantom.lesions_chest import (
+from voco.phantom.layouts.lidc_xml import Session, write_xml
+from voco.phantom.layouts.writers import write_dicom
+from voco.phantom.lesions.chest import (
     Mark,
     hilar_nodes,
     lung_points,
@@ -27,12 +32,7 @@ from voco.phantom.lesions_chest import (
     plan_granulomas,
     plan_scars,
 )
-from voco.phantom.lesions_nodule import Nodule, plan_nodules, plant_nodules, read_nodule
-from voco.phantom.lidc_xml import Session, write_xml
-from voco.phantom.patient import Painted, Patient
-from voco.phantom.scanner import Scanner
-from voco.phantom.shapes import ellipsoid
-from voco.phantom.writers import write_dicom
+from voco.phantom.lesions.nodule import Nodule, plan_nodules, plant_nodules, read_nodule
 
 GROUP = 2
 READERS = 4

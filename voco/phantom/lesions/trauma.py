@@ -7,12 +7,12 @@ from functools import cached_property
 
 import numpy as np
 
-from voco.phantom.anatomy import Anatomy
-from voco.phantom.canvas import Canvas
+from voco.phantom.anatomy.anatomy import Anatomy
+from voco.phantom.anatomy.canvas import Canvas
+from voco.phantom.anatomy.labels import LABELS
+from voco.phantom.anatomy.shapes import ellipsoid
 from voco.phantom.disease import Lesion, contrast_share, plant, size_share
-from voco.phantom.labels import LABELS
-from voco.phantom.lesion_shapes import Ripple, smooth_step, soft
-from voco.phantom.shapes import ellipsoid
+from voco.phantom.lesions.shapes import Ripple, smooth_step, soft
 
 SOLID = ("kidney", "liver", "spleen")
 PARTS = {

@@ -12,15 +12,15 @@ from pathlib import Path
 
 import numpy as np
 
-from voco.phantom.anatomy import Anatomy
-from voco.phantom.canvas import Canvas
+from voco.phantom.anatomy.anatomy import Anatomy
+from voco.phantom.anatomy.canvas import Canvas
+from voco.phantom.anatomy.patient import Painted
+from voco.phantom.anatomy.scanner import Scanner
+from voco.phantom.anatomy.tissue import draw_tissue
 from voco.phantom.disease import Job, Lesion
-from voco.phantom.lesions_tb import TYPES, plant_tb
-from voco.phantom.mimics_tb import paint_chest_mimics
-from voco.phantom.patient import Painted
-from voco.phantom.scanner import Scanner
-from voco.phantom.tissue import draw_tissue
-from voco.phantom.writers import write_nifti
+from voco.phantom.layouts.writers import write_nifti
+from voco.phantom.lesions.mimics_tb import paint_chest_mimics
+from voco.phantom.lesions.tb import TYPES, plant_tb
 from voco.rng import derive_seed
 
 GROUP = 2
@@ -110,7 +110,7 @@ def lung_masks(painted: Painted) -> tuple[np.ndarray, np.ndarray]:
     """
     from scipy.ndimage import gaussian_filter
 
-    from voco.phantom.lungs import lung_distance
+    from voco.phantom.anatomy.lungs import lung_distance
 
     canvas = painted.canvas
     field = lung_distance(painted.anatomy, canvas.coarse)

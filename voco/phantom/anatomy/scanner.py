@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from voco.errors import InputError
-from voco.phantom.anatomy import Anatomy
-from voco.phantom.canvas import Grid
+from voco.phantom.anatomy.anatomy import Anatomy
+from voco.phantom.anatomy.canvas import Grid
 
 MATRIX = 512
 ORIENTATIONS = ("LPS", "RAS", "LAS", "RPI", "LPI")

@@ -10,8 +10,8 @@ from functools import cached_property
 
 import numpy as np
 
-from voco.phantom.labels import LABELS
-from voco.phantom.shapes import Branch, Points, segment
+from voco.phantom.anatomy.labels import LABELS
+from voco.phantom.anatomy.shapes import Branch, Points, segment
 from voco.short_repr import short_repr
 
 COARSE_MM = 4.0

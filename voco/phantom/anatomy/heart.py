@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from voco.phantom.anatomy import Anatomy
-from voco.phantom.canvas import Canvas
-from voco.phantom.shapes import Branch, Points, ellipsoid, smooth_max, smooth_min, tube, tube_field
+from voco.phantom.anatomy.anatomy import Anatomy
+from voco.phantom.anatomy.canvas import Canvas
+from voco.phantom.anatomy.shapes import Branch, Points, ellipsoid, smooth_max, smooth_min, tube, tube_field
 
 _CENTRE = np.array([20.0, -26.0, -72.0])
 

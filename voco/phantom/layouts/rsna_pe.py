@@ -12,11 +12,15 @@ from pathlib import Path
 
 import numpy as np
 
-from voco.phantom.anatomy import Anatomy
-from voco.phantom.canvas import Canvas
+from voco.phantom.anatomy.anatomy import Anatomy
+from voco.phantom.anatomy.canvas import Canvas
+from voco.phantom.anatomy.heart_strain import vary_ventricles, ventricle_ratio
+from voco.phantom.anatomy.patient import Painted
+from voco.phantom.anatomy.scanner import Scanner
+from voco.phantom.anatomy.tissue import draw_tissue
 from voco.phantom.disease import Job, Lesion
-from voco.phantom.heart_strain import vary_ventricles, ventricle_ratio
-from voco.phantom.lesions_chest import (
+from voco.phantom.layouts.writers import write_dicom
+from voco.phantom.lesions.chest import (
     cava_thrombus,
     hilar_nodes,
     mixing,
@@ -26,11 +30,7 @@ from voco.phantom.lesions_chest import (
     plan_granulomas,
     plan_scars,
 )
-from voco.phantom.lesions_pe import exam_labels, plan_emboli, plant_emboli
-from voco.phantom.patient import Painted
-from voco.phantom.scanner import Scanner
-from voco.phantom.tissue import draw_tissue
-from voco.phantom.writers import write_dicom
+from voco.phantom.lesions.pe import exam_labels, plan_emboli, plant_emboli
 
 GROUP = 2
 COLUMNS = (

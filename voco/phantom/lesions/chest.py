@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from voco.phantom.anatomy import Anatomy
-from voco.phantom.canvas import Canvas
-from voco.phantom.heart import great_vessels
-from voco.phantom.labels import GROUPS, LABELS
-from voco.phantom.lungs import lung_distance
-from voco.phantom.shapes import FAR, Branch, Points, ellipsoid, tube, tube_field
+from voco.phantom.anatomy.anatomy import Anatomy
+from voco.phantom.anatomy.canvas import Canvas
+from voco.phantom.anatomy.heart import great_vessels
+from voco.phantom.anatomy.labels import GROUPS, LABELS
+from voco.phantom.anatomy.lungs import lung_distance
+from voco.phantom.anatomy.shapes import FAR, Branch, Points, ellipsoid, tube, tube_field
 from voco.short_repr import short_repr
 
 LUNG = GROUPS["lungs"]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from voco.phantom.anatomy import Anatomy
-from voco.phantom.canvas import Canvas, smooth_noise
-from voco.phantom.shapes import Branch, Points, ellipsoid, grow_tree, smooth_max, tube, tube_field
+from voco.phantom.anatomy.anatomy import Anatomy
+from voco.phantom.anatomy.canvas import Canvas, smooth_noise
+from voco.phantom.anatomy.shapes import Branch, Points, ellipsoid, grow_tree, smooth_max, tube, tube_field
 
 _MUSCLE_MM = 3.5  # the diaphragm
 

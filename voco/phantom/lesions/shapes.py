@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from voco.phantom.canvas import Canvas
-from voco.phantom.shapes import Points
+from voco.phantom.anatomy.canvas import Canvas
+from voco.phantom.anatomy.shapes import Points
 
 
 class Ripple:

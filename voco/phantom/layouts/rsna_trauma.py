@@ -8,16 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
-from voco.phantom.anatomy import Anatomy
-from voco.phantom.canvas import Canvas
+from voco.phantom.anatomy.anatomy import Anatomy
+from voco.phantom.anatomy.canvas import Canvas
+from voco.phantom.anatomy.labels import GROUPS, LABELS
+from voco.phantom.anatomy.patient import Painted, Patient
+from voco.phantom.anatomy.scanner import Scanner
+from voco.phantom.anatomy.tissue import draw_tissue
 from voco.phantom.disease import Job, Lesion
-from voco.phantom.labels import GROUPS, LABELS
-from voco.phantom.lesions_trauma import PARTS, Injuries, Organ, injured_slices, plant_trauma
-from voco.phantom.mimics_trauma import paint_abdomen_mimics
-from voco.phantom.patient import Painted, Patient
-from voco.phantom.scanner import Scanner
-from voco.phantom.tissue import draw_tissue
-from voco.phantom.writers import oriented, write_dicom
+from voco.phantom.layouts.writers import oriented, write_dicom
+from voco.phantom.lesions.mimics_trauma import paint_abdomen_mimics
+from voco.phantom.lesions.trauma import PARTS, Injuries, Organ, injured_slices, plant_trauma
 
 GROUP = 2
 COLUMNS = (

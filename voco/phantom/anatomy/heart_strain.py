@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from voco.phantom.anatomy import Anatomy
-from voco.phantom.canvas import Canvas
-from voco.phantom.heart import heart_axes, heart_parts
-from voco.phantom.labels import LABELS
-from voco.phantom.lesions_chest import paint_in
+from voco.phantom.anatomy.anatomy import Anatomy
+from voco.phantom.anatomy.canvas import Canvas
+from voco.phantom.anatomy.heart import heart_axes, heart_parts
+from voco.phantom.anatomy.labels import LABELS
+from voco.phantom.lesions.chest import paint_in
 
 _WALL_MM = 9.0
 _VENTRICLES = ("right_ventricle", "left_ventricle")

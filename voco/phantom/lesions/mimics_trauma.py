@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from voco.phantom.anatomy import Anatomy
-from voco.phantom.canvas import Canvas
-from voco.phantom.labels import LABELS
-from voco.phantom.lesion_shapes import Ripple, soft
-from voco.phantom.lesions_trauma import Organ
-from voco.phantom.shapes import ellipsoid
+from voco.phantom.anatomy.anatomy import Anatomy
+from voco.phantom.anatomy.canvas import Canvas
+from voco.phantom.anatomy.labels import LABELS
+from voco.phantom.anatomy.shapes import ellipsoid
+from voco.phantom.lesions.shapes import Ripple, soft
+from voco.phantom.lesions.trauma import Organ
 
 
 def paint_abdomen_mimics(canvas: Canvas, anatomy: Anatomy, rng: np.random.Generator) -> None:

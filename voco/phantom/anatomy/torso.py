@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from voco.phantom.anatomy import Anatomy
-from voco.phantom.canvas import Canvas, smooth_noise
-from voco.phantom.labels import LABELS
-from voco.phantom.shapes import Branch, Points, ellipsoid, smooth_max, smooth_min, tube, tube_field
+from voco.phantom.anatomy.anatomy import Anatomy
+from voco.phantom.anatomy.canvas import Canvas, smooth_noise
+from voco.phantom.anatomy.labels import LABELS
+from voco.phantom.anatomy.shapes import Branch, Points, ellipsoid, smooth_max, smooth_min, tube, tube_field
 
 WALL_MM = 12.0  # ribs and intercostal muscle
 SKIN_MM = 2.0

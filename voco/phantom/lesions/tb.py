@@ -6,13 +6,13 @@ from itertools import pairwise
 
 import numpy as np
 
-from voco.phantom.anatomy import Anatomy
-from voco.phantom.canvas import Canvas
+from voco.phantom.anatomy.anatomy import Anatomy
+from voco.phantom.anatomy.canvas import Canvas
+from voco.phantom.anatomy.labels import LABELS
+from voco.phantom.anatomy.lungs import LOBES, lobe_regions, lung_distance
+from voco.phantom.anatomy.shapes import Branch, Points, ellipsoid, segment
 from voco.phantom.disease import Lesion, contrast_share, plant, size_share
-from voco.phantom.labels import LABELS
-from voco.phantom.lesion_shapes import Ripple, add_spheres, smooth_step, soft
-from voco.phantom.lungs import LOBES, lobe_regions, lung_distance
-from voco.phantom.shapes import Branch, Points, ellipsoid, segment
+from voco.phantom.lesions.shapes import Ripple, add_spheres, smooth_step, soft
 
 TYPES = {1: "infiltrative", 2: "focal", 3: "tuberculoma", 4: "miliary", 5: "fibro_cavernous"}
 """Class ids of the published table."""

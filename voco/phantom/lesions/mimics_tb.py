@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from voco.phantom.anatomy import Anatomy
-from voco.phantom.canvas import Canvas
-from voco.phantom.lesion_shapes import Ripple, smooth_step, soft
-from voco.phantom.lesions_tb import Lungs
-from voco.phantom.lungs import LOBES
+from voco.phantom.anatomy.anatomy import Anatomy
+from voco.phantom.anatomy.canvas import Canvas
+from voco.phantom.anatomy.lungs import LOBES
+from voco.phantom.lesions.shapes import Ripple, smooth_step, soft
+from voco.phantom.lesions.tb import Lungs
 
 
 def paint_chest_mimics(canvas: Canvas, anatomy: Anatomy, rng: np.random.Generator) -> None:

@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from voco.phantom.anatomy import Anatomy
-from voco.phantom.canvas import Canvas
+from voco.phantom.anatomy.anatomy import Anatomy
+from voco.phantom.anatomy.canvas import Canvas
+from voco.phantom.anatomy.heart import great_vessels
+from voco.phantom.anatomy.shapes import Branch, tube_field
 from voco.phantom.disease import Lesion, contrast_share, plant, size_share
-from voco.phantom.heart import great_vessels
-from voco.phantom.lesions_chest import interlobar_arteries, paint_in, random_direction, tube_box
-from voco.phantom.shapes import Branch, tube_field
+from voco.phantom.lesions.chest import interlobar_arteries, paint_in, random_direction, tube_box
 from voco.short_repr import short_repr
 
 _STEP_MM = 1.5

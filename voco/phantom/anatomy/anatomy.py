@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from voco.phantom.shapes import Points, smooth_max
-from voco.phantom.tissue import PHASES, draw_tissue
+from voco.phantom.anatomy.shapes import Points, smooth_max
+from voco.phantom.anatomy.tissue import PHASES, draw_tissue
 
 # Inner chest wall by level: half-width, front and back, read off a textbook adult chest.
 _LEVEL = np.array([-420, -330, -260, -200, -150, -100, -50, 0, 40, 60, 80, 90, 97, 103, 140], float)

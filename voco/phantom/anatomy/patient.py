@@ -8,16 +8,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from voco.errors import InputError
-from voco.phantom.abdomen import paint_abdomen
-from voco.phantom.anatomy import Anatomy, draw_anatomy
-from voco.phantom.bones import paint_bones
-from voco.phantom.canvas import Canvas, Grid
-from voco.phantom.heart import heart_parts, mediastinum, paint_heart
-from voco.phantom.labels import GROUPS, LABELS
-from voco.phantom.lungs import lung_trees, paint_lungs, paint_trees
-from voco.phantom.scanner import Scanner, acquire, add_table, draw_scanner, plan_grid
-from voco.phantom.shapes import smooth_max
-from voco.phantom.torso import inside_abdomen, paint_neck, paint_spinal_muscles, paint_torso
+from voco.phantom.anatomy.abdomen import paint_abdomen
+from voco.phantom.anatomy.anatomy import Anatomy, draw_anatomy
+from voco.phantom.anatomy.bones import paint_bones
+from voco.phantom.anatomy.canvas import Canvas, Grid
+from voco.phantom.anatomy.heart import heart_parts, mediastinum, paint_heart
+from voco.phantom.anatomy.labels import GROUPS, LABELS
+from voco.phantom.anatomy.lungs import lung_trees, paint_lungs, paint_trees
+from voco.phantom.anatomy.scanner import Scanner, acquire, add_table, draw_scanner, plan_grid
+from voco.phantom.anatomy.shapes import smooth_max
+from voco.phantom.anatomy.torso import inside_abdomen, paint_neck, paint_spinal_muscles, paint_torso
 from voco.short_repr import short_repr
 
 Edit = Callable[[Canvas, Anatomy], None]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from voco.phantom.anatomy import VERTEBRAE, Anatomy
-from voco.phantom.canvas import Canvas
-from voco.phantom.shapes import Branch, smooth_max, tube
+from voco.phantom.anatomy.anatomy import VERTEBRAE, Anatomy
+from voco.phantom.anatomy.canvas import Canvas
+from voco.phantom.anatomy.shapes import Branch, smooth_max, tube
 
 _RIB_MIDDLE_MM = 6.0  # from the inner chest wall to the middle of a rib
 # Per rib 1..12: drop from head to front end in mm, and the angle from the front where the bone ends.

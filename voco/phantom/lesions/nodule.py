@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from voco.phantom.anatomy import Anatomy
-from voco.phantom.canvas import Canvas
+from voco.phantom.anatomy.anatomy import Anatomy
+from voco.phantom.anatomy.canvas import Canvas
+from voco.phantom.anatomy.shapes import Branch, Points, ellipsoid
 from voco.phantom.disease import Lesion, contrast_share, plant, size_share
-from voco.phantom.lesions_chest import LUNG, lung_points, paint_in, paint_tube, random_direction
-from voco.phantom.shapes import Branch, Points, ellipsoid
+from voco.phantom.lesions.chest import LUNG, lung_points, paint_in, paint_tube, random_direction
 from voco.short_repr import short_repr
 
 TEXTURES = ("solid", "part_solid", "ground_glass")

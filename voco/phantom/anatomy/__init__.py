@@ -1,0 +1,1 @@
+"""A healthy patient: parts as labelled voxels, their tissue, and the scanner that sees them."""

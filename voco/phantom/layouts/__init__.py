@@ -1,0 +1,1 @@
+"""Folders and files as public data sets have them."""

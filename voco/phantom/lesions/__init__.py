@@ -1,0 +1,1 @@
+"""Findings, and what looks like them and is none."""
