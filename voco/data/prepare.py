@@ -170,7 +170,7 @@ def _cache_folder(cache_dir: str | Path) -> Path:
 
 def source_files(root: Path, case: Case) -> list[Path]:
     """All files that a case is read from, also the voxels that an MHD or NHDR header points to."""
-    from voco.data.itk import detached_files
+    from voco.data.itk_path import detached_files
 
     if case.files:
         return [root / name for name in case.files]
