@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from voco.data.doubts import doubt_notes, with_doubts
 from voco.data.manifest import (
     Case,
     Rejection,
@@ -38,6 +39,7 @@ class Cohort:
         series: rows of ``series.csv``; empty without DICOM.
         fingerprint: hash of the scans used, their preparation and the split; the same data give the same one.
         counts: numbers for the console and ``run.json``.
+        notes: what is doubtful about scans that are used, as sentences.
     """
 
     train: list[list[PreparedEntry]]
@@ -46,6 +48,7 @@ class Cohort:
     series: list[dict]
     fingerprint: str
     counts: dict[str, int]
+    notes: tuple[str, ...] = ()
 
     def write(self, out: Path) -> None:
         """Leave ``rejected.csv`` and, with DICOM, ``series.csv`` in a run folder, which is made if missing."""
@@ -117,6 +120,7 @@ def load_cohort(
     entries, rejected = prepare_together(
         manifest.cases, manifest.root, cache, settings, workers=workers, rank=rank, world=world, say=say
     )
+    series = with_doubts(manifest.series, entries, rejected)
     rejected = [*manifest.rejected, *rejected]
     by_case = {e.case.id: e for e in entries}
     sides = split_patients([e.case for e in entries], heldout, seed)
@@ -126,9 +130,10 @@ def load_cohort(
         train=train,
         heldout=held,
         rejected=rejected,
-        series=manifest.series,
+        series=series,
         fingerprint=_fingerprint(train, held),
         counts={"scans": scans, **_counts(train, held), "rejected_scans": len(rejected)},
+        notes=tuple(doubt_notes(entries)),
     )
 
 
@@ -194,7 +199,7 @@ def _key(cases: Sequence[Case], root: Path, settings: PrepareSettings) -> str:
 
 def _publish(done: Path, entries: Sequence[PreparedEntry], rejected: Sequence[Rejection]) -> None:
     record = {
-        "entries": {e.case.id: [str(e.path), list(e.shape), list(e.spacing_mm)] for e in entries},
+        "entries": {e.case.id: [str(e.path), list(e.shape), list(e.spacing_mm), list(e.notes)] for e in entries},
         "rejected": [[r.path, r.reason] for r in rejected],
     }
     done.parent.mkdir(parents=True, exist_ok=True)
@@ -219,8 +224,8 @@ def _await(done: Path, cases: Sequence[Case]) -> tuple[list[PreparedEntry], list
         if done.is_file():
             record = json.loads(done.read_text())
             entries = [
-                PreparedEntry(by_id[i], Path(path), tuple(shape), tuple(spacing))
-                for i, (path, shape, spacing) in record["entries"].items()
+                PreparedEntry(by_id[i], Path(path), tuple(shape), tuple(spacing), notes=tuple(*notes))
+                for i, (path, shape, spacing, *notes) in record["entries"].items()
             ]
             if all(e.path.is_file() for e in entries):
                 return entries, [Rejection(path, reason) for path, reason in record["rejected"]]

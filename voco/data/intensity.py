@@ -45,8 +45,8 @@ class Judgement:
             return self.found
         choice = " or ".join(map(str, self.offsets))
         return (
-            f"{self.found}. If so, store Hounsfield units, or read them with --data.offset {choice} (of voco prepare:"
-            " --offset); if they are right, --data.offset 0 takes them as they are"
+            f"{self.found}. If that is so, --data.offset {choice} (voco prepare: --offset) adds what is missing; if not,"
+            " --data.offset 0 takes the values as they are"
         )
 
 
@@ -104,7 +104,7 @@ def _forgotten(histogram: Histogram, gain: float, shift: int, rescale) -> Judgem
 
 def _intercepts(histogram: Histogram) -> tuple[int, ...]:
     """-1024 or -1000, or both where neither the floor of the values nor the air tells them apart."""
-    if histogram.low < 0:  # air of -1000 to -1024 HU, which with +1024 has no negative value
+    if histogram.low < -3:  # air of -1000 to -1024 HU, which with +1024 has no negative value
         return (-1000,)
     surely = likelihood(histogram, 1024) - likelihood(histogram, 1000) > 0.1
     return (-1024,) if surely else (-1024, -1000)

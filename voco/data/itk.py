@@ -67,14 +67,9 @@ def _check_nrrd_header(path: Path) -> float:
     ITK takes an axis without a direction for one of 1 mm, and any space for LPS.
     """
     fields = _nrrd_fields(path)
-    if fields.get("dimension") in ("1", "2"):  # not a volume at all, which is said by what reads it
-        return 1.0
     space, directions = fields.get("space", ""), fields.get("space directions", "")
-    if not space:
-        raise ScanError(
-            f"{path}: the NRRD header has no 'space', so left and right, head and feet are not known; write it"
-            " again with its orientation"
-        )
+    if not space or fields.get("dimension") in ("1", "2"):  # refused by what comes after
+        return 1.0
     if space.lower() not in _SPACES:
         raise ScanError(
             f"{path}: NRRD space {space!r} does not say where left and right, head and feet are; expected"
@@ -102,6 +97,11 @@ def _nrrd_fields(path: Path) -> dict[str, str]:
 def _check_nrrd(path: Path, reader) -> None:
     import SimpleITK as sitk
 
+    if not _nrrd_fields(path).get("space"):
+        raise ScanError(
+            f"{path}: the NRRD header has no 'space', so left and right, head and feet are not known; write it"
+            " again with its orientation"
+        )
     voxel = {sitk.sitkInt8: 1, sitk.sitkUInt8: 1, sitk.sitkInt16: 2, sitk.sitkUInt16: 2}.get(reader.GetPixelID(), 4)
     have = sum(file.stat().st_size for file in [path, *detached_files(path)])
     # Whether it is compressed is not told by ITK, which finds a raw file that is a little short.
