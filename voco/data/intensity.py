@@ -12,6 +12,7 @@ from voco.errors import ScanError
 
 # What readers and writers forget, or do twice.
 _RESCALES = (1000, 1024)
+_NEAR = range(976, 1049, 8)  # with scanners whose air is not quite -1000
 # value = this - HU: inverted with its sign, or 12 bits inverted before the intercept of -1024.
 _INVERTED = (-1, 2047)
 _OTHER = tuple(shift for shift in range(-4096, 4097, 96) if abs(shift) >= 600)
@@ -19,8 +20,8 @@ _OTHER = tuple(shift for shift in range(-4096, 4097, 96) if abs(shift) >= 600)
 _MIN_VOXELS = 500
 # Gain in mean log-likelihood of a voxel over "they are Hounsfield units" (figures: docs/reading.md). No
 # real scan, and no crop or window of one, reaches it together with the shares that are asked for beside it.
-_SURE, _SLIGHT, _DOUBT, _INVERTED_DOUBT, _OTHER_DOUBT, _OTHER_SURE = 0.5, 0.05, 0.5, 0.25, 0.6, 1.5
-_NO_TISSUE = -8.0
+_SURE, _SLIGHT, _TWICE, _INVERTED_DOUBT, _OTHER_DOUBT, _OTHER_SURE = 0.5, 0.05, 0.5, 0.25, 0.6, 1.5
+_WELL, _NO_TISSUE = -7.2, -8.0  # explained well enough to try no other offset; not explained at all
 # One slice against the next: so many HU apart at every voxel, give or take the spread, is no anatomy.
 _JUMP, _SPREAD, _CONTRAST = 60, 150, 250
 
@@ -45,8 +46,8 @@ class Judgement:
             return self.found
         choice = " or ".join(map(str, self.offsets))
         return (
-            f"{self.found}. If that is so, --data.offset {choice} (voco prepare: --offset) adds what is missing; if not,"
-            " --data.offset 0 takes the values as they are"
+            f"{self.found}. If that is so, --data.offset {choice} (voco prepare: --offset) adds what is missing; if"
+            " not, --data.offset 0 takes the values as they are"
         )
 
 
@@ -69,10 +70,10 @@ def judge(values: np.ndarray, rescale: tuple[float, float] | None = None) -> Jud
         return max((likelihood(histogram, shift, mirrored) - plain, shift) for shift in shifts)
 
     kinds = (
-        (best(_RESCALES), _forgotten),
-        (best([-shift for shift in _RESCALES]), _twice),
+        (best(_NEAR), _forgotten),
+        (best([-shift for shift in _NEAR]), _twice),
         (best(_INVERTED, mirrored=True), _inverted),
-        (best(_OTHER), _other),
+        (best(_OTHER) if plain < _WELL else (-np.inf, 0), _other),
     )
     # What explains the values best is named; anything at all must do so clearly better than what is known to happen.
     ranked = sorted(kinds, key=lambda kind: kind[0][0] - 0.3 * (kind[1] is _other), reverse=True)
@@ -89,8 +90,11 @@ def _word(sure: bool) -> str:
 def _forgotten(histogram: Histogram, gain: float, shift: int, rescale) -> Judgement | None:
     """Stored values: nothing like fat or air below zero, and soft tissue near 1064."""
     tissue = histogram.between(850, 1250)
-    sure = tissue >= 0.03 and (gain >= _SURE or (gain >= _SLIGHT and histogram.low >= -60))
-    if not sure and (gain < _DOUBT or tissue < 0.01):
+    # Soft tissue is a peak, where dense bone, which lies there too, is broad.
+    peaked = histogram.between(980, 1160) / 180 >= 3 * histogram.between(1250, 1600) / 350
+    likely = gain >= _SURE or (gain >= _SLIGHT and histogram.low >= -60)
+    sure = tissue >= 0.03 and peaked and likely
+    if not sure and (tissue < 0.01 or not likely):
         return None
     apart = [value for value in histogram.padding if value < -100]
     aside = f" (padding of {apart[0]} apart)" if apart else ""
@@ -113,10 +117,10 @@ def _intercepts(histogram: Histogram) -> tuple[int, ...]:
 def _twice(histogram: Histogram, gain: float, shift: int, rescale) -> Judgement | None:
     """The intercept applied twice: tissue near -984, and much that is no padding below the air."""
     below, tissue = histogram.between(-1e9, -1150), histogram.between(-300, 1e9)
-    if gain < _DOUBT and tissue >= 0.03:
+    if gain < _TWICE and tissue >= 0.03:
         return None
     header = rescale is not None and abs(rescale[1] - shift) <= 1
-    sure = gain >= _DOUBT and (below >= 0.05 or header)
+    sure = gain >= _TWICE and below >= (0.01 if header else 0.05)
     told = f" (the header adds {rescale[1]:g} to them)" if header else ""
     return Judgement(
         sure,

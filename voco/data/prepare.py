@@ -82,10 +82,11 @@ def made_with(meta: dict, settings: PrepareSettings) -> bool:
 
     What was added to its values to make Hounsfield units of them is the business of who prepared it.
     """
-    found, wanted = meta.get("settings"), settings.to_dict()
+    found = meta.get("settings")
     if found is None:
         return True
-    return all(found.get(name) == value for name, value in json.loads(json.dumps(wanted)).items() if name != "offset")
+    one, two = ({k: v for k, v in item.items() if k != "offset"} for item in (found, settings.to_dict()))
+    return json.dumps(one, sort_keys=True) == json.dumps(two, sort_keys=True)
 
 
 @dataclass(frozen=True)

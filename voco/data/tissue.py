@@ -11,7 +11,7 @@ from voco.short_repr import short_repr
 
 # Bins of the histogram in HU, wide enough for any offset that is tried.
 _BIN, _LOW, _HIGH = 8, -12288, 36864
-_SAMPLE = 1_000_000
+_SAMPLE = 300_000
 # One value with this share of the voxels, so many times the share of the values beside it, is no tissue: padding, or
 # the clipped end of a window.
 _SPIKE_SHARE, _SPIKE_TIMES, _BESIDE = 0.002, 10, 32
