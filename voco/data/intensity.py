@@ -117,16 +117,18 @@ def _intercepts(histogram: Histogram) -> tuple[int, ...]:
 def _twice(histogram: Histogram, gain: float, shift: int, rescale) -> Judgement | None:
     """The intercept applied twice: tissue near -984, and much that is no padding below the air."""
     below, tissue = histogram.between(-1e9, -1150), histogram.between(-300, 1e9)
-    if gain < _TWICE and tissue >= 0.03:
+    # Where air was cut off at -1024 afterwards, what is left of a body is a peak just above it.
+    cut = tissue < 0.05 and histogram.between(-1010, -940) >= 0.5
+    if not cut and (gain < _TWICE or below < 0.01):
         return None
-    header = rescale is not None and abs(rescale[1] - shift) <= 1
+    header = rescale is not None and abs(rescale[1] - shift) <= 100
     sure = gain >= _TWICE and below >= (0.01 if header else 0.05)
     told = f" (the header adds {rescale[1]:g} to them)" if header else ""
     return Judgement(
         sure,
         f"{_word(sure)}: shifted by about {shift}{told}, {below:.0%} of the voxels without padding are below -1150,"
         f" where no tissue is, and {tissue:.0%} above -300: the rescale intercept applied twice"
-        + ("" if sure else ", or nothing but air and lung"),
+        + ("" if sure else ", or nothing but air"),
         (-round(rescale[1]),) if header else _RESCALES[::-1],
     )
 
