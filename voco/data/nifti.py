@@ -151,11 +151,11 @@ def _affine(header, name: str) -> tuple[np.ndarray, tuple[str, ...]]:
         raise ScanError(
             f"{name}: neither sform nor qform is set, so left and right, head and feet are not known; set one of them"
         )
+    chosen, notes = (sform if qform is None else qform), ()
     if sform is not None and _is_square(sform):
         chosen, notes = _settled(sform, qform, zooms, name)
-    else:
-        # The format's second choice; where it is sheared as well, the check of all formats says so.
-        chosen, notes = (sform if qform is None else qform), ()
+    elif sform is not None and qform is not None:
+        notes = ("the axes of the sform are not at right angles; the qform is taken",)
     affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ np.asarray(chosen, dtype=np.float64)
     affine[:3] *= unit
     return affine, notes
