@@ -12,6 +12,7 @@ import numpy as np
 
 from voco.data.cache import PreparedVolume
 from voco.data.cohort import prepare_together
+from voco.data.doubts import doubt_notes
 from voco.data.duplicates import Duplicates
 from voco.data.layouts.labeled import LabeledCase, LabeledManifest
 from voco.data.manifest import Rejection, check_rejected
@@ -71,6 +72,7 @@ class Cohort:
         entries: prepared entries by case id, of the first version of each scan.
         rejected: scans and rows that cannot be used, with the reason.
         notes: sentences for the user.
+        doubts: what is doubtful about scans that are used.
         counts: numbers for the console and ``run.json``.
         duplicates: scans that are there more than once.
     """
@@ -81,6 +83,7 @@ class Cohort:
     rejected: list[Rejection]
     counts: dict[str, int]
     notes: list[str] = field(default_factory=list)
+    doubts: list[str] = field(default_factory=list)
     duplicates: Duplicates = field(default_factory=Duplicates)
 
     @property
@@ -121,6 +124,7 @@ def prepare_studies(
     *,
     mask_channel: bool,
     workers: int,
+    offset: float | None = None,
     rank: int,
     world: int,
     say: Callable[[str], None],
@@ -130,10 +134,11 @@ def prepare_studies(
 
     Args:
         mask_channel: also prepare each scan inside its mask, as a second channel.
+        offset: HU to add to the values of every scan.
         targets: whether the cases have labels.
     """
     cases = [labeled.case for labeled in manifest.cases]
-    versions = [view.prepare_settings()]
+    versions = [replace(view.prepare_settings(), offset=offset)]
     if mask_channel:
         versions.append(replace(versions[0], mask="fill"))
     found, rejected = [], list(manifest.rejected)
@@ -143,6 +148,9 @@ def prepare_studies(
         )
         found.append({entry.case.id: entry for entry in entries})
         rejected += [item for item in lost if item not in rejected]
+    doubts = doubt_notes(found[0].values())
+    for note in doubts:
+        say(f"note: {note}")
     studies = {}
     for labeled in manifest.cases:
         entries = [version.get(labeled.id) for version in found]
@@ -165,7 +173,7 @@ def prepare_studies(
         "patients": len({study.labeled.patient for study in studies.values()}),
         "rejected_scans": len(rejected),
     }
-    return Cohort(manifest, studies, found[0], rejected, counts, list(manifest.notes))
+    return Cohort(manifest, studies, found[0], rejected, counts, list(manifest.notes), doubts)
 
 
 def join_duplicates(cohort: Cohort, duplicates: Duplicates) -> Cohort:

@@ -79,6 +79,9 @@ class DataConfig:
     """Folder of the data set as it was downloaded; for the task table, the CSV or the folder its paths start from."""
     cache: str | None = None
     """Folder for prepared studies and features; unset = `cache` beside the run folder, shared by the runs there."""
+    offset: float | None = None
+    """HU added to the values of every scan, e.g. -1024 for stored values that lost their rescale intercept; 0 = they
+    are Hounsfield units, whatever they look like; unset = they should be, and what surely is not is refused."""
     max_rejected: float = 0.2
     """Stop before training when more than this share of the scans cannot be used."""
     workers: int = 4
@@ -275,7 +278,7 @@ def schema(top: type = Run) -> Schema:
 
 
 # Settings that runs from before they existed do not name.
-LATER = ("train.batchnorm", "train.decay", "train.dampening", "task.any_injury", "task.strata")
+LATER = ("data.offset", "train.batchnorm", "train.decay", "train.dampening", "task.any_injury", "task.strata")
 # What may differ between a run and its continuation: none of it changes a number in metrics.jsonl.
 FREE_ON_RESUME = (
     "out",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -17,6 +18,7 @@ _SAMPLE = 4  # training scans that are looked at
 def print_plan(config: dict, task, manifest, encoder, view, splits, say: Callable[[str], None]) -> None:
     """Print the plan; a few training scans are prepared in a folder that is gone afterwards, no test scan is read."""
     from voco.data.cache import PreparedVolume
+    from voco.data.doubts import doubt_notes
     from voco.data.prepare import prepare
     from voco.transfer.views import measure_exposure
 
@@ -30,10 +32,13 @@ def print_plan(config: dict, task, manifest, encoder, view, splits, say: Callabl
     cases = [labeled.case for labeled in splits.select(manifest.cases, splits.folds[0].number, "train")]
     some = cases[:: -(-len(cases) // _SAMPLE)]
     with tempfile.TemporaryDirectory() as folder:
-        found = prepare(some, manifest.root, folder, view.prepare_settings(), progress=False)
+        settings = replace(view.prepare_settings(), offset=config["data"].offset)
+        found = prepare(some, manifest.root, folder, settings, progress=False)
         if not found.entries:
             raise InputError(f"none of {len(some)} training scans can be prepared: {found.rejected[0].reason}")
         exposure = measure_exposure(view, encoder.input_spec, [PreparedVolume.open(e.path) for e in found.entries])
+    for note in [*(f"{item.path}: {item.reason}" for item in found.rejected), *doubt_notes(found.entries)]:
+        say(f"  of {len(some)} training scans looked at: {note}")
     say(f"  view: {view.text}; {exposure.text}")
     train, models = config["train"], len(splits.folds) if config["fold"] < 0 else 1
     parameters = sum(p.numel() for p in encoder.parameters())

@@ -54,6 +54,9 @@ class Data:
     """Folder (NIfTI, MHD/MHA, NRRD, DICOM at any depth), CSV manifest, or the folder of the task's data set."""
     cache: str | None = None
     """Folder for prepared scans; unset = `cache` inside --out."""
+    offset: float | None = None
+    """HU added to the values of every scan, e.g. -1024 for stored values that lost their rescale intercept; 0 = they
+    are Hounsfield units, whatever they look like; unset = they should be, and what surely is not is refused."""
     select: str = "thinnest_axial"
     """Which DICOM series of a study is used, for the layout scans: thinnest_axial, largest or all."""
     patient_regex: str | None = None
@@ -113,7 +116,8 @@ def run(config: dict) -> int:
             print(f"note: {note}", file=sys.stderr)
         cohort = prepare_studies(
             manifest, task, view, Path(config["data"].cache or out / "cache"),
-            mask_channel=check_masks(manifest, task, view), workers=config["data"].workers, rank=rank, world=world,
+            mask_channel=check_masks(manifest, task, view), workers=config["data"].workers,
+            offset=config["data"].offset, rank=rank, world=world,
             say=lambda text: print(text, file=sys.stderr) if rank == 0 else None,
             targets=config["layout"] == "labeled",
         )  # fmt: skip

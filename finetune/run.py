@@ -90,8 +90,8 @@ def _run(config: dict, rank: int, world: int) -> int:
     check_fold(config, make_split(config, task, manifest))  # a wrong split is found before hours of preparing
     cache = Path(config["data"].cache or out.parent / "cache")
     cohort = prepare_studies(
-        manifest, task, view, cache, mask_channel=mask_channel, workers=config["data"].workers, rank=rank, world=world,
-        say=say,
+        manifest, task, view, cache, mask_channel=mask_channel, workers=config["data"].workers,
+        offset=config["data"].offset, rank=rank, world=world, say=say,
     )  # fmt: skip
     cohort, splits, parted = split_cohort(config, task, cohort, cache, rank=rank, world=world, say=say)
     check_same_split(out, splits)
@@ -175,6 +175,7 @@ def _facts(config: dict, task, encoder, view, cohort, accelerator) -> dict:
         "batch_statistics": _batch_statistics(config, encoder, view, cohort, accelerator.num_processes),
         "data_fingerprint": cohort.fingerprint,
         "data": cohort.counts,
+        **({"notes": list(cohort.doubts)} if cohort.doubts else {}),
         "load_report": report.to_dict() if report is not None else None,
     }
 

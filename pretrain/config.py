@@ -64,6 +64,9 @@ class ScanData:
     """Voxel spacing in mm as D H W, one number for all, or `native`; empty = what the encoder asks for."""
     crop_body: bool = True
     """Cut away air and table around the body (the published recipes crop the foreground)."""
+    offset: float | None = None
+    """HU added to the values of every scan, e.g. -1024 for stored values that lost their rescale intercept; 0 = they
+    are Hounsfield units, whatever they look like; unset = they should be, and what surely is not is refused."""
     select: str = "thinnest_axial"
     """Which DICOM series of a study is used: thinnest_axial, largest or all."""
     sets: list[str] = field(default_factory=list)
@@ -319,6 +322,7 @@ FREE_ON_RESUME = (
 
 # Settings that runs of earlier versions do not have, and what they did.
 NEW = {
+    "data.offset": None,
     "eval.cross": 0,
     "encoder.freeze": [],
     "train.optimizer": "adamw",

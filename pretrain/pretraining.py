@@ -78,6 +78,7 @@ def pretrain(session: Session, config: dict, job, data, network, record, resume:
             trackers = config["log"].with_
             start_trackers(accelerator, flatten(to_dict(config)), names=trackers, out=out, resumed_at=state.step)
             facts = _facts(config, data, encoder, method, accelerator, session.flops)
+            facts["notes"] = job.notes(accelerator.num_processes, data)
             record.update(**facts | {"cost": record.values.get("cost", {}) | facts["cost"]})
             record.session(first_step=state.step, **describe_device(accelerator))
             training = Training(config, job, data, accelerator, method, log, record, monitor, **parts)

@@ -62,7 +62,7 @@ class VolumeJob:
         return load_cohort(
             data.root,
             Path(data.cache) if data.cache else Path(self.config["out"]).parent / "cache",
-            PrepareSettings(spacing_mm=self._spacing(spec), crop_body=data.crop_body),
+            PrepareSettings(self._spacing(spec), data.crop_body, offset=data.offset),
             select=data.select,
             exclude=data.exclude,
             patient_regex=data.patient_regex,
@@ -221,7 +221,7 @@ class VolumeJob:
         if options.inter_weight > 0 and (together == 1 or cohort.counts["train_patients"] == 1):
             why = "one volume at a time" if together == 1 else "one patient"
             found.append(f"with {why} there are no pairs of volumes: the inter-volume loss is 0")
-        return [*found, *self._about_heldout(cohort.counts), *self._padding(cohort)]
+        return [*cohort.notes, *found, *self._about_heldout(cohort.counts), *self._padding(cohort)]
 
     def _about_heldout(self, counts) -> list[str]:
         """Who is held out, and whether that is enough to say anything."""

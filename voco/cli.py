@@ -149,6 +149,7 @@ def _add_prepare(commands) -> None:
     )
     command.add_argument("--crop_body", action="store_true", help="keep only the bounding box of the patient")
     command.add_argument("--antialias", action="store_true", help="average where voxels become coarser")
+    _add_offset(command)
     command.add_argument("--workers", type=int, default=cores(), metavar="N", help="processes; each holds one scan")
     command.add_argument(
         "--select",
@@ -169,8 +170,19 @@ def _add_prepare(commands) -> None:
     )
 
 
+def _add_offset(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--offset",
+        type=float,
+        metavar="HU",
+        help="add this to the values, such as -1024 for stored values that lost their rescale intercept; 0: they are "
+        "Hounsfield units, whatever they look like",
+    )
+
+
 def prepare(args: argparse.Namespace) -> int:
     """``voco prepare IN CACHE``."""
+    from voco.data.doubts import doubt_notes, with_doubts
     from voco.data.manifest import build_manifest, check_rejected, write_rejected, write_series
     from voco.data.prepare import PrepareSettings
     from voco.data.prepare import prepare as prepare_cases
@@ -179,7 +191,7 @@ def prepare(args: argparse.Namespace) -> int:
         raise InputError(f"--max_rejected is a share from 0 to 1, found {args.max_rejected}")
     if args.workers < 1:
         raise InputError(f"--workers must be at least 1, found {args.workers}")
-    settings = PrepareSettings(args.spacing, args.crop_body, args.antialias)
+    settings = PrepareSettings(args.spacing, args.crop_body, args.antialias, offset=args.offset)
     start = time.monotonic()
     manifest = build_manifest(
         args.root,
@@ -204,7 +216,9 @@ def prepare(args: argparse.Namespace) -> int:
     write_rejected(tables[0], rejected)
     if manifest.series and part == 0:
         tables.append(Path(args.cache) / "series.csv")
-        write_series(tables[1], manifest.series)
+        write_series(tables[1], with_doubts(manifest.series, result.entries, result.rejected))
+    for note in doubt_notes(result.entries):
+        print(f"note: {note}", file=sys.stderr)
     print(f"prepared {result.made}, ready before {result.reused}, rejected {len(rejected)}")
     total = sum(entry.bytes for entry in result.entries)
     print(f"{total / 1e6:.1f} MB, {result.bytes_per_voxel:.2f} bytes per voxel, {time.monotonic() - start:.1f} s")
@@ -323,6 +337,7 @@ def _add_embed(commands) -> None:
         "--view", choices=("resize", "tiles", "slice_windows"), help="how a scan is shown; default: as trained"
     )
     command.add_argument("--keep_air", action="store_true", help="do not cut away air and table around the body")
+    _add_offset(command)
     command.add_argument("--cache", metavar="DIR", help="folder for prepared scans; default: cache beside OUT")
     command.add_argument("--device", default="auto", metavar="D", help="auto, cpu, cuda, cuda:1 …")
     command.add_argument("--bf16", action="store_true", help="compute in bf16, faster on GPUs that have it")

@@ -76,15 +76,18 @@ def _scan(path: Path) -> Iterator[str]:
         "slices": f"{len(slices)}, {kept} kept" if slices else "",
     }
     yield from table(rows)
+    for note in volume.notes:
+        yield f"note: {note}"
 
 
 def _prepared(path: Path) -> Iterator[str]:
     import numpy as np
 
-    from voco.data.cache import PreparedVolume
+    from voco.data.cache import PreparedVolume, read_footer
 
     volume = PreparedVolume.open(path)
     volume.verify()
+    footer = read_footer(path) or {}
     meta, size = volume.meta, path.stat().st_size
     settings = meta.get("settings", {})
     source = meta.get("source", {})
@@ -101,6 +104,8 @@ def _prepared(path: Path) -> Iterator[str]:
             "made by": f"voco {meta.get('version', '?')}",
         }
     )
+    for note in footer.get("facts", {}).get("notes", ()):
+        yield f"note: {note}"
 
 
 def _cache(path: Path) -> Iterator[str]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from voco.data.cache import SUFFIX, PreparedVolume
+from voco.data.cache import SUFFIX, PreparedVolume, read_footer
+from voco.data.doubts import doubt_notes
 from voco.data.manifest import Case, Rejection, build_manifest, write_rejected
 from voco.data.prepare import PreparedEntry, PrepareSettings, made_with, prepare
 from voco.data.progress import Progress
@@ -127,7 +128,8 @@ def scans_of(
         return _of_cache(source, settings)
     manifest = build_manifest(source, progress=progress, workers=workers)
     result = prepare(manifest.cases, manifest.root, cache, settings, workers=workers, progress=progress)
-    return result.entries, [*manifest.rejected, *result.rejected], list(manifest.notes)
+    notes = [*manifest.notes, *doubt_notes(result.entries)]
+    return result.entries, [*manifest.rejected, *result.rejected], notes
 
 
 def _of_cache(folder: Path, settings: PrepareSettings) -> tuple[list[PreparedEntry], list[Rejection], list[str]]:
@@ -143,13 +145,15 @@ def _of_cache(folder: Path, settings: PrepareSettings) -> tuple[list[PreparedEnt
             others += 1
             continue
         case = Case(meta["case"]["id"], meta["case"]["path"], meta["case"]["patient"], meta["case"]["series"])
-        entries.append(PreparedEntry(case, path, volume.shape, volume.spacing_mm))
+        doubts = tuple((read_footer(path) or {}).get("facts", {}).get("notes", ()))
+        entries.append(PreparedEntry(case, path, volume.shape, volume.spacing_mm, notes=doubts))
     if not entries:
         raise InputError(
             f"{folder} holds {others} scans prepared with other settings than this encoder and view need "
             f"({settings}) and {len(rejected)} damaged ones: give the folder of the scans instead"
         )
     notes = [f"{others} scans of {folder} are prepared with other settings and left out"] if others else []
+    notes += doubt_notes(entries)
     return sorted(entries, key=lambda entry: entry.case.id), rejected, notes
 
 
@@ -199,7 +203,9 @@ def run(args) -> Iterator[str]:
     view = make_view(args.view or default_kind(encoder), encoder.input_spec, crop_body=not args.keep_air)
     yield f"{encoder.name}: {encoder.num_features} features, {view.text}, on {device}"
     cache = Path(args.cache) if args.cache else out.parent / "cache"
-    entries, rejected, notes = scans_of(args.source, cache, view.prepare_settings(), workers=args.workers)
+    entries, rejected, notes = scans_of(
+        args.source, cache, replace(view.prepare_settings(), offset=args.offset), workers=args.workers
+    )
     yield from (f"note: {note}" for note in notes)
     start = time.monotonic()
     dtype = torch.bfloat16 if args.bf16 else None

@@ -144,7 +144,9 @@ def test_nifti_sheared_sform_falls_back_to_qform_or_is_refused(tmp_path, hu):
     raw = bytearray(path.read_bytes())
     raw[280 + 4 : 280 + 8] = np.float32(0.3).tobytes()  # srow_x[1]: x also moves along j
     path.write_bytes(raw)
-    expect(read_volume(path), hu)
+    volume = read_volume(path)
+    expect(volume, hu)
+    assert "the qform is taken" in volume.notes[0]
     raw[252:254] = np.int16(0).tobytes()  # qform_code
     path.write_bytes(raw)
     with pytest.raises(ScanError, match="not at right angles"):

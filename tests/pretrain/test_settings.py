@@ -83,7 +83,9 @@ def cohort(train: int = 9, heldout: int = 8, shape=(200, 300, 300)):
     names = (f"p{number}" for number in range(train + heldout))
     one = lambda: [SimpleNamespace(case=SimpleNamespace(id=next(names)), shape=shape)]  # noqa: E731
     counts = {"train_scans": train, "train_patients": train, "heldout_scans": heldout, "heldout_patients": heldout}
-    return SimpleNamespace(train=[one() for _ in range(train)], heldout=[one() for _ in range(heldout)], counts=counts)
+    return SimpleNamespace(
+        train=[one() for _ in range(train)], heldout=[one() for _ in range(heldout)], counts=counts, notes=()
+    )
 
 
 def test_notes_say_when_there_are_no_pairs_or_no_report(tmp_path):

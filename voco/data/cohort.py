@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from voco.data.doubts import doubt_notes, with_doubts
 from voco.data.duplicates import Duplicates, find_duplicates, refuse_parted
 from voco.data.manifest import (
     Case,
@@ -40,6 +41,7 @@ class Cohort:
         fingerprint: hash of the scans used, their preparation and the split; the same data give the same one.
         counts: numbers for the console and ``run.json``.
         duplicates: scans that are there more than once.
+        notes: what is doubtful about scans that are used, as sentences.
     """
 
     train: list[list[PreparedEntry]]
@@ -49,6 +51,7 @@ class Cohort:
     fingerprint: str
     counts: dict[str, int]
     duplicates: Duplicates = field(default_factory=Duplicates)
+    notes: tuple[str, ...] = ()
 
     def write(self, out: Path) -> None:
         """Leave ``rejected.csv``, ``duplicates.csv`` and, with DICOM, ``series.csv`` in a run folder."""
@@ -126,6 +129,7 @@ def load_cohort(
     entries, rejected = prepare_together(
         manifest.cases, manifest.root, cache, settings, workers=workers, rank=rank, world=world, say=say
     )
+    series = with_doubts(manifest.series, entries, rejected)
     rejected = [*manifest.rejected, *rejected]
     by_case = {e.case.id: e for e in entries}
     duplicates = find_duplicates(entries, cache, rank=rank, world=world, say=say)
@@ -144,10 +148,11 @@ def load_cohort(
         train=train,
         heldout=held,
         rejected=rejected,
-        series=manifest.series,
+        series=series,
         fingerprint=_fingerprint(train, held),
         counts={"scans": scans, **_counts(train, held), "rejected_scans": len(rejected)},
         duplicates=duplicates,
+        notes=tuple(doubt_notes(entries)),
     )
 
 
@@ -221,7 +226,10 @@ def _key(cases: Sequence[Case], root: Path, settings: PrepareSettings) -> str:
 
 def _publish(done: Path, entries: Sequence[PreparedEntry], rejected: Sequence[Rejection]) -> None:
     record = {
-        "entries": {e.case.id: [str(e.path), list(e.shape), list(e.spacing_mm), e.bytes, e.synthetic] for e in entries},
+        "entries": {
+            e.case.id: [str(e.path), list(e.shape), list(e.spacing_mm), e.bytes, e.synthetic, list(e.notes)]
+            for e in entries
+        },
         "rejected": [[r.path, r.reason, r.patient] for r in rejected],
     }
     done.parent.mkdir(parents=True, exist_ok=True)
@@ -246,8 +254,8 @@ def _await(done: Path, cases: Sequence[Case]) -> tuple[list[PreparedEntry], list
         if done.is_file():
             record = json.loads(done.read_text())
             entries = [
-                PreparedEntry(by_id[i], Path(path), tuple(shape), tuple(spacing), *more)
-                for i, (path, shape, spacing, *more) in record["entries"].items()
+                PreparedEntry(by_id[i], Path(path), tuple(shape), tuple(spacing), bytes_, drawn, tuple(notes))
+                for i, (path, shape, spacing, bytes_, drawn, notes) in record["entries"].items()
             ]
             if all(e.path.is_file() for e in entries):
                 return entries, [Rejection(*item) for item in record["rejected"]]

@@ -61,13 +61,16 @@ def read_series(record: SeriesRecord, root: str | Path) -> Volume:
     return read_files(files, path=str(Path(root, record.path)), series=record.series)
 
 
-def read_files(files: Sequence[Path], *, path: str | None = None, series: str | None = None) -> Volume:
+def read_files(
+    files: Sequence[Path], *, path: str | None = None, series: str | None = None, offset: float | None = None
+) -> Volume:
     """Read the DICOM files of one series.
 
     Args:
         files: its files in any order.
         path: how to call the scan; the folder of the first file if not given.
         series: SeriesInstanceUID, where the files may hold more than one.
+        offset: see ``voco.read_volume``.
 
     Raises:
         ScanError: the files do not hold exactly one readable volume.
@@ -75,18 +78,18 @@ def read_files(files: Sequence[Path], *, path: str | None = None, series: str | 
     if not files:
         raise ScanError(f"{path or 'DICOM series'}: no files given")
     root = Path(path) if path is not None else Path(files[0]).parent
-    return _read_one(root, list(_stacks(files)), series, str(root))
+    return _read_one(root, list(_stacks(files)), series, str(root), offset)
 
 
-def read_folder(folder: Path, *, series: str | None = None) -> Volume:
+def read_folder(folder: Path, *, series: str | None = None, offset: float | None = None) -> Volume:
     """Read a folder that holds one DICOM study; see ``voco.read_volume``."""
     found = list(_stacks(find_files(folder)))
     if not found:
         raise ScanError(f"{folder}: no DICOM images in this folder; expected a series, or name a volume file")
-    return _read_one(folder, found, series, str(folder))
+    return _read_one(folder, found, series, str(folder), offset)
 
 
-def read_series_of_file(file: Path, *, series: str | None = None) -> Volume:
+def read_series_of_file(file: Path, *, series: str | None = None, offset: float | None = None) -> Volume:
     """Read the series that one DICOM file belongs to, from the files beside it."""
     with quiet_pydicom():
         headers = read_header(file)
@@ -98,7 +101,7 @@ def read_series_of_file(file: Path, *, series: str | None = None) -> Volume:
     found = list(_stacks(beside))
     # Of a series with several volumes the one that holds the file is meant.
     own = [f for f in found if any(h.file == str(file) for h in (*f.headers, *(f.stack.repeated if f.stack else ())))]
-    return _read_one(file.parent, own or found, series or headers[0].series, str(file))
+    return _read_one(file.parent, own or found, series or headers[0].series, str(file), offset)
 
 
 class _Found(NamedTuple):
@@ -196,7 +199,7 @@ def _record(root: Path, found: _Found) -> SeriesRecord:
     )
 
 
-def _read_one(root: Path, found: list[_Found], series: str | None, name: str) -> Volume:
+def _read_one(root: Path, found: list[_Found], series: str | None, name: str, offset: float | None) -> Volume:
     pairs = [(_record(root, f), f.stack) for f in found]
     if series is not None:
         pairs = [(r, s) for r, s in pairs if r.series == series]
@@ -214,4 +217,4 @@ def _read_one(root: Path, found: list[_Found], series: str | None, name: str) ->
         uids = ", ".join(r.series for r, _ in kept[:5])
         raise ScanError(f"{name}: {len(kept)} studies in this folder; name one series of them ({uids})")
     record, stack = kept[0]
-    return read_stack(stack, Source(name, record.patient, record.study, record.series))
+    return read_stack(stack, Source(name, record.patient, record.study, record.series), offset)

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 
 from voco.data.dicom_scan import SliceHeader, quiet_pydicom
 from voco.data.dicom_stack import Stack, residual
-from voco.data.volume import AIR_HU, MIN_SLICES, SliceInfo, Source, Volume, canonical_volume, last_line, quiet_itk
+from voco.data.intensity import check_planes
+from voco.data.itk_path import itk_path
+from voco.data.volume import (
+    AIR_HU,
+    MIN_SLICES,
+    Header,
+    SliceInfo,
+    Source,
+    Volume,
+    canonical_volume,
+    last_line,
+    quiet_itk,
+)
 from voco.errors import ScanError
 
 # GDCM, which comes with SimpleITK, takes the JPEG families; pydicom what needs no codec, and the rest by its plugins.
@@ -21,12 +36,13 @@ MAX_LABELS = 32
 MAX_TISSUE_HU = 3071
 
 
-def read_stack(stack: Stack, source: Source) -> Volume:
+def read_stack(stack: Stack, source: Source, offset: float | None = None) -> Volume:
     """Read one arranged stack into the canonical volume.
 
     Args:
         stack: from ``arrange``.
         source: identity to carry along.
+        offset: see ``voco.read_volume``.
 
     Raises:
         ScanError: pixels missing, damaged, or of a kind that no installed decoder reads.
@@ -42,6 +58,8 @@ def read_stack(stack: Stack, source: Source) -> Volume:
             if pixels.shape != block.shape[1:]:
                 raise ScanError(f"{file}: {pixels.shape} pixels where the header says {block.shape[1:]}")
             block[place[header.file, header.frame]] = pixels
+    rescales = [h.rescale for h in headers]
+    check_planes(block, source.path, rescales)
     _check_mixed(block, stack.z)
     corner = np.array(headers[0].position, dtype=np.float64)
     if not stack.aligned:
@@ -54,7 +72,8 @@ def read_stack(stack: Stack, source: Source) -> Volume:
     image.SetSpacing([pixel[1], pixel[0], stack.step])
     image.SetOrigin([float(v) for v in corner])
     image.SetDirection(np.stack([stack.row, stack.col, stack.normal], axis=1).ravel().tolist())
-    return canonical_volume(image, source, slice_infos(stack))
+    header = Header(rescales[0] if len(set(rescales)) == 1 else None)
+    return canonical_volume(image, source, slice_infos(stack), header, offset)
 
 
 def _check_mixed(block: np.ndarray, z: np.ndarray) -> None:
@@ -177,13 +196,37 @@ def _gdcm(file: str, syntax: str) -> tuple[np.ndarray, tuple[float, float] | Non
     import pydicom
     import SimpleITK as sitk
 
-    tags = ["PixelPaddingValue", "PixelPaddingRangeLimit", "PixelRepresentation"]
+    tags = ["PixelPaddingValue", "PixelPaddingRangeLimit", "PixelRepresentation", "PhotometricInterpretation"]
     try:
-        with quiet_itk(), quiet_pydicom():
-            padding = _padding(pydicom.dcmread(file, stop_before_pixels=True, specific_tags=tags, force=True))
-            return sitk.GetArrayFromImage(sitk.ReadImage(file, imageIO="GDCMImageIO")), padding
+        with quiet_itk(), quiet_pydicom(), contextlib.ExitStack() as stack:
+            ds = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=tags, force=True)
+            inverted = str(ds.get("PhotometricInterpretation") or "").strip() == "MONOCHROME1"
+            path = stack.enter_context(_as_stored(file) if inverted else itk_path(file))
+            return sitk.GetArrayFromImage(sitk.ReadImage(str(path), imageIO="GDCMImageIO")), _padding(ds)
     except RuntimeError as error:
         raise _undecodable(file, syntax, last_line(error)) from None
+
+
+@contextlib.contextmanager
+def _as_stored(file: str) -> Iterator[Path]:
+    """A copy for GDCM, which inverts MONOCHROME1 (by the largest value, or by -1 where signed) instead of decoding it.
+
+    How a picture is shown does not touch what its values mean: the rescale applies to them as they are stored.
+
+    Raises:
+        ScanError: the file cannot be written again.
+    """
+    import pydicom
+
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder, "slice.dcm")
+        try:
+            ds = pydicom.dcmread(file, force=True)
+            ds.PhotometricInterpretation = "MONOCHROME2"
+            ds.save_as(copy)
+        except Exception as error:  # its text may quote values of the header
+            raise ScanError(f"{file}: MONOCHROME1 cannot be decoded ({type(error).__name__}); decompress it") from None
+        yield copy
 
 
 def _undecodable(file: str, syntax: str, why: str) -> ScanError:

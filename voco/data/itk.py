@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import re
 import zlib
 from pathlib import Path
 
+from voco.data.grid import UNITS_MM
+from voco.data.itk_path import data_file, detached_files, itk_path
 from voco.data.volume import check_bytes, check_kind, last_line, quiet_itk
 from voco.errors import ScanError
 
 _META_BYTES = {"MET_SHORT": 2, "MET_USHORT": 2, "MET_INT": 4, "MET_UINT": 4, "MET_FLOAT": 4, "MET_DOUBLE": 8}
 _PER_AXIS = ("DimSize", "ElementSpacing", "ElementSize", "Offset", "Position", "Origin", "CenterOfRotation")
 _MATRIX = ("TransformMatrix", "Rotation", "Orientation")
-# In a detached header: the line that names the files with the voxels.
-_DATA_LINE = {".mhd": rb"(?im)^\s*ElementDataFile\s*=(.*)$", ".nhdr": rb"(?im)^\s*data ?file:(.*)$"}
+# Where left and right are known. ITK takes the axes of any other space, such as scanner-xyz, for LPS.
+_SPACES = {
+    *("left-posterior-superior", "right-anterior-superior", "left-anterior-superior", "lps", "ras", "las"),
+    *("left-posterior-superior-time", "right-anterior-superior-time", "left-anterior-superior-time"),
+    *("lpst", "rast", "last"),
+}
 
 
 def read_itk(path: Path):
@@ -27,12 +32,11 @@ def read_itk(path: Path):
     import SimpleITK as sitk
 
     reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
     meta = path.name.lower().endswith((".mha", ".mhd"))
     try:
-        with quiet_itk():
-            if meta:
-                _check_meta(path)
+        unit = _check_meta(path) if meta else _check_nrrd_header(path)
+        with quiet_itk(), itk_path(path) as name:
+            reader.SetFileName(str(name))
             reader.ReadImageInformation()
             check_kind(reader.GetSize(), reader.GetNumberOfComponents(), str(path))
             if not meta:
@@ -42,36 +46,58 @@ def read_itk(path: Path):
         raise
     except (RuntimeError, ValueError, OSError, MemoryError) as error:
         raise ScanError(f"{path}: cannot be read, the file is damaged or incomplete ({last_line(error)})") from None
-    return image[..., 0] if image.GetDimension() == 4 else image
+    image = image[..., 0] if image.GetDimension() == 4 else image
+    if unit != 1.0:  # ITK passes over the unit
+        image.SetSpacing([mm * unit for mm in image.GetSpacing()])
+        image.SetOrigin([mm * unit for mm in image.GetOrigin()])
+    return image
 
 
-def detached_files(path: Path) -> list[Path]:
-    """Files with voxels that an MHD or NHDR header points to (one, a list, or a numbered pattern) and that exist."""
-    line = _DATA_LINE.get(path.suffix.lower())
-    if line is None or not path.is_file():
-        return []
-    with contextlib.suppress(OSError, ValueError, TypeError):
-        with path.open("rb") as file:
-            head = file.read(1 << 20)
-        found = re.search(line, head)
-        if found is None:
-            return []
-        value, rest = (part.decode("utf-8", "surrogateescape").strip() for part in (found[1], head[found.end() :]))
-        names = [value]
-        if value.upper().split(" ")[0] == "LIST":
-            names = [name.strip() for name in rest.splitlines() if name.strip()]
-        elif "%" in value:
-            pattern, first, last, *step = value.split()
-            numbers = range(int(first), int(last) + 1, int(step[0]) if step else 1)
-            names = [pattern % number for number in numbers[: 1 << 16]]
-        return [file for file in (path.parent / name for name in names) if file.is_file()]
-    return []
+def _unit_mm(path: Path, words: list[str]) -> float:
+    """How many mm the one unit of all axes is; no unit is mm."""
+    found = {UNITS_MM.get(word.strip().lower()) for word in words if word.strip()} or {1.0}
+    if None in found or len(found) > 1:
+        raise ScanError(f"{path}: lengths in {', '.join(words)}; expected one of {', '.join(UNITS_MM)} for all axes")
+    return found.pop()
+
+
+def _check_nrrd_header(path: Path) -> float:
+    """Refuse a NRRD whose header leaves open where its voxels lie; return the mm of its unit.
+
+    ITK takes an axis without a direction for one of 1 mm, and any space for LPS.
+    """
+    fields = _nrrd_fields(path)
+    space, directions = fields.get("space", ""), fields.get("space directions", "")
+    if not space or fields.get("dimension") in ("1", "2"):  # refused by what comes after
+        return 1.0
+    if space.lower() not in _SPACES:
+        raise ScanError(
+            f"{path}: NRRD space {space!r} does not say where left and right, head and feet are; expected"
+            " left-posterior-superior, right-anterior-superior or left-anterior-superior: write it again with its"
+            " orientation"
+        )
+    vectors = re.findall(r"\([^)]*\)", directions)
+    wanted = 4 if space.lower().endswith(("time", "t")) else 3
+    if len(vectors) != wanted:
+        raise ScanError(
+            f"{path}: {len(vectors)} directions in the NRRD header (space directions: {directions or 'not given'});"
+            f" expected {wanted}, since voxel size and orientation of an axis without one are not known"
+        )
+    return _unit_mm(path, re.findall(r'"([^"]*)"', fields.get("space units", ""))[:3])
+
+
+def _nrrd_fields(path: Path) -> dict[str, str]:
+    with path.open("rb") as file:
+        head = re.split(rb"\r?\n\r?\n", file.read(1 << 20), maxsplit=1)[0]
+    lines = head.decode("latin-1").splitlines()[1:]
+    pairs = (line.partition(":") for line in lines if not line.startswith("#") and ":=" not in line)
+    return {key.strip().lower(): value.strip() for key, _, value in pairs}
 
 
 def _check_nrrd(path: Path, reader) -> None:
     import SimpleITK as sitk
 
-    if not (reader.HasMetaDataKey("NRRD_space") and reader.GetMetaData("NRRD_space").strip()):
+    if not _nrrd_fields(path).get("space"):
         raise ScanError(
             f"{path}: the NRRD header has no 'space', so left and right, head and feet are not known; write it"
             " again with its orientation"
@@ -111,12 +137,16 @@ def _check_stream(path: Path, data: Path, start: int) -> None:
         raise ScanError(f"{path}: incomplete, its compressed voxels end too early; copy it again")
 
 
-def _check_meta(path: Path) -> None:
-    """Check a MetaImage by hand: ITK fills the missing end of a short file, and prints when a header is damaged."""
+def _check_meta(path: Path) -> float:
+    """Check a MetaImage by hand: ITK fills the missing end of a short file, and prints when a header is damaged.
+
+    Returns:
+        The mm of its unit.
+    """
     head = {}
     with path.open("rb") as file:
         for line in file:
-            key, _, value = line.decode("latin-1").partition("=")
+            key, _, value = line.decode("utf-8", "surrogateescape").partition("=")
             head[key.strip()] = value.strip()
             if key.strip() == "ElementDataFile" or file.tell() > 1 << 20:
                 break
@@ -142,8 +172,8 @@ def _check_meta(path: Path) -> None:
     if name.upper().startswith("LIST") or "%" in name:
         data, have = None, sum(file.stat().st_size for file in detached_files(path))
     else:
-        data = path if name.upper() == "LOCAL" else path.parent / name
-        if not data.is_file():
+        data = path if name.upper() == "LOCAL" else data_file(path, name)
+        if data is None:
             raise ScanError(f"{path}: incomplete, its voxels should lie in {name}, which is not there")
         have = data.stat().st_size - (at if data == path else max(0, int(head.get("HeaderSize", 0))))
     if compressed:
@@ -151,3 +181,4 @@ def _check_meta(path: Path) -> None:
     check_bytes(voxel * math.prod(size), have, str(path), compressed)
     if compressed and data is not None:
         _check_stream(path, data, data.stat().st_size - have)
+    return _unit_mm(path, [head.get("DistanceUnits", "")])

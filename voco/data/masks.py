@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from voco.data.itk_path import itk_path
 from voco.data.volume import quiet_itk
 from voco.errors import ScanError
 
@@ -24,8 +25,8 @@ def read_mask(path: str | Path, volume) -> np.ndarray:
 
     path = Path(path)
     try:
-        with quiet_itk():
-            image = sitk.DICOMOrient(sitk.ReadImage(str(path)), "LPS")
+        with quiet_itk(), itk_path(path) as name:
+            image = sitk.DICOMOrient(sitk.ReadImage(str(name)), "LPS")
     except RuntimeError:
         raise ScanError(f"mask {path.name} cannot be read") from None
     mask = sitk.GetArrayFromImage(image) != 0

@@ -36,6 +36,7 @@ _REJECTED = ".rejected.json"
 _STALE_SECONDS = 6 * 3600
 # After so many new entries their mean size foretells what the rest will need.
 _SAMPLE = 8
+_MAX_OFFSET = 65536.0
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class PrepareSettings:
         antialias: average instead of interpolating where an axis is made coarser.
         size: (D, H, W) voxels that the scan is stretched to, after ``spacing_mm``; None for an axis that is not.
         mask: what ``Case.mask`` is for: ``crop`` to its bounding box, ``fill`` everything outside with air, or "".
+        offset: HU to add to the values of every scan first, see ``voco.read_volume``.
     """
 
     spacing_mm: tuple[float | None, float | None, float | None] = (1.5, 1.5, 1.5)
@@ -55,23 +57,52 @@ class PrepareSettings:
     antialias: bool = False
     size: tuple[int | None, int | None, int | None] = (None, None, None)
     mask: str = ""
+    offset: float | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "spacing_mm", parse_spacing(self.spacing_mm))
         object.__setattr__(self, "size", tuple(self.size))
         if self.mask not in ("", "crop", "fill"):
             raise InputError(f"a mask is used to crop or to fill, found {self.mask!r}")
+        if self.offset is not None and not abs(self.offset) <= _MAX_OFFSET:
+            raise InputError(
+                f"--data.offset {self.offset} is not a number of Hounsfield units to add to stored values; expected"
+                f" one such as -1024, at most {_MAX_OFFSET:g}"
+            )
+
+    def to_dict(self) -> dict:
+        """As JSON, in keys and metadata; without an offset as before there was one, so that old entries are found."""
+        found = asdict(self)
+        if self.offset is None:
+            del found["offset"]
+        return found
 
 
 def made_with(meta: dict, settings: PrepareSettings) -> bool:
-    """Whether a prepared volume was made with these settings, by its metadata; one that says nothing was."""
+    """Whether a prepared volume has the geometry of these settings, by its metadata; one that says nothing has.
+
+    What was added to its values to make Hounsfield units of them is the business of who prepared it.
+    """
     found = meta.get("settings")
-    return found is None or json.dumps(found, sort_keys=True) == json.dumps(asdict(settings), sort_keys=True)
+    if found is None:
+        return True
+    one, two = ({k: v for k, v in item.items() if k != "offset"} for item in (found, settings.to_dict()))
+    return json.dumps(one, sort_keys=True) == json.dumps(two, sort_keys=True)
 
 
 @dataclass(frozen=True)
 class PreparedEntry:
-    """One prepared scan: where it lies, (D, H, W) shape, spacing in mm, size on disk, and whether it was drawn."""
+    """One prepared scan.
+
+    Attributes:
+        case: which scan.
+        path: the prepared file.
+        shape: (D, H, W) voxels.
+        spacing_mm: (D, H, W).
+        bytes: size on disk.
+        synthetic: whether it was drawn.
+        notes: what is doubtful about it.
+    """
 
     case: Case
     path: Path
@@ -79,6 +110,7 @@ class PreparedEntry:
     spacing_mm: tuple[float, float, float]
     bytes: int = 0
     synthetic: bool = False
+    notes: tuple[str, ...] = ()
 
 
 @dataclass
@@ -172,7 +204,7 @@ def _cache_folder(cache_dir: str | Path) -> Path:
 
 def source_files(root: Path, case: Case) -> list[Path]:
     """All files that a case is read from, also the voxels that an MHD or NHDR header points to."""
-    from voco.data.itk import detached_files
+    from voco.data.itk_path import detached_files
 
     if case.files:
         return [root / name for name in case.files]
@@ -196,7 +228,7 @@ def case_key(case: Case, root: Path, settings: PrepareSettings) -> str:
         except OSError as error:
             raise ScanError(f"{case.path}: {error.strerror}") from None
         identity.append([os.path.relpath(path, root).replace(os.sep, "/"), stat.st_size, stat.st_mtime_ns])
-    return entry_key(sorted(identity), case.series, asdict(settings))
+    return entry_key(sorted(identity), case.series, settings.to_dict())
 
 
 def _lookup(case: Case, root: Path, cache: Path, settings: PrepareSettings, retry: bool):
@@ -224,8 +256,9 @@ def _reader() -> str:
 
 
 def _entry(case: Case, path: Path, footer: dict) -> PreparedEntry:
-    shape, spacing, drawn = footer["shape"], footer["spacing_mm"], footer["facts"].get("synthetic", False)
-    return PreparedEntry(case, path, tuple(shape), tuple(spacing), footer["bytes"], drawn)
+    shape, spacing, facts = footer["shape"], footer["spacing_mm"], footer["facts"]
+    told = facts.get("synthetic", False), tuple(facts.get("notes", ()))
+    return PreparedEntry(case, path, tuple(shape), tuple(spacing), footer["bytes"], *told)
 
 
 def _make(jobs: list[_Job], workers: int, show: bool, cache: Path) -> dict[str, PreparedEntry | Rejection]:
@@ -283,11 +316,13 @@ def prepare_case(job: _Job) -> PreparedEntry | Rejection | OSError:
 
     try:
         files = [job.root / name for name in job.case.files] or None
-        volume = read_volume(job.root / job.case.path, series=job.case.series, files=files)
+        path = job.root / job.case.path
+        volume = read_volume(path, series=job.case.series, files=files, offset=job.settings.offset)
         mask = read_mask(job.root / job.case.mask, volume) if job.settings.mask and job.case.mask else None
         facts = {
             "fingerprint": scan_fingerprint(volume.array, volume.spacing_mm),
             "synthetic": is_synthetic(source_files(job.root, job.case)[0]),
+            **({"notes": list(volume.notes)} if volume.notes else {}),
         }
         array, spacing, meta = prepare_volume(volume, job.settings, mask)
     except ScanError as error:
@@ -303,7 +338,7 @@ def prepare_case(job: _Job) -> PreparedEntry | Rejection | OSError:
         return OSError(error.errno, error.strerror or str(error))
     except Exception as error:
         return _reject(job, _unforeseen(job, error), sticky=False)
-    return PreparedEntry(job.case, path, array.shape, spacing, size, facts["synthetic"])
+    return PreparedEntry(job.case, path, array.shape, spacing, size, facts["synthetic"], volume.notes)
 
 
 def _unforeseen(job: _Job, error: Exception) -> str:
@@ -355,7 +390,7 @@ def prepare_volume(
     # index in the scan of the first prepared voxel: a resize moves it by part of a voxel
     start = [part.start + s * mm / old for part, s, mm, old in zip(box, shift, regular, volume.spacing_mm)]
     meta = {
-        "settings": asdict(settings),
+        "settings": settings.to_dict(),
         "shape": list(array.shape),
         "spacing_mm": list(spacing),
         "affine": rescale_affine(volume.affine, start, scale).tolist(),

@@ -7,7 +7,7 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path
 
-from voco.data.volume import Source, Volume, canonical_volume
+from voco.data.volume import Header, Source, Volume, canonical_volume
 from voco.errors import ScanError
 
 VOLUME_SUFFIXES = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".nhdr")
@@ -18,7 +18,13 @@ def is_volume_file(path: str | Path) -> bool:
     return str(path).lower().endswith(VOLUME_SUFFIXES)
 
 
-def read_volume(path: str | Path, *, series: str | None = None, files: Iterable[str | Path] | None = None) -> Volume:
+def read_volume(
+    path: str | Path,
+    *,
+    series: str | None = None,
+    files: Iterable[str | Path] | None = None,
+    offset: float | None = None,
+) -> Volume:
     """Read one CT scan into the canonical frame.
 
     Args:
@@ -26,9 +32,11 @@ def read_volume(path: str | Path, *, series: str | None = None, files: Iterable[
             any depth. A folder with several series of one study gives its thinnest original axial series.
         series: SeriesInstanceUID to take instead; it may name a reformat or a derived series.
         files: the DICOM files of the series where they are already known; the folder is then not searched.
+        offset: HU to add to the values, such as -1024 for stored values whose intercept was lost. 0 says that they are
+            Hounsfield units as they are, whatever they look like.
 
     Returns:
-        The canonical volume.
+        The canonical volume; ``notes`` says what is doubtful about it.
 
     Raises:
         ScanError: the scan is missing, damaged, not a CT volume, or its geometry is not known.
@@ -37,7 +45,7 @@ def read_volume(path: str | Path, *, series: str | None = None, files: Iterable[
     if files is not None:
         from voco.data.dicom import read_files
 
-        return read_files([Path(f) for f in files], path=str(path), series=series)
+        return read_files([Path(f) for f in files], path=str(path), series=series, offset=offset)
     try:
         status = path.stat()
     except FileNotFoundError:
@@ -47,7 +55,7 @@ def read_volume(path: str | Path, *, series: str | None = None, files: Iterable[
     if stat.S_ISDIR(status.st_mode):
         from voco.data.dicom import read_folder
 
-        return read_folder(path, series=series)
+        return read_folder(path, series=series, offset=offset)
     if not stat.S_ISREG(status.st_mode):
         raise ScanError(f"{path}: neither a file nor a folder (a pipe or device)")
     if not os.access(path, os.R_OK):
@@ -55,10 +63,11 @@ def read_volume(path: str | Path, *, series: str | None = None, files: Iterable[
     if status.st_size == 0:
         raise ScanError(f"{path}: the file is empty")
     if is_volume_file(path):
-        return canonical_volume(_read_file(path), Source(str(path)))
+        image, header = _read_file(path)
+        return canonical_volume(image, Source(str(path)), header=header, offset=offset)
     from voco.data.dicom import read_series_of_file
 
-    return read_series_of_file(path, series=series)
+    return read_series_of_file(path, series=series, offset=offset)
 
 
 def _read_file(path: Path):
@@ -68,4 +77,4 @@ def _read_file(path: Path):
         return read_nifti(path)
     from voco.data.itk import read_itk
 
-    return read_itk(path)
+    return read_itk(path), Header()

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from voco.data.grid import check_geometry
+from voco.data.intensity import check_planes, check_values
 from voco.errors import ScanError
 from voco.short_repr import grid_text
 
@@ -15,8 +17,6 @@ MIN_SLICES = 4
 # Narrower than this, or without one negative value, no body in air can be in it.
 MIN_RANGE_HU = 100
 MAX_SHARE_ABOVE_INT16 = 1e-3
-MAX_SPACING_MM = 50.0
-MIN_SPACING_MM = 0.01
 # No deflate stream grows by more when it is unpacked.
 MAX_DEFLATE = 1032
 
@@ -46,6 +46,19 @@ class Source:
     series: str | None = None
 
 
+@dataclass(frozen=True)
+class Header:
+    """What a reader knows beside the image.
+
+    Attributes:
+        rescale: slope and intercept of the header, which are in the values already; None where there is none.
+        notes: what is doubtful about the geometry, as sentences.
+    """
+
+    rescale: tuple[float, float] | None = None
+    notes: tuple[str, ...] = ()
+
+
 @dataclass
 class Volume:
     """A CT scan in the canonical frame.
@@ -56,6 +69,7 @@ class Volume:
         affine: (4, 4) float64, maps the index (d, h, w, 1) to LPS millimetres (x, y, z, 1).
         source: where it came from.
         slices: the source slices of an axial DICOM series from the lowest to the highest, else None.
+        notes: what is doubtful about its values or its geometry, as sentences.
     """
 
     array: np.ndarray
@@ -63,6 +77,7 @@ class Volume:
     affine: np.ndarray
     source: Source
     slices: tuple[SliceInfo, ...] | None = None
+    notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return f"Volume({grid_text(self.array.shape, self.spacing_mm)}, {self.source.path})"
@@ -97,7 +112,13 @@ class Volume:
         return image
 
 
-def canonical_volume(image, source: Source, slices: tuple[SliceInfo, ...] | None = None) -> Volume:
+def canonical_volume(
+    image,
+    source: Source,
+    slices: tuple[SliceInfo, ...] | None = None,
+    header: Header | None = None,
+    offset: float | None = None,
+) -> Volume:
     """Turn a three-dimensional SimpleITK image into the canonical volume.
 
     Oblique images are turned by whole axes to the nearest canonical orientation; no voxel value changes, and the
@@ -107,36 +128,51 @@ def canonical_volume(image, source: Source, slices: tuple[SliceInfo, ...] | None
         image: SimpleITK image with Hounsfield units of any scalar type.
         source: identity to carry along.
         slices: source slices from the lowest to the highest.
+        header: what else its header says.
+        offset: HU to add to the values; see ``voco.read_volume``.
 
     Raises:
         ScanError: the geometry or the values cannot be those of a CT volume.
     """
     import SimpleITK as sitk
 
-    check_geometry(image.GetSpacing(), image.GetOrigin(), image.GetDirection(), source.path)
+    header = header or Header()
+    name = source.path
+    direction, notes = check_geometry(image.GetSpacing(), image.GetOrigin(), image.GetDirection(), name)
+    if image.GetPixelID() in (sitk.sitkComplexFloat32, sitk.sitkComplexFloat64):
+        raise ScanError(f"{name}: complex voxels; expected integers or floats in Hounsfield units")
+    image.SetDirection(direction.ravel().tolist())
     image = sitk.DICOMOrient(image, "LPS")
-    array = hounsfield(sitk.GetArrayViewFromImage(image), source.path)
+    values = sitk.GetArrayViewFromImage(image)
+    array, doubts = hounsfield(values, name, offset=offset, rescale=header.rescale)
     if min(array.shape) < MIN_SLICES:
         raise ScanError(
-            f"{source.path}: {' x '.join(map(str, array.shape))} voxels (D, H, W); a volume needs at least {MIN_SLICES}"
+            f"{name}: {' x '.join(map(str, array.shape))} voxels (D, H, W); a volume needs at least {MIN_SLICES}"
             " along each axis: this is a single image or a localizer"
         )
+    check_planes(values, name)
     spacing = np.array(image.GetSpacing()[::-1], dtype=np.float64)
     affine = np.eye(4)
     affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3)[:, ::-1] * spacing
     affine[:3, 3] = image.GetOrigin()
-    return Volume(array, tuple(float(s) for s in spacing), affine, source, slices)
+    notes = (*header.notes, *notes, *doubts)
+    return Volume(array, tuple(float(s) for s in spacing), affine, source, slices, notes)
 
 
-def hounsfield(values: np.ndarray, name: str) -> np.ndarray:
+def hounsfield(
+    values: np.ndarray, name: str, *, offset: float | None = None, rescale: tuple[float, float] | None = None
+) -> tuple[np.ndarray, tuple[str, ...]]:
     """Round to int16 Hounsfield units, with everything below -1024 (padding outside the field of view) as air.
 
     Args:
         values: any real array, in Hounsfield units.
         name: how to call the scan in an error.
+        offset: HU to add first; 0 says that the values are Hounsfield units whatever they look like.
+        rescale: slope and intercept of the header, which are in the values already.
 
     Returns:
-        A new int16 array of the same shape. Up to one voxel in a thousand above 32767 (metal) is clipped.
+        A new int16 array of the same shape, and sentences about what is doubtful. Up to one voxel in a thousand above
+        32767 (metal) is clipped.
 
     Raises:
         ScanError: not finite, or not Hounsfield units: no negative value at all, or hardly any contrast.
@@ -148,14 +184,18 @@ def hounsfield(values: np.ndarray, name: str) -> np.ndarray:
                 f"{name}: {bad} of {values.size} voxels are not numbers (NaN or infinite); if they mark the outside of"
                 f" the field of view, store {AIR_HU} there"
             )
-        values = np.rint(values)
     elif values.dtype.kind not in "iu":
         raise ScanError(f"{name}: voxels of type {values.dtype}; expected integers or floats in Hounsfield units")
+    if offset:
+        values = values + np.float32(offset) if values.dtype.kind == "f" else values.astype(np.int64) + round(offset)
+    if values.dtype.kind == "f":
+        values = np.rint(values)
     low, high = values.min(), values.max()
     if low >= 0:
         raise ScanError(
             f"{name}: values run from {low:g} to {high:g} with none below zero: not Hounsfield units (air is near"
             " -1000); this may be a mask, a grey-scale picture, an MR, or CT stored without its rescale intercept"
+            " (which --data.offset gives, often -1024)"
         )
     if high > np.iinfo(np.int16).max:
         share = np.count_nonzero(values > np.iinfo(np.int16).max) / values.size
@@ -163,26 +203,14 @@ def hounsfield(values: np.ndarray, name: str) -> np.ndarray:
             raise ScanError(
                 f"{name}: {share:.1%} of the voxels are above 32767 (largest {high:g}): not Hounsfield units"
             )
+    doubts = check_values(values, name, rescale=rescale, taken=offset == 0)
     out = np.clip(values, AIR_HU, np.iinfo(np.int16).max).astype(np.int16)
     if int(out.max()) - int(out.min()) < MIN_RANGE_HU:
         raise ScanError(
             f"{name}: values only run from {out.min()} to {out.max()}; a CT in Hounsfield units spans hundreds: is it"
             " empty, or scaled to another range?"
         )
-    return out
-
-
-def check_geometry(spacing, origin, direction, name: str) -> None:
-    """Refuse voxel sizes, origins and directions that no scan has."""
-    spacing = np.asarray(spacing, dtype=np.float64)
-    if not np.all(np.isfinite(spacing)) or spacing.min() < MIN_SPACING_MM or spacing.max() > MAX_SPACING_MM:
-        raise ScanError(
-            f"{name}: voxel size {' x '.join(f'{s:g}' for s in spacing)} mm (x, y, z); expected {MIN_SPACING_MM} to"
-            f" {MAX_SPACING_MM:g} mm along each axis"
-        )
-    matrix = np.asarray(direction, dtype=np.float64).reshape(3, 3)
-    if not np.all(np.isfinite(matrix)) or not np.all(np.isfinite(origin)) or abs(np.linalg.det(matrix)) < 0.9:
-        raise ScanError(f"{name}: its axes {np.round(matrix, 3).tolist()} do not span space; the header is damaged")
+    return out, doubts
 
 
 @contextlib.contextmanager

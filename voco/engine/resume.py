@@ -19,7 +19,8 @@ def check_same_settings(
         saved: ``config.yaml`` of the run; nothing is compared where there is none.
         settings: plain nested values, see ``voco.config.to_dict``.
         free: settings that may differ, as ``voco.config.changed`` takes them.
-        new: settings that runs of an earlier version do not have, with the value that they stood for.
+        new: settings that runs of an earlier version do not have, with the value that they stood for; those that this
+            kind of run does not have either are passed over.
 
     Raises:
         InputError: other settings.
@@ -28,7 +29,11 @@ def check_same_settings(
 
     if not saved.is_file():
         return
-    old = {**(new or {}), **flatten(yaml.safe_load(saved.read_text()))}
+    known = flatten(settings)
+    old = {
+        **{name: value for name, value in (new or {}).items() if name in known},
+        **flatten(yaml.safe_load(saved.read_text())),
+    }
     if lines := changed(old, settings, free):
         raise InputError(
             f"{saved.parent} was started with other settings:\n  "
