@@ -336,6 +336,19 @@ def test_summed_kernel_equals_the_repeated_volume():
     assert adapt_input_channels(weight, 3)[0] is weight
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_files_are_summed_in_full_precision(dtype, cnn, tmp_path):
+    """As the encoder computes after the conversion; a sum in half precision would be off by 0.4 %."""
+    state = {key: value.to(dtype) if value.is_floating_point() else value for key, value in cnn.state_dict().items()}
+    state["stem.0.weight"] = torch.randn(12, 3, 3, 3, 3, generator=torch.Generator().manual_seed(0)).to(dtype)
+    torch.save(state, tmp_path / "half.pt")
+    load_weights(cnn, tmp_path / "half.pt")
+    found = cnn.state_dict()["stem.0.weight"]
+    torch.testing.assert_close(
+        found, state["stem.0.weight"].double().sum(1, keepdim=True).float(), rtol=1e-5, atol=1e-6
+    )
+
+
 def test_tags_bring_spec_and_history(ssl_head, tmp_path, monkeypatch):
     assert list_weights("*.voco_ssl") == ["swinunetr_b.voco_ssl", "swinunetr_h.voco_ssl", "swinunetr_l.voco_ssl"]
     small = replace(all_sources()["swinunetr_b.voco_ssl"], arch="swinunetr_t")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from voco.encoders import (  # noqa: F401  (they register themselves)
     cnn3d,
+    i3resnet,
     mvit,
     nnunet,
     penet,

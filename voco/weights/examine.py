@@ -84,6 +84,11 @@ def misfit(encoder: Encoder, found: Examination, exact: bool = False) -> str | N
         return torn_apart
     if not report.loaded and not report.adapted and not fit.mismatched:
         return "no tensor has a name that the encoder knows (another architecture?)"
+    if match.format.encoders and encoder.name not in (meant := match.format.encoders("\n".join(match.tensors))):
+        return (
+            f"files of {match.format.name} are for {' or '.join(meant) or 'other networks'}; {encoder.name} is another "
+            f"network, even where its tensors have the same shapes"
+        )
     if fit.mismatched:
         lines = [f"  {text}" for text in list(fit.mismatched.values())[:EXAMPLES]]
         return f"{_tensors(len(fit.mismatched))} of another shape or type:\n" + "\n".join(lines)

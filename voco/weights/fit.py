@@ -123,6 +123,8 @@ class Fitter:
             return plain, rules
         if not value.is_floating_point() or value.numel() > _MAX_RESIZE * wanted.numel():
             return None, rules
+        # A sum of half-precision values would be rounded to half precision once more.
+        value = value.to(torch.promote_types(value.dtype, torch.float32))
         flat = inflate and value.ndim == 4 and wanted.ndim == 5 and value.shape[2:] == wanted.shape[3:]
         if flat and value.shape[0] == wanted.shape[0] and self._channels_fit(name, value, wanted):
             value, rule = adapt.inflate(value, wanted.shape[2], self.inflate)

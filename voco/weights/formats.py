@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -34,7 +34,8 @@ class Format:
         drop: regular expression at the start of a key -> what it is, for what an encoder has no use for ("classifier").
         inflate: a 2D network, whose convolution kernels are inflated to 3D.
         beside: regular expression of what a file keeps beside the network, in its head, and an encoder wants.
-        encoders: names of the encoders to try for a file with these marks, where the family has too many to try all.
+        encoders: a listing of the file's names -> the encoders that it can be for, where the family has too many to try
+            all, or has others of the same shapes that compute something else.
         minimum: share of our parameters that such a file must fill, where it cannot fill all.
     """
 
@@ -45,7 +46,7 @@ class Format:
     drop: Mapping[str, str] = field(default_factory=dict)
     inflate: bool = False
     beside: str | None = None
-    encoders: tuple[str, ...] = ()
+    encoders: Callable[[str], Sequence[str]] | None = None
     minimum: float | None = None
 
     def dropped(self, key: str) -> str | None:

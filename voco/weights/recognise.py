@@ -121,9 +121,9 @@ def _listing(paths: Iterable[str]) -> str:
 def _candidates(family: Family, names: str, least: int | None = None) -> list[str]:
     """Encoders of a family to try for a file with such names."""
     formats = [fmt for fmt in family.formats if fmt.marks and fmt.may_be(names, least)]
-    if any(not fmt.encoders for fmt in formats):
+    if any(fmt.encoders is None for fmt in formats):
         return [name for name in ENCODERS if ENCODERS[name].family == family.name]
-    return list(dict.fromkeys(name for fmt in formats for name in fmt.encoders))
+    return list(dict.fromkeys(name for fmt in formats for name in fmt.encoders(names)))
 
 
 def _plan(path: Path, contents: Contents) -> NnsslPlan | None:
