@@ -62,6 +62,8 @@ class EncoderConfig:
     """Registered name, see `voco encoders`; may be left out where --encoder.weights says which network it is."""
     weights: str | None = None
     """A file of any project, the folder of an encoder or a run, a tag (see `voco encoders`), or a Hugging Face id."""
+    which: str = "auto"
+    """The network to take from weights that hold several, by the name that `voco inspect` has for it, e.g. ema."""
     depth_stride: int = 0
     """Total depth stride of a video network, smaller than published; 0 = as published."""
     arguments: dict[str, Any] = field(default_factory=dict)

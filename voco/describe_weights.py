@@ -105,7 +105,9 @@ def _guess(path: Path, guess: Guess) -> Iterator[str]:
     rows = {
         "fits": guess.describe(),
         "load": f'voco.create_encoder("{name}", checkpoint={str(path)!r}{more})',
-        "network": f"{report.which}; which= takes {' or '.join(report.others)} instead" if report.others else "",
+        "network": f"{report.which}; which= (--encoder.which) takes {' or '.join(report.others)} instead"
+        if report.others
+        else "",
         "filled": f"{report.coverage:.1%} of the parameters, {len(report.loaded)} tensors as they are",
         "adapted": _counted(report.adapted.values()),
         "left out": _counted(report.dropped.values()),

@@ -234,7 +234,7 @@ def test_inspect_names_each_network(video, tmp_path, capsys):
     torch.save({"state_dict": video, "state_dict_ema": twin}, tmp_path / "file.pth")
     assert main(["inspect", str(tmp_path / "file.pth")]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "network state_dict; which= takes state_dict_ema instead" in said
+    assert "network state_dict; which= (--encoder.which) takes state_dict_ema instead" in said
 
 
 def test_copies_are_no_other_network(cnn, one, tmp_path):
