@@ -276,7 +276,7 @@ def schema(top: type = Run) -> Schema:
 
 
 # Settings that runs from before they existed do not name.
-LATER = ("train.batchnorm", "train.decay", "train.dampening", "task.any_injury", "task.strata")
+LATER = ("encoder.which", "train.batchnorm", "train.decay", "train.dampening", "task.any_injury", "task.strata")
 # What may differ between a run and its continuation: none of it changes a number in metrics.jsonl.
 FREE_ON_RESUME = (
     "out",

@@ -320,6 +320,7 @@ FREE_ON_RESUME = (
 NEW = {
     "eval.cross": 0,
     "encoder.freeze": [],
+    "encoder.which": "auto",
     "train.optimizer": "adamw",
     "train.schedule_steps": 0,
     "train.decay": "matrices",
