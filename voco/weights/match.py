@@ -26,6 +26,7 @@ from voco.weights.networks import (
 
 # Wrappers of so many kinds may stand in the middle of names at once (sharded, checkpointed and compiled).
 _MOST_WORDS = 3
+_MOST_TRIED = 5
 
 
 @short_repr
@@ -92,7 +93,8 @@ def find_match(
     counted = sum(not name.endswith("num_batches_tracked") for name in wanted)
     while best.fitting < counted and len(words) < _MOST_WORDS:
         names = [(contents.wrapper_of(short), short) for short in _short(contents, words)]
-        alone = sole_words(((at, below(short, at)) for at, short in names), wanted)
+        above = best.root.split(".") if best.fitting else []  # a prefix that is known already
+        alone = sole_words(((at, below(short, at)) for at, short in names), wanted, above)[:_MOST_TRIED]
         # Two wrappers around one module hide each other: then nothing is found until both are gone.
         trials = [
             (search(_short(contents, [*words, *more]), which), more)

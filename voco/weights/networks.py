@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 # A prefix leads to a network if it accounts for this share of the tensors that the best one accounts for.
 _SHARE = 0.5
@@ -74,7 +75,7 @@ def is_copy(name: str) -> bool:
     return _COPY.search(name) is not None
 
 
-def sole_words(names: Iterable[tuple[str, str]], known: Iterable[str]) -> list[str]:
+def sole_words(names: Iterable[tuple[str, str]], known: Iterable[str], above: Collection[str] = ()) -> list[str]:
     """Words that may stand for a wrapper around modules in the middle of names, ``_orig_mod`` or ``module``.
 
     A wrapper is the only thing in the module that it wraps, everywhere.
@@ -82,13 +83,17 @@ def sole_words(names: Iterable[tuple[str, str]], known: Iterable[str]) -> list[s
     Args:
         names: path of a dictionary and dotted name of a tensor in it.
         known: names of an encoder, whose own words are no wrappers.
+        above: words of a prefix, which are wrappers only if they stand elsewhere too.
+
+    Returns:
+        The words, those that stand in most modules first.
     """
     children: dict[tuple[str, str], set[str]] = {}
     for wrapper, name in names:
         for place, rest in suffixes(name):
             word, dot, _ = rest.partition(".")
             children.setdefault((wrapper, place), set()).add(word if dot else "")
-    alone = {next(iter(found)) for found in children.values() if len(found) == 1}
+    alone = Counter(next(iter(found)) for found in children.values() if len(found) == 1)
     shared = {word for found in children.values() if len(found) > 1 for word in found}
-    ours = {word for name in known for word in name.split(".")}
-    return sorted(word for word in alone - shared - ours if word and not word.isdigit())
+    none = {word for name in known for word in name.split(".")} | shared | {word for word in above if alone[word] < 2}
+    return [word for word, _ in alone.most_common() if word and not word.isdigit() and word not in none]
