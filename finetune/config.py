@@ -63,6 +63,8 @@ class EncoderConfig:
     """Registered name, see `voco encoders`; may be left out where --encoder.weights says which network it is."""
     weights: str | None = None
     """A file of any project, the folder of an encoder or a run, a tag (see `voco encoders`), or a Hugging Face id."""
+    which: str = "auto"
+    """The network to take from weights that hold several, by the name that `voco inspect` has for it, e.g. ema."""
     depth_stride: int = 0
     """Total depth stride of a video network, smaller than published; 0 = as published."""
     arguments: dict[str, Any] = field(default_factory=dict)
@@ -278,7 +280,10 @@ def schema(top: type = Run) -> Schema:
 
 
 # Settings that runs from before they existed do not name.
-LATER = ("data.offset", "train.batchnorm", "train.decay", "train.dampening", "task.any_injury", "task.strata")
+LATER = (
+    *("encoder.which", "data.offset", "train.batchnorm", "train.decay", "train.dampening"),
+    *("task.any_injury", "task.strata"),
+)
 # What may differ between a run and its continuation: none of it changes a number in metrics.jsonl.
 FREE_ON_RESUME = (
     "out",

@@ -219,7 +219,7 @@ def build_encoder(config: dict):
     if config["task"] is not None and mask_use(config["task"]) == "channel":
         pairs = _two_channels(settings, pairs)
     name = settings.name or _name_of(settings.weights)
-    encoder = create_encoder(name, checkpoint=settings.weights, window=pairs, **arguments)
+    encoder = create_encoder(name, checkpoint=settings.weights, which=settings.which, window=pairs, **arguments)
     check_reading(encoder, config["head"])
     encoder.set_grad_checkpointing(settings.activation_checkpointing)
     encoder.input_spec = _with_statistics(encoder.input_spec, config["input"])

@@ -38,6 +38,8 @@ class EncoderConfig:
     weights: str | None = None
     """Weights to start from: a file of any project, the folder of an encoder or a run, a tag (see `voco encoders`;
     published files are downloaded where they are missing), or a Hugging Face id owner/name."""
+    which: str = "auto"
+    """The network to take from weights that hold several, by the name that `voco inspect` has for it, e.g. ema."""
     window: list[float] = field(default_factory=list)
     """Hounsfield window, low and high; two or three pairs one after the other make as many input channels; empty = what
     the encoder asks for."""
@@ -325,6 +327,7 @@ NEW = {
     "data.offset": None,
     "eval.cross": 0,
     "encoder.freeze": [],
+    "encoder.which": "auto",
     "train.optimizer": "adamw",
     "train.schedule_steps": 0,
     "train.decay": "matrices",

@@ -147,7 +147,9 @@ def build_encoder(config: dict, *, like=None, number: int = 0):
     torch.manual_seed(derive_seed(config["seed"], "init"))
     arguments = settings.arguments | ({"depth_stride": settings.depth_stride} if settings.depth_stride else {})
     pairs = list(zip(settings.window[::2], settings.window[1::2])) or None
-    encoder = create_encoder(settings.name, checkpoint=settings.weights, window=pairs, **arguments)
+    encoder = create_encoder(
+        settings.name, checkpoint=settings.weights, which=settings.which, window=pairs, **arguments
+    )
     encoder.set_grad_checkpointing(settings.activation_checkpointing)
     if settings.freeze:
         _freeze(encoder, settings.freeze)

@@ -72,15 +72,16 @@ def describe_weights(path: Path) -> Iterator[str]:
     if find_encoder_folder(path) is not None:
         yield from describe_encoder(path.parent)
         return
-    tensors, wrapper, _ = read_tensors(path)
+    contents, guesses = read_tensors(path), recognise(path)
+    wrapper = ".".join(guesses[0].report.wrapper) if guesses else contents.largest()
+    tensors = contents.within(wrapper)
     yield from table(
         {
             "kind": "weights file (read without running any code from it)",
             "tensors": f"{len(tensors)}, {sum(t.numel() for t in tensors.values()) / 1e6:.2f} M values",
-            "under": ".".join(wrapper),
+            "under": wrapper,
         }
     )
-    guesses = recognise(path)
     if not guesses:
         names = [f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items()]
         yield from table(
@@ -104,6 +105,9 @@ def _guess(path: Path, guess: Guess) -> Iterator[str]:
     rows = {
         "fits": guess.describe(),
         "load": f'voco.create_encoder("{name}", checkpoint={str(path)!r}{more})',
+        "network": f"{report.which}; which= (--encoder.which) takes {' or '.join(report.others)} instead"
+        if report.others
+        else "",
         "filled": f"{report.coverage:.1%} of the parameters, {len(report.loaded)} tensors as they are",
         "adapted": _counted(report.adapted.values()),
         "left out": _counted(report.dropped.values()),

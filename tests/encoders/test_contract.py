@@ -42,8 +42,9 @@ UNDER_PREFIXES = ["slices/efficientnet_b0", "slices/vgg11", "slices/vit_tiny_pat
 SIZES = {name: sum(p.numel() for p in on_meta(name).parameters()) for name in [*list_encoders(), *UNDER_PREFIXES]}
 WIDE = sorted(name for name in SIZES if SIZES[name] > MOST_PARAMETERS)
 NARROW = [name for name in SIZES if name not in WIDE]
-# swinunetr_t runs everything with the same code in a fraction of the time; swinvit_b does so without v2.
-SLOW_TWINS = sorted(n for n in NARROW if n.startswith("swinunetr") and n != "swinunetr_t")
+# swinunetr_t runs everything with the same code in a fraction of the time; swinvit_b does so without v2; resnet3d_18 is
+# of the class of the inflated ResNets.
+SLOW_TWINS = sorted(n for n in NARROW if n.startswith(("swinunetr", "i3resnet")) and n != "swinunetr_t")
 WHOLE = [name for name in NARROW if name not in SLOW_TWINS]
 SMALLEST_OF_FAMILY = {
     min((name for name in WHOLE if ENCODERS[name].family == family), key=SIZES.get)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from voco.encoders.nnunet import PLAIN_SPEC
 from voco.encoders.swinunetr import _HostLinspace
 from voco.errors import InputError
 from voco.transfer.model import HeadOptions, StudyModel, stage_of_parameters
+from voco.weights.contents import find_tensors
 from voco.weights.examine import examine, misfit
 from voco.weights.export import save_encoder
 
@@ -108,7 +110,7 @@ def test_files_without_the_decoder_or_with_another_are_refused(whole, encoder):
         (torn, "it fills 99.8% of the parameters"),
         (other, "1 tensor more, inside what the encoder also has"),
     ):
-        assert objection in misfit(encoder, examine(encoder, tensors, "file.pt"))
+        assert objection in misfit(encoder, examine(encoder, find_tensors(tensors, Path("file.pt"))))
 
 
 def test_saved_encoders_keep_it(encoder, tmp_path):

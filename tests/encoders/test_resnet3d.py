@@ -239,3 +239,38 @@ def test_repeated_kernels_equal_the_2d_network_where_depth_is_padded_by_its_ends
     x, image = constant_in_depth(encoder, 5)
     with torch.inference_mode():
         assert_every_slice(encoder.pyramid(x), image_maps(image_net, image))
+
+
+@pytest.mark.parametrize(
+    "name", ["i3resnet50", *(pytest.param(f"i3resnet{n}", marks=pytest.mark.slow) for n in (101, 152))]
+)
+def test_inflated_networks_are_their_image_network_on_volumes_that_are_constant_in_depth(name, tmp_path):
+    """Kernels in the middle of depth: every slice away from the ends has the image network's activations."""
+    models = pytest.importorskip("torchvision.models")
+    torch.manual_seed(0)
+    image = getattr(models, name.replace("i3", ""))(weights=None).eval()
+    for module in image.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_var.uniform_(0.5, 1.5)
+    torch.save(image.state_dict(), tmp_path / "image.pth")
+    encoder = create_encoder(name, checkpoint=tmp_path / "image.pth", inflate="centre")
+    assert encoder.load_report.coverage == 1.0
+    assert encoder.load_report.dropped == {"fc.weight": "classifier", "fc.bias": "classifier"}
+    x = torch.rand(1, 1, 1, 64, 64)
+    body = nn.Sequential(*list(image.children())[:-2])
+    with torch.inference_mode():
+        expected = body(x[:, :, 0].expand(-1, 3, -1, -1))
+        # The network's axes are head, right, front.
+        found = encoder._deepest(x.expand(-1, -1, 16, -1, -1).contiguous())
+    assert found.shape == (1, 2048, 1, 2, 2)
+    torch.testing.assert_close(found[:, :, 0], expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_axes_and_window_of_inflated_networks():
+    with torch.device("meta"):
+        encoder = create_encoder("i3resnet50")
+    hu = torch.zeros(1, 1, 4, 64, 64)
+    hu[0, 0, 1, 2, 3] = 500.0  # second slice from below, third row from the front, fourth column from the right
+    x = encoder.prepare(hu)
+    assert float(x[0, 0, 1, 64 - 1 - 3, 64 - 1 - 2]) == 0.75  # head, then right, then front
+    assert x.unique().tolist() == [0.5, 0.75]

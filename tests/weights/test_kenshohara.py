@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
 
 from voco.encoders import create_encoder
 from voco.errors import InputError
+from voco.weights.contents import find_tensors
 from voco.weights.examine import examine, misfit
 from voco.weights.load import load_weights
 from voco.weights.sources import all_sources, find_source
@@ -77,7 +79,7 @@ def test_files_without_shortcut_weights_are_refused(state):
     without = {f"module.{key}": value for key, value in state.items() if "downsample" not in key}
     with torch.device("meta"):
         encoder = create_encoder("resnet3d_18")
-    found = examine(encoder, without, "resnet-18-kinetics.pth")
+    found = examine(encoder, find_tensors(without, Path("resnet-18-kinetics.pth")))
     assert re.search(r"99\.\d% of the parameters, 100% are needed", misfit(encoder, found))
     assert all(".downsample." in key for key in found.report.missing)
 

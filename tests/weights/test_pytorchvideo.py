@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
 
 from voco.encoders import create_encoder
 from voco.errors import InputError
+from voco.weights.contents import find_tensors
 from voco.weights.examine import examine, misfit
 from voco.weights.families import find_family
 from voco.weights.load import load_weights
@@ -228,7 +230,7 @@ def test_the_normalised_shortcut_is_neither_left_out_nor_made_up(x3d, tmp_path):
     assert create_encoder("x3d_m", checkpoint=tmp_path / "other.pth").arguments == {"shortcut_norm": True}
     with torch.device("meta"):
         normed = create_encoder("x3d_m", shortcut_norm=True)
-    found = examine(normed, plain, "plain.pyth")
+    found = examine(normed, find_tensors(plain, Path("plain.pyth")))
     assert misfit(normed, found) == "it fills 99.9% of the parameters, 100% are needed"
     assert found.report.unexpected == ("blocks.1.res_blocks.0.branch1_conv.weight",)
 

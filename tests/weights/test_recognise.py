@@ -18,7 +18,6 @@ from voco.errors import InputError
 from voco.weights import download, sources
 from voco.weights.families import families
 from voco.weights.load import load_weights
-from voco.weights.read import WRAPPERS
 from voco.weights.recognise import recognise
 from voco.weights.resolve import resolve
 from voco.weights.sources import all_sources, list_weights, usual_input
@@ -179,8 +178,6 @@ def test_the_page_on_weights_names_every_format():
         word for row in re.findall(r"^\|[^|]+\|([^|]+)\|[^|]+\|$", page, re.M) for word in re.findall("`([^`]+)`", row)
     }
     assert named == {fmt.name for family in families().values() for fmt in family.formats}
-    listed = re.search(r"\*\*Wrappers\*\*, in any nesting: `([^`]+)`", page)[1]
-    assert listed.split() == list(WRAPPERS)
 
 
 def test_projects_that_feed_one_network_differently_are_kept_apart(monkeypatch):

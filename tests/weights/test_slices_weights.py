@@ -172,3 +172,23 @@ def test_tags_are_fetched_or_put_in_place_by_hand(net, monkeypatch, tmp_path):
         assert encoder.provenance[0]["source"] == "slices/resnet10t.c3_in1k"
         assert encoder.provenance[0]["data"] == ["ImageNet-1k"]
     assert create_encoder("slices/resnet10t", checkpoint="imagenet1k").load_report.coverage == 1
+
+
+@pytest.mark.parametrize("model", ["lite0", *(pytest.param(m, marks=pytest.mark.slow) for m in ("b0", "b1", "lite3"))])
+def test_names_of_efficientnet_pytorch_are_those_of_timms_blocks_in_their_order(model, tmp_path):
+    """Its blocks in one row are ours in seven stages; values go where the project's own class has them."""
+    project = pytest.importorskip("efficientnet_lite_pytorch")
+    torch.manual_seed(0)
+    theirs = project.EfficientNet.from_name(f"efficientnet-{model}").eval()
+    for key, value in theirs.state_dict().items():
+        if key.endswith("running_var"):
+            value.uniform_(0.5, 1.5)
+    torch.save(theirs.state_dict(), tmp_path / "file.pth")
+    encoder = create_encoder(f"slices/tf_efficientnet_{model}", checkpoint=tmp_path / "file.pth")
+    hu = torch.randint(-175, 250, (1, 1, 2, theirs.input_image_size, theirs.input_image_size)).float()
+    x = encoder.prepare(hu)
+    with torch.inference_mode():
+        expected = theirs.extract_features(slices_of(x).expand(-1, 3, -1, -1))
+        found = slices_of(encoder.forward_features(x))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+    assert encoder.load_report.dropped == {"_fc.weight": "classifier", "_fc.bias": "classifier"}

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from voco.encoders import (  # noqa: F401  (they register themselves)
     cnn3d,
+    i3resnet,
     mvit,
     nnunet,
     penet,
@@ -58,7 +59,7 @@ def create_encoder(
             ``voco.weights.load.load_weights``. A file that is known by its name or its format brings its input.
         window: Hounsfield window ``(low, high)`` in place of the default one, or several for several input channels.
         input_spec: replaces the default as a whole; ``window`` still goes on top.
-        which: which network of a checkpoint that holds several: ``auto``, ``student``, ``teacher``, ``ema``.
+        which: which network of a checkpoint that holds several, by name (``student``, ``ema``); see ``load_weights``.
         inflate: how kernels of a 2D network become 3D ones: ``repeat`` or ``centre``.
         arguments: keywords of the architecture; they win over those that belong to the weights.
 

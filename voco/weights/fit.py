@@ -31,6 +31,8 @@ class Fit:
         missing: not filled.
         mismatched: filled by nothing because shape or type differ, in words.
         not_finite: keys of the file with NaN or infinity.
+        constant: kernels (of two dimensions or more) that hold one value only, with it.
+        constant_share: their share of all values in kernels.
         coverage: share of the parameters, by volume, that is filled.
     """
 
@@ -40,6 +42,8 @@ class Fit:
     missing: list[str] = field(default_factory=list)
     mismatched: dict[str, str] = field(default_factory=dict)
     not_finite: list[str] = field(default_factory=list)
+    constant: dict[str, float] = field(default_factory=dict)
+    constant_share: float = 0.0
     coverage: float = 0.0
 
 
@@ -64,7 +68,7 @@ class Fitter:
     inflate: str = "repeat"
     read_values: bool = True
 
-    def fit(self, tensors: Mapping[str, Tensor], match: Match) -> Fit:
+    def fit(self, match: Match) -> Fit:
         """Fit every tensor that ``match`` found; nothing is assigned."""
         result, volume, filled = Fit(), 0, 0
         for name, wanted in self.wanted.items():
@@ -74,9 +78,13 @@ class Fitter:
                     result.missing.append(name)
                 continue
             keys = match.keys[name]
-            if self._fit_one(result, name, [tensors[key] for key in keys], keys, match):
+            if self._fit_one(result, name, [match.tensors[key] for key in keys], keys, match):
                 filled += wanted.numel() if name in self.parameters else 0
         result.coverage = filled / volume if volume else 0.0
+        kernels = {name: value for name, value in result.values.items() if value.ndim > 1 and value.is_floating_point()}
+        result.constant = {name: float(value.flatten()[0]) for name, value in kernels.items() if _is_constant(value)}
+        total = sum(value.numel() for value in kernels.values())
+        result.constant_share = sum(kernels[name].numel() for name in result.constant) / total if total else 0.0
         return result
 
     def _fit_one(self, result: Fit, name: str, values: list[Tensor], keys: tuple[str, ...], match: Match) -> bool:
@@ -115,6 +123,8 @@ class Fitter:
             return plain, rules
         if not value.is_floating_point() or value.numel() > _MAX_RESIZE * wanted.numel():
             return None, rules
+        # A sum of half-precision values would be rounded to half precision once more.
+        value = value.to(torch.promote_types(value.dtype, torch.float32))
         flat = inflate and value.ndim == 4 and wanted.ndim == 5 and value.shape[2:] == wanted.shape[3:]
         if flat and value.shape[0] == wanted.shape[0] and self._channels_fit(name, value, wanted):
             value, rule = adapt.inflate(value, wanted.shape[2], self.inflate)
@@ -133,6 +143,15 @@ class Fitter:
         if value.shape[1] == wanted.shape[1]:
             return True
         return name in self.stem_keys and 1 <= value.shape[1] <= _MAX_STEM_CHANNELS
+
+
+def _is_constant(value: Tensor) -> bool:
+    """Whether all values are one; the first few decide nearly always, so that files need not be read for it."""
+    if value.numel() < 2:
+        return False
+    first = value[(0,) * value.ndim]
+    corner = value[tuple(slice(2) for _ in value.shape)]
+    return bool((corner == first).all()) and bool((value == first).all())
 
 
 def _describe(tensor: Tensor) -> str:

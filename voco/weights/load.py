@@ -14,25 +14,24 @@ from voco.errors import InputError
 from voco.weights.adapt import INFLATIONS
 from voco.weights.examine import EXAMPLES, examine, misfit
 from voco.weights.folder import WEIGHTS_FILE, find_encoder_folder, read_config, read_fingerprints
-from voco.weights.read import NETWORKS, read_tensors
+from voco.weights.read import read_tensors
 from voco.weights.report import LoadReport
-
-WHICH = ("auto", *NETWORKS)
 
 
 def load_weights(encoder: Encoder, path: str | Path, *, which: str = "auto", inflate: str = "repeat") -> LoadReport:
     """Fill an encoder from a weights file, or leave it untouched and say why.
 
-    Reads safetensors, torch files and caffe2 pickles (never running code in them), finds the state dict in the usual
-    wrappers, strips ``module. _orig_mod. backbone. model. encoder.`` in any nesting, converts the names of every
-    project that publishes weights of the encoder's family, and adapts input channels, 2D kernels and tables of
-    positions by the rules of ``voco.weights.adapt`` and of the family.
+    Reads safetensors, torch files and caffe2 pickles (never running code in them), finds the network in whatever
+    dictionaries it lies and behind whatever prefix its names have, converts the names of every project that publishes
+    weights of the encoder's family, and adapts input channels, 2D kernels and tables of positions by the rules of
+    ``voco.weights.adapt`` and of the family.
 
     Args:
         encoder: from ``create_encoder``; its parameters are overwritten in place.
         path: weights file, encoder folder (``config.json`` and ``model.safetensors``) or run folder that holds one.
-        which: the network to take from a checkpoint of several. ``auto`` takes the one that matches most tensors,
-            at a tie the plain one, then student, teacher, ema.
+        which: the network to take from a checkpoint of several, by the name that the report has for it, its path in
+            the file or a part of that (``student``, ``ema``). ``auto`` takes the one that matches most tensors, at a
+            tie one that is not called a copy (ema, teacher, momentum …), then the first.
         inflate: how kernels of a 2D network become 3D ones, ``repeat`` or ``centre``.
 
     Returns:
@@ -40,20 +39,19 @@ def load_weights(encoder: Encoder, path: str | Path, *, which: str = "auto", inf
 
     Raises:
         InputError: unreadable file, or one that does not fit (too little filled, a stem or any shape that differs,
-            values that are not finite); the encoder is then as it was.
+            values that are constant or not finite); the encoder is then as it was.
     """
-    if which not in WHICH:
-        raise InputError(f"which must be one of {', '.join(WHICH)}; found {which!r}")
     if inflate not in INFLATIONS:
         raise InputError(f"inflate must be one of {', '.join(INFLATIONS)}; found {inflate!r}")
     if _is_of_a_part(encoder, path):
         return encoder.load_part(path, which=which)
     file, config = _locate(encoder, path)
-    tensors, wrapper, chosen = read_tensors(file, which)
-    found = examine(encoder, tensors, file.name, which=which, inflate=inflate, wrapper=wrapper, chosen=chosen)
+    contents = read_tensors(file)
+    found = examine(encoder, contents, which=which, inflate=inflate)
+    contents.verify(found.match.paths())
     report, state = found.report, encoder.state_dict()
     if problem := misfit(encoder, found, exact=config is not None):
-        raise InputError(_refusal(report, problem, state, tensors, _other_architectures(encoder, file)))
+        raise InputError(_refusal(report, problem, state, found.match.tensors, _other_architectures(encoder, file)))
 
     with torch.no_grad():
         for key, value in found.fit.values.items():

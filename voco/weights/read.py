@@ -3,65 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from voco.errors import InputError
 from voco.weights.caffe2 import read_caffe2
-from voco.weights.refusals import damaged, not_dense
+from voco.weights.contents import Contents, find_tensors
+from voco.weights.refusals import damaged
 from voco.weights.torchfile import TorchFile, is_torch_file, open_torch_file
 
-# In this order, at every level; a flat file has none of them as a mapping.
-WRAPPERS = (
-    "state_dict",
-    "model_state_dict",
-    "model_state",
-    "network_weights",
-    "net",
-    "model",
-    "student",
-    "teacher",
-    "ema",
-    "model_ema",
-    "ema_model",
-    "blobs",
-)
-# Deeper than any published checkpoint; a dict that holds itself has no end.
-_MOST_WRAPPERS = 12
-_LONGEST_NAME = 500
 _LONGEST_HEADER = 100_000_000  # bytes, of a safetensors file; its own reader has the same limit
-NETWORKS = {"student": ("student",), "teacher": ("teacher",), "ema": ("ema", "model_ema", "ema_model")}
 
 
-def read_tensors(path: Path, which: str = "auto") -> tuple[dict[str, Tensor], tuple[str, ...], str | None]:
+def read_tensors(path: Path) -> Contents:
     """The tensors of a safetensors, torch or caffe2 file, still on disk (memory-mapped) where the format allows it.
-
-    Args:
-        path: the file.
-        which: ``auto``, or the network to take where the file wraps several: ``student``, ``teacher``, ``ema``.
-
-    Returns:
-        Tensors by name, the keys that were unwrapped, and the network that was chosen by a wrapper (or None).
 
     Raises:
         InputError: damaged file, a file that needs code execution, or one without tensors.
     """
     opened = _open(path)
-    content = opened.load() if isinstance(opened, TorchFile) else opened
-    tensors, wrapper, chosen = unwrap(content, which, path.name)
-    file_bytes = path.stat().st_size
-    for key, tensor in tensors.items():
-        if (wanted := tensor.numel() * tensor.element_size()) > file_bytes:
-            raise InputError(
-                f"{path.name} holds {file_bytes:,} bytes, but its tensor {key} {_shape(tensor)} stands for {wanted:,}; "
-                f"expected every value to be in the file: save contiguous tensors"
-            )
     if isinstance(opened, TorchFile):
-        opened.verify(wrapper, tensors)
-    return tensors, wrapper, chosen
+        return find_tensors(opened.load(), path, opened.verify)
+    return find_tensors(opened, path)
 
 
 def read_content(path: Path) -> object:
@@ -74,36 +38,6 @@ def read_content(path: Path) -> object:
     """
     opened = _open(path)
     return opened.load() if isinstance(opened, TorchFile) else opened
-
-
-def unwrap(content: object, which: str, file: str) -> tuple[dict[str, Tensor], tuple[str, ...], str | None]:
-    """Follow the wrapper keys down to a flat dict of tensors; see ``read_tensors``."""
-    wrapper, chosen = [], None
-    while isinstance(content, Mapping):
-        inner = {key for key, value in content.items() if isinstance(value, Mapping) and value}
-        network = next((key for key in NETWORKS.get(which, ()) if key in inner), None)
-        key = network or next((key for key in WRAPPERS if key in inner), None)
-        if key is None:
-            break
-        if len(wrapper) == _MOST_WRAPPERS:
-            raise InputError(f"{file} holds no weights: its dicts lie inside each other without end ({wrapper[:4]} …)")
-        wrapper.append(key)
-        chosen = next((name for name, keys in NETWORKS.items() if key in keys), chosen)
-        content = content[key]
-    tensors = {}
-    if isinstance(content, Mapping):
-        tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
-    if not tensors:
-        raise InputError(
-            f"{file} holds no weights: expected a dict of tensors, plain or under one of {', '.join(WRAPPERS)}; "
-            f"found {_found(content)}"
-        )
-    for key, tensor in tensors.items():
-        if not isinstance(key, str) or not key.isprintable() or len(key) > _LONGEST_NAME:
-            raise InputError(f"{file} has a tensor under {key!a:.80}; expected names of printable text")
-        if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_nested or tensor.is_meta:
-            raise not_dense(Path(file), key)
-    return tensors, tuple(wrapper), chosen
 
 
 def _open(path: Path) -> TorchFile | dict:
@@ -153,13 +87,3 @@ def _check_names(path: Path) -> None:
         return dict(pairs)
 
     json.loads(header, object_pairs_hook=no_twins)
-
-
-def _shape(tensor: Tensor) -> str:
-    return "x".join(map(str, tensor.shape))
-
-
-def _found(content: object) -> str:
-    if not isinstance(content, Mapping):
-        return type(content).__name__
-    return str(sorted(f"{key!s:.60}" for key in content)[:10])

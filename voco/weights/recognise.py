@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -12,10 +12,11 @@ from voco.encoders import create_encoder
 from voco.encoders.base import ENCODERS, Encoder
 from voco.encoders.spec import InputSpec
 from voco.errors import InputError
+from voco.weights.contents import Contents
 from voco.weights.examine import EXAMPLES, Examination, examine, misfit
 from voco.weights.families import families
 from voco.weights.formats import Family
-from voco.weights.match import stripped
+from voco.weights.networks import sole_words, suffixes
 from voco.weights.nnssl import NNSSL_WRAPPER, PLAN_FILE, NnsslPlan, plan_of
 from voco.weights.read import read_tensors
 from voco.weights.report import LoadReport
@@ -34,6 +35,7 @@ class Guess:
         report: what loading would do.
         source: the published record that has the file's digest or else its name, else None.
         input_spec: how the weights are fed, as the file, its record or others of its format say; else the default.
+        paths: of the tensors that would be used.
     """
 
     arch: str
@@ -41,6 +43,7 @@ class Guess:
     report: LoadReport | None = None
     source: WeightSource | None = None
     input_spec: InputSpec | None = None
+    paths: tuple[str, ...] = ()
 
     def describe(self) -> str:
         """``slow_r50 (pytorchvideo)``, with arguments where they matter."""
@@ -60,17 +63,20 @@ def recognise(path: Path) -> list[Guess]:
     Raises:
         InputError: the file cannot be read.
     """
-    content = read_tensors(path)
-    if plan := _plan(path, content):
-        guess = _try(plan.arch, plan.arguments, content, path)
-        return [replace(guess, input_spec=plan.input_spec)] if guess else []
-    names = _names(content)
-    guesses = [
-        _best_variant(arch, {}, content, path)
-        for family in families().values()
-        if any(fmt.marks and fmt.may_be(names) for fmt in family.formats)
-        for arch in _architectures(family)
-    ]
+    contents = read_tensors(path)
+    if plan := _plan(path, contents):
+        guess = _try(plan.arch, plan.arguments, contents, path)
+        found = [replace(guess, input_spec=plan.input_spec)] if guess else []
+    else:
+        found = next((guesses for names in _listings(contents) if (guesses := _guesses(names, contents, path))), [])
+    if found:
+        contents.verify(found[0].paths)
+    return found
+
+
+def _guesses(names: str, contents: Contents, path: Path) -> list[Guess]:
+    archs = [arch for family in families().values() for arch in _candidates(family, names)]
+    guesses = [_best_variant(arch, {}, contents, path) for arch in archs]
     # Of twins the one that needs least adapting, then the one whose published file has this name.
     found = [guess for guess in guesses if guess is not None]
     return sorted(found, key=lambda g: (*_effort(g), g.source is None, g.arch))
@@ -87,33 +93,43 @@ def nearest_miss(path: Path) -> str | None:
     Returns:
         The architecture and its objection, or None where the file fills less than half of any.
     """
-    content = read_tensors(path)
-    names = _names(content)
+    contents = read_tensors(path)
+    names = next(_listings(contents))
     misses = []
-    for family in families().values():
-        if not any(fmt.may_be(names, least=1) for fmt in family.formats if fmt.marks):
-            continue
-        for arch in _architectures(family):
-            for variant in _variants(arch, {}):
-                encoder, found = _examined(arch, variant, content, path)
-                if found.fit.coverage >= _NEAR and (problem := misfit(encoder, found)):
-                    rank = found.fit.coverage, -len(found.match.strangers), -len(found.fit.missing)
-                    misses.append((rank, f"{arch} ({found.report.format}), but {problem}"))
+    for arch in (arch for family in families().values() for arch in _candidates(family, names, least=1)):
+        for variant in _variants(arch, {}):
+            encoder, found = _examined(arch, variant, contents)
+            if found.fit.coverage >= _NEAR and (problem := misfit(encoder, found)):
+                rank = found.fit.coverage, -len(found.match.strangers), -len(found.fit.missing)
+                misses.append((rank, f"{arch} ({found.report.format}), but {problem}"))
     return max(misses, key=lambda miss: miss[0])[1] if misses else None
 
 
-def _names(content: tuple) -> list[str]:
-    return [name for key in content[0] for name, _ in stripped(key)]
+def _listings(contents: Contents) -> Iterator[str]:
+    """The names in a file behind every prefix, a line each; then also without words that may be wrappers in them."""
+    names = {path: path for path in contents.tensors}
+    yield _listing(names)
+    words = sole_words((("", path) for path in names), ())
+    for left_out in [{word} for word in words] + ([set(words)] if len(words) > 1 else []):
+        yield _listing(".".join(word for word in path.split(".") if word not in left_out) for path in names)
 
 
-def _architectures(family: Family) -> list[str]:
-    return [name for name in ENCODERS if ENCODERS[name].family == family.name]
+def _listing(paths: Iterable[str]) -> str:
+    return "\n".join(dict.fromkeys(name for path in paths for _, name in suffixes(path)))
 
 
-def _plan(path: Path, content: tuple) -> NnsslPlan | None:
+def _candidates(family: Family, names: str, least: int | None = None) -> list[str]:
+    """Encoders of a family to try for a file with such names."""
+    formats = [fmt for fmt in family.formats if fmt.marks and fmt.may_be(names, least)]
+    if any(fmt.encoders is None for fmt in formats):
+        return [name for name in ENCODERS if ENCODERS[name].family == family.name]
+    return list(dict.fromkeys(name for fmt in formats for name in fmt.encoders(names)))
+
+
+def _plan(path: Path, contents: Contents) -> NnsslPlan | None:
     """The adaptation plan of an nnssl checkpoint; other files are not read a second time to look for one."""
-    _, wrapper, _ = content
-    return plan_of(path) if NNSSL_WRAPPER in wrapper or (path.parent / PLAN_FILE).is_file() else None
+    named = any(NNSSL_WRAPPER in way for way in contents.wrappers.values())
+    return plan_of(path) if named or (path.parent / PLAN_FILE).is_file() else None
 
 
 def recognise_as(arch: str, path: Path, arguments: Mapping) -> Guess | None:
@@ -130,9 +146,9 @@ def recognise_as(arch: str, path: Path, arguments: Mapping) -> Guess | None:
     return _best_variant(arch, arguments, read_tensors(path), path)
 
 
-def _best_variant(arch: str, arguments: Mapping, content: tuple, path: Path) -> Guess | None:
+def _best_variant(arch: str, arguments: Mapping, contents: Contents, path: Path) -> Guess | None:
     records = sources_of(arch)
-    guesses = [guess for variant in _variants(arch, arguments) if (guess := _try(arch, variant, content, path))]
+    guesses = [guess for variant in _variants(arch, arguments) if (guess := _try(arch, variant, contents, path))]
 
     def unusual(guess: Guess) -> tuple[bool, bool]:
         published = guess.source is not None and guess.source.is_published_file(path) is not False
@@ -156,20 +172,20 @@ def _effort(guess: Guess) -> tuple[float, int]:
     return -guess.report.coverage, len(guess.report.adapted)
 
 
-def _examined(arch: str, arguments: dict, content: tuple, path: Path) -> tuple[Encoder, Examination]:
-    tensors, wrapper, chosen = content
+def _examined(arch: str, arguments: dict, contents: Contents) -> tuple[Encoder, Examination]:
     with torch.device("meta"):
         encoder = create_encoder(arch, **arguments)
-    return encoder, examine(encoder, tensors, path.name, wrapper=wrapper, chosen=chosen)
+    return encoder, examine(encoder, contents)
 
 
-def _try(arch: str, arguments: dict, content: tuple, path: Path) -> Guess | None:
-    encoder, found = _examined(arch, arguments, content, path)
+def _try(arch: str, arguments: dict, contents: Contents, path: Path) -> Guess | None:
+    encoder, found = _examined(arch, arguments, contents)
     if misfit(encoder, found):
         return None
     source = source_of_file(arch, path)
     usual = source.input_spec if source else usual_input(arch, found.report.format)
-    return Guess(arch, arguments, found.report, source, usual or ENCODERS[arch].input_spec)
+    spec = usual or ENCODERS[arch].input_spec
+    return Guess(arch, arguments, found.report, source, spec, tuple(found.match.paths()))
 
 
 def load_recognised(path: Path) -> Encoder:
@@ -180,7 +196,8 @@ def load_recognised(path: Path) -> Encoder:
     """
     guesses = recognise(path)
     if not guesses:
-        tensors, *_ = read_tensors(path)
+        contents = read_tensors(path)
+        tensors = contents.within(contents.largest())
         keys = ", ".join(f"{key} {tuple(value.shape)}" for key, value in list(tensors.items())[:EXAMPLES])
         near = nearest_miss(path)
         raise InputError(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+
+from torch import Tensor
 
 from voco.errors import InputError
 
@@ -40,6 +42,19 @@ def not_dense(path: Path, what: str) -> InputError:
         f"{path.name} holds tensors that are not plain dense ones ({what[:200]}); "
         f"save their dense values (to_dense, dequantize) in its place"
     )
+
+
+def sharded(tensors: Mapping[str, Tensor]) -> str | None:
+    """What to do with the share that one process of many keeps of a network, or None where tensors are whole."""
+    if flat := next((name for name in tensors if name.endswith(("_flat_param", "flat_param_0"))), None):
+        return f"it holds one process's share of a network ({flat}); save the full state dict of all processes (FSDP)"
+    floats = [tensor for tensor in tensors.values() if tensor.is_floating_point()]
+    if floats and sum(tensor.numel() == 0 for tensor in floats) > len(floats) / 2:
+        return (
+            "most of its tensors are empty: the values are in the files of other processes (DeepSpeed ZeRO stage 3); "
+            "put them together, as with zero_to_fp32.py, and name that file"
+        )
+    return None
 
 
 def _looks_like(path: Path) -> str:

@@ -20,6 +20,7 @@ class LoadReport:
         coverage: share of the encoder's parameters, by volume, that the file filled.
         wrapper: keys that were unwrapped to reach the tensors, outermost first, e.g. ``("state_dict",)``.
         which: the network that was taken from a file that holds several, else None.
+        others: names of the other ones, each of which can be asked for.
         format: project whose names the file uses.
     """
 
@@ -34,6 +35,7 @@ class LoadReport:
     which: str | None = None
     format: str = ""
     dropped: dict[str, str] = field(default_factory=dict)
+    others: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         total = len(self.loaded) + len(self.adapted) + len(self.missing)
@@ -44,7 +46,7 @@ class LoadReport:
         if self.format:
             text += f", names of {self.format}"
         if self.which:
-            text += f" (from its {self.which})"
+            text += f" (from its {self.which}; which= takes {' or '.join(self.others)} instead)"
         if self.adapted:
             rules = sorted(set(self.adapted.values()))
             text += f"; {len(self.adapted)} adapted ({', '.join(rules)})"
@@ -63,6 +65,7 @@ class LoadReport:
             "encoder": self.encoder,
             "wrapper": list(self.wrapper),
             "which": self.which,
+            "others": list(self.others),
             "format": self.format,
             "coverage": self.coverage,
             "counts": {

@@ -32,6 +32,8 @@ class WeightSource:
         data: public data sets that the weights were trained on, by short fixed names.
         sha256: full digest or the prefix that is published; empty where none is.
         md5: digest, where that is what is published.
+        packages: Python packages that bring the file, as pip takes them -> where it lies in each; the parts of several
+            make one file, in this order.
         download: whether the url gives the file without a person's help.
         arguments: keywords of the architecture that go with these weights.
         format: name of the ``Format`` that the file is in, where one architecture has files of several.
@@ -49,6 +51,7 @@ class WeightSource:
     data: tuple[str, ...]
     sha256: str = ""
     md5: str = ""
+    packages: Mapping[str, str] = field(default_factory=dict)
     download: bool = True
     arguments: Mapping = field(default_factory=dict)
     format: str = ""
@@ -99,7 +102,9 @@ def all_sources() -> Mapping[str, WeightSource]:
     found: dict[str, WeightSource] = {}
     for info in pkgutil.iter_modules(published.__path__):
         for source in importlib.import_module(f"{published.__name__}.{info.name}").SOURCES:
-            if source.name in found or ENCODERS.canonical(source.arch) != source.arch:
+            # A name under a prefix is looked up where it is used: here that would import all of timm.
+            known = source.arch.startswith(tuple(ENCODERS.prefixes)) or ENCODERS.canonical(source.arch) == source.arch
+            if source.name in found or not known:
                 raise ValueError(f"weights {source.name!r} are listed twice, or under an alias")
             found[source.name] = source
     return MappingProxyType(found)
@@ -113,11 +118,12 @@ def list_weights(pattern: str = "*") -> list[str]:
 def sources_of(arch: str) -> list[WeightSource]:
     """All records of one architecture, which may be given by an alias."""
     arch = ENCODERS.canonical(arch)
+    listed = [source for source in all_sources().values() if source.arch == arch]
     if ENCODERS[arch].family == "slices":
         from voco.weights.timm_sources import timm_sources
 
-        return list(timm_sources(arch))
-    return [source for source in all_sources().values() if source.arch == arch]
+        return [*timm_sources(arch), *listed]
+    return listed
 
 
 def find_source(arch: str, tag: str) -> WeightSource:

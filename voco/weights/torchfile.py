@@ -8,8 +8,10 @@ import re
 import zipfile
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -108,20 +110,17 @@ class TorchFile:
                 raise needs_code(self.path, blocked) from None
             raise damaged(self.path, error) from error
 
-    def verify(self, wrapper: Iterable[str], names: Iterable[str]) -> None:
+    def verify(self, places: Iterable[Sequence[object]]) -> None:
         """Compare the checksums of some tensors with their bytes; torch itself does not (about 3 GB/s).
 
         Args:
-            wrapper: keys that lead to the dict of tensors.
-            names: of the tensors in it.
+            places: keys, from the outermost container inwards, that lead to each tensor.
 
         Raises:
             InputError: a byte has changed since the file was written.
         """
-        inner = self.content
-        for key in wrapper:
-            inner = inner[key]
-        keys = {storage.id[2] for name in names if (storage := _storage_of(inner[name]))}
+        found = (reduce(getitem, place, self.content) for place in places)
+        keys = {storage.id[2] for value in found if (storage := _storage_of(value))}
         if not self.zipped or not keys:
             return
         with self.path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:

@@ -91,6 +91,7 @@ FAMILY = Family(
             marks=(r"^conv1_s\.conv\.weight$", r"^cls_head\.fc1\.weight$"),
             rename=mmaction_name,
             drop={r"cls_head\.fc2\.": "classifier"},
+            beside=r"cls_head\.fc1\.",
         ),
     ),
     linear_as_convolution,
