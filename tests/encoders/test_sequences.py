@@ -293,6 +293,15 @@ def test_imagenet_file_starts_a_sequence_model(tmp_path, monkeypatch):
     encoder.load_part("tv_in1k")
     assert [step["source"] for step in encoder.provenance] == ["slices/resnet18.tv_in1k"]
 
+    # by the whole name of the part, which also names the network of the slices
+    other = create_encoder("voco2d_lstm", checkpoint="slices/resnet18.tv_in1k").eval()
+    assert other.arguments == {"backbone": "resnet18"} and other.input_spec == encoder.input_spec
+    assert other.provenance == encoder.provenance and other.load_report.coverage == encoder.load_report.coverage
+    with torch.inference_mode():
+        assert torch.equal(other.sequence(x), encoder.sequence(x))
+    with pytest.raises(InputError, match=r"unknown weights tag 'tv_in2k'; did you mean slices/resnet18\.tv_in1k"):
+        create_encoder("voco2d_lstm", checkpoint="slices/resnet18.tv_in2k")
+
 
 def test_vgg_file_starts_viptt(viptt, tmp_path):
     """Whole 2D network, stem in front untouched; a file that lacks a part is refused and changes nothing."""
