@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -264,6 +265,9 @@ def test_folder_of_a_slice_encoder_starts_a_sequence_model(small, tmp_path):
         assert torch.equal(other.sequence(x), encoder.sequence(x))
     assert other.load_report.missing == report.missing
     assert other.input_spec == encoder.input_spec
+    asked = create_encoder("voco2d_lstm", checkpoint=tmp_path / "run", window=(-1000, 500)).input_spec
+    assert asked == replace(encoder.input_spec, windows=((-1000.0, 500.0),))  # an explicit window wins
+    assert create_encoder("voco2d_lstm", checkpoint=tmp_path / "run", input_spec=asked).input_spec == asked
     with pytest.raises(InputError, match=r"slices/resnet18, which does not fit a slices/efficientnetv2_rw_t"):
         create_encoder("voco2d_lstm", checkpoint=tmp_path / "run", backbone="efficientnetv2_rw_t")
 

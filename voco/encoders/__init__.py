@@ -88,12 +88,18 @@ def create_encoder(
 
     encoder = arch.build(spec, **arguments)
     encoder.name, encoder.arguments, encoder.provenance = arch_name, dict(arguments), list(start.provenance)
+    asked = encoder.input_spec
     if weights is not None and weights.source is not None and weights.source.arch != arch_name:
         encoder.load_part(weights.source.name, which=which)
     elif weights is not None:
         from voco.weights.load import load_weights
 
         load_weights(encoder, weights.path, which=which, inflate=inflate)
+    # weights of a part bring how it was fed; what the caller asked for wins
+    if input_spec is not None:
+        encoder.input_spec = asked
+    elif window is not None:
+        encoder.input_spec = with_windows(encoder.input_spec, window)
     return encoder.eval()
 
 
