@@ -36,12 +36,12 @@ OWN = re.compile(
 OFF = {
     "mode": "full", "learn": "study", "fraction": 1.0, "fraction_val": "share", "folds": 0, "repeats": 1, "tta": False,
     "seed": 0, "encoder.name": "", "encoder.weights": None, "encoder.depth_stride": 0, "encoder.freeze": [],
-    "encoder.window": [], "input.spacing": [], "input.stride": [], "input.stored": [], "input.mean": [], "input.std": [], "input.windows": 0,
-    "input.chunk": 0, "split.rule": "auto", "split.file": None, "split.seed": 0, "head.features": "pool",
-    "head.pooling": "mean", "train.accumulate": 1, "train.schedule_steps": 0, "train.head_lr": 1.0,
-    "train.layer_decay": 1.0, "train.batchnorm": "all", "train.ema": 0.0, "train.class_weights": "none",
-    "train.balance": False, "train.match_depth": False, "train.label_smoothing": 0.0, "train.augment": True,
-    "train.patience": 0, "train.plateau": 0, "augment.turn_prob": 0.0, "augment.noise_hu": 0.0,
+    "encoder.window": [], "input.spacing": [], "input.stride": [], "input.stored": [], "input.mean": [],
+    "input.std": [], "input.windows": 0, "input.chunk": 0, "split.rule": "auto", "split.file": None, "split.seed": 0,
+    "head.features": "pool", "head.pooling": "mean", "train.accumulate": 1, "train.schedule_steps": 0,
+    "train.head_lr": 1.0, "train.layer_decay": 1.0, "train.batchnorm": "all", "train.ema": 0.0,
+    "train.class_weights": "none", "train.balance": False, "train.match_depth": False, "train.label_smoothing": 0.0,
+    "train.augment": True, "train.patience": 0, "train.plateau": 0, "augment.turn_prob": 0.0, "augment.noise_hu": 0.0,
     "method.geometry.crop_depth": None, "method.geometry.window_depth": None, "method.geometry.network_size": None,
     "method.clip.span_s": 0.0, "method.options.norm_scope": "global",
 }  # fmt: skip

@@ -124,7 +124,8 @@ def _start(arch_name: str, weights: Weights | None, arguments: dict) -> _Start:
     if part and fnmatchcase(part, ENCODERS[arch_name].part):
         # load_part brings what belongs to the weights; the network that they are of is named here.
         known = inspect.signature(ENCODERS[arch_name].build).parameters
-        return _Start(ENCODERS[arch_name].input_spec, {"backbone": part.partition("/")[2]} if "backbone" in known else {})
+        model = {"backbone": part.partition("/")[2]} if "backbone" in known else {}
+        return _Start(ENCODERS[arch_name].input_spec, model)
     if config:
         if config["arch"] != arch_name:
             raise InputError(
