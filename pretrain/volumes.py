@@ -205,7 +205,8 @@ class VolumeJob:
         """Advice on the size of the network, for ``--plan``."""
         from pretrain.sizes import size_note
 
-        return size_note(sum(p.numel() for p in encoder.parameters()), cohort.counts["train_scans"])
+        train, parameters = self.config["train"], sum(p.numel() for p in encoder.parameters())
+        return size_note(parameters, cohort.counts["train_scans"], train.steps * train.batch_size)
 
     def check(self) -> None:
         """Settings that cannot work, before any work."""

@@ -27,8 +27,37 @@ FOLLOW = {
     "ke2023/penet": ("ke2023_rsna", "ke2023_lidc"),
     "ke2023/mvit_rsna": ("ke2023_rsna",),
 }
-# What no paper says: how often things are looked at and kept, and what changes memory alone.
-OWN = ("save_every", "activation_checkpointing", "preset", "name", "eval.every", "score.every")
+# What no paper says: where things lie, how often they are looked at and kept, and what changes memory alone.
+OWN = re.compile(
+    r"out|plan|fold|eval|allow_seen|(log|probe|score|data|eval)\..*|task\.(table|labels_csv)|method\.(name|preset)"
+    r"|encoder\.activation_checkpointing|train\.(threads|save_every|keep|resume|milestones|max_skipped)"
+)
+# What papers do not have, and the value at which it changes nothing.
+OFF = {
+    "mode": "full", "learn": "study", "fraction": 1.0, "fraction_val": "share", "folds": 0, "repeats": 1, "tta": False,
+    "seed": 0, "encoder.name": "", "encoder.weights": None, "encoder.depth_stride": 0, "encoder.freeze": [],
+    "encoder.window": [], "input.spacing": [], "input.stride": [], "input.stored": [], "input.mean": [],
+    "input.std": [], "input.windows": 0, "input.chunk": 0, "split.rule": "auto", "split.file": None, "split.seed": 0,
+    "head.features": "pool", "head.pooling": "mean", "train.accumulate": 1, "train.schedule_steps": 0,
+    "train.head_lr": 1.0, "train.layer_decay": 1.0, "train.batchnorm": "all", "train.ema": 0.0,
+    "train.class_weights": "none", "train.balance": False, "train.match_depth": False, "train.label_smoothing": 0.0,
+    "train.augment": True, "train.patience": 0, "train.plateau": 0, "augment.turn_prob": 0.0, "augment.noise_hu": 0.0,
+    "method.geometry.crop_depth": None, "method.geometry.window_depth": None, "method.geometry.network_size": None,
+    "method.clip.span_s": 0.0, "method.options.norm_scope": "global",
+}  # fmt: skip
+# What has no meaning beside a value of another setting.
+VOID = {
+    "train.momentum": {"train.optimizer": ("adam", "adamw")}, "train.dampening": {"train.optimizer": ("adam", "adamw")},
+    "train.betas": {"train.optimizer": ("sgd",)}, "train.amsgrad": {"train.optimizer": ("sgd",)},
+    "train.decay": {"train.weight_decay": (0.0,)}, "train.plateau_factor": {"train.plateau": (0,)},
+    "head.spatial": {"head.features": ("pool",)}, "head.sequence": {"head.features": ("pool",)},
+    "split.test": {"split.rule": ("ke2023",), "folds": (5,)}, "split.val": {"split.rule": ("ke2023",)},
+    "task.mask_use": {"task.masks": ("none",)}, "method.clip.stride": {"method.clip.rule": ("first",)},
+    "method.clip.fps": {"method.clip.rule": ("first",)},
+    "method.options.inter_scope": {"method.options.inter_weight": (0.0,)},
+    "method.options.dropout_rate": {"method.options.feature_dropout": ("none",)},
+    "method.augmentation.shift_range": {"method.augmentation.shift_prob": (0.0,)},
+}  # fmt: skip
 BULLET = "# - "
 
 
@@ -117,12 +146,19 @@ def test_every_published_value_is_that_of_the_recipe_or_listed_with_a_reason(key
 
 
 @pytest.mark.parametrize("key", sorted(k for k in tables() if k[0] != "benchmarks"), ids="/".join)
-def test_every_value_of_a_recipe_comes_from_somewhere(key):
+def test_every_setting_that_changes_a_number_has_a_row(key, tmp_path):
     known = {row["setting"] for row in tables()[key]}
-    named = flat(yaml.safe_load(path_of(*key).read_text()))
-    for name in named:
-        inside = any(setting.startswith(f"{name}.") or name.startswith(f"{setting}.") for setting in known if setting)
-        assert name in known or inside or name.endswith(OWN) or isinstance(named[name], dict), name
+    own = flat(yaml.safe_load(path_of(*key).read_text()))
+    for settings in resolved(*key, tmp_path):
+        # of a file that follows another one, what it says itself
+        names = [name for name in settings if key[1] not in FOLLOW or name in own]
+        for name in names:
+            value = settings[name]
+            idle = any(settings.get(other) in values for other, values in VOID.get(name, {}).items())
+            inside = any(name.startswith(f"{setting}.") for setting in known if setting)
+            if isinstance(value, dict) or name in known or inside or (OWN.fullmatch(name) and name not in OFF):
+                continue
+            assert idle or (name in OFF and plain(value) == OFF[name]), f"{name}: {value!r}"
 
 
 def test_every_recipe_with_the_name_of_a_paper_has_a_table():

@@ -218,6 +218,7 @@ class Maker:
         first = self.grid.blocks[modes[0].encoders[0]]
         name = cheap.encoder or first.encoder
         own = {} if cheap.encoder else merge(first.settings, first.by_task.get(task.name, {}))
+        own.pop("head", None)  # some heads only learn, and no line has one
         settings = merge(
             self.protocol(task), own, {"encoder": {"name": name}, "mode": "linear", "folds": 0, "repeats": 1}
         )

@@ -39,6 +39,8 @@ def _add_stage(maker: Maker, block: Block, source: Source, run: int, place: int,
         maker.recipe(stage.stage, stage.recipe, f"{where}.recipe"), stage.settings,
         {"encoder": {"name": block.encoder, **shape}, "seed": run},
     )  # fmt: skip
+    if settings["encoder"].get("weights"):  # of the recipe; here the source says what a run starts from
+        settings = merge(settings, {"encoder": {"weights": None}})
     resolved = maker.checker.resolve(stage.stage, settings, f"{where}.settings")
     if stage.stage == "finetune" and (resolved["folds"] or resolved["mode"] != "full"):
         raise InputError(f"{where}.settings: supervised pretraining trains one network: mode full, folds 0")
@@ -82,6 +84,8 @@ def _add_calibration(maker: Maker, block: Block, stage: Stage, settings: Mapping
         )
     few = {"steps": CALIBRATION_STEPS, "warmup": 0, "milestones": [], "save_every": CALIBRATION_STEPS}
     short = merge(settings, {"train": few, "log": {"every": 1, "with": []}, "data": {"heldout": 0}, "seed": 0})
+    if settings["encoder"].get("freeze"):  # it starts from random weights, which are not kept: a little too dear
+        short = merge(short, {"encoder": {"freeze": []}})
     cell = Cell(
         f"calibrate/{slug(block.name)}-{slug(stage.name)}",
         "calibrate",

@@ -209,14 +209,12 @@ def test_the_grid_of_ke_et_al_has_every_cell_of_their_table():
     assert steps == {"rsna_slices": 8000, "lidc_slices": 1150}
 
 
-def test_hints_on_weights_are_commands_that_can_be_parsed():
-    import ast
-
-    for name in ("ke2023_table1", "viptt2021"):
-        for block in read_grid(find_config(name)).blocks.values():
-            for source in block.sources.values():
-                if "python -c" in source.download:
-                    ast.parse(source.download.partition('python -c "')[2].rpartition('"')[0])
+def test_the_source_says_what_a_stage_starts_from_and_not_its_recipe():
+    """The recipe of ViPTT-Net's videos starts from ImageNet weights and freezes them."""
+    work = expand(read_grid(find_config("viptt2021")), Trusting())
+    begun = {c.identity.get("weights", ""): c.settings["encoder"] for c in work.of("pretrain")}
+    assert {weights: own["freeze"] for weights, own in begun.items()} == {"": [], "slices/vgg16.imagenet": ["slices"]}
+    assert [own["weights"] for own in begun.values()] == [None, None]
 
 
 def test_names_of_folders():

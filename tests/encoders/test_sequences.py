@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -264,6 +265,9 @@ def test_folder_of_a_slice_encoder_starts_a_sequence_model(small, tmp_path):
         assert torch.equal(other.sequence(x), encoder.sequence(x))
     assert other.load_report.missing == report.missing
     assert other.input_spec == encoder.input_spec
+    asked = create_encoder("voco2d_lstm", checkpoint=tmp_path / "run", window=(-1000, 500)).input_spec
+    assert asked == replace(encoder.input_spec, windows=((-1000.0, 500.0),))  # an explicit window wins
+    assert create_encoder("voco2d_lstm", checkpoint=tmp_path / "run", input_spec=asked).input_spec == asked
     with pytest.raises(InputError, match=r"slices/resnet18, which does not fit a slices/efficientnetv2_rw_t"):
         create_encoder("voco2d_lstm", checkpoint=tmp_path / "run", backbone="efficientnetv2_rw_t")
 
@@ -292,6 +296,15 @@ def test_imagenet_file_starts_a_sequence_model(tmp_path, monkeypatch):
     monkeypatch.setattr("voco.weights.resolve._download", lambda source: Weights(tmp_path / "resnet18.pth", source))
     encoder.load_part("tv_in1k")
     assert [step["source"] for step in encoder.provenance] == ["slices/resnet18.tv_in1k"]
+
+    # by the whole name of the part, which also names the network of the slices
+    other = create_encoder("voco2d_lstm", checkpoint="slices/resnet18.tv_in1k").eval()
+    assert other.arguments == {"backbone": "resnet18"} and other.input_spec == encoder.input_spec
+    assert other.provenance == encoder.provenance and other.load_report.coverage == encoder.load_report.coverage
+    with torch.inference_mode():
+        assert torch.equal(other.sequence(x), encoder.sequence(x))
+    with pytest.raises(InputError, match=r"unknown weights tag 'tv_in2k'; did you mean slices/resnet18\.tv_in1k"):
+        create_encoder("voco2d_lstm", checkpoint="slices/resnet18.tv_in2k")
 
 
 def test_vgg_file_starts_viptt(viptt, tmp_path):

@@ -131,7 +131,10 @@ def literal_loss(method, batch):
     labels = overlap_labels(batch["starts"], method.geometry).double()
     intra, reg, inter = 0.0, 0.0, [torch.zeros(())]
     for s, t, y in zip(student, teacher, labels):
-        intra = intra + literal_ce(y, clamped_cosine(s[n:], t[:n])) / volumes
+        logits = clamped_cosine(s[n:], t[:n])
+        if method.options.intra == "symmetric":
+            logits = (logits + clamped_cosine(t[n:], s[:n])) / 2
+        intra = intra + literal_ce(y, logits) / volumes
         pairs = [(i, j) for i in range(n) for j in range(i + 1, n)]
         for i, j in pairs:
             reg = reg + clamped_cosine(s[i : i + 1], s[j : j + 1].detach())[0, 0] ** 2 / (volumes * len(pairs))
@@ -248,8 +251,11 @@ def test_presets():
     for options in (v1.options, v2.options):
         assert (options.slices, options.projector_dim, options.teacher_momentum) == (32, 2048, 0.9)
         assert (options.teacher, options.teacher_projector, options.ema_buffers) == ("model", "trained", False)
-        assert (options.negative, options.intra, options.reg_power) == ("square", "student_teacher", 2)
-        assert (options.embedding, options.inter_weight, options.reg_weight) == ("deepest", 1, 1)
+        assert (options.negative, options.reg_power) == ("square", 2)
+        assert (options.embedding, options.reg_weight) == ("deepest", 1)
+    assert (v1.options.intra, v1.options.inter_weight) == ("symmetric", 0)
+    assert (v2.options.intra, v2.options.inter_weight) == ("student_teacher", 1)
+    assert (v1.geometry.network_shape, v2.geometry.network_shape) == ((64, 64, 64), (64, 64, 64))
     assert resolve("published_v2", slices=8).options.slices == 8
     assert method_class("voco2d") is VoCo2D and set(PRESETS) == {"default", "published_v1", "published_v2"}
     with pytest.raises(InputError, match="published_v2"):

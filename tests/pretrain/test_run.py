@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -196,6 +197,8 @@ def test_plan_trains_nothing(work, scans):
     done = run(command(work, scans, "planned", "--plan", "--train.batch_size", "4", "--train.accumulate", "2"))
     assert "volumes per hour" in done.stderr and "largest batch" in done.stderr
     assert "model size: 0.505 M parameters for" in done.stderr and "second-hand" in done.stderr
+    said = re.search(r"a budget of ([\d,]+) volumes.* the budget is (\S+) % of that of its runs", done.stderr)
+    assert float(said[2]) == pytest.approx(int(said[1].replace(",", "")) / 320_000, rel=0.1)
     assert not (work / "planned").exists()
 
 

@@ -55,8 +55,9 @@ def create_encoder(
     Args:
         name: ``arch`` or ``arch.tag``, e.g. ``"swin3d_t"`` or ``"swin3d_t.kinetics400"``. A tag names published
             weights: it sets the input that they were trained for and, without ``checkpoint``, downloads them.
-        checkpoint: weights file of any project, encoder folder, run folder, tag, or Hugging Face id; see
-            ``voco.weights.load.load_weights``. A file that is known by its name or its format brings its input.
+        checkpoint: weights file of any project, encoder folder, run folder, tag (of a part of the network too, such as
+            ``"slices/vgg16.imagenet"`` for ``viptt``), or Hugging Face id; see ``voco.weights.load.load_weights``. A
+            file that is known by its name or its format brings its input.
         window: Hounsfield window ``(low, high)`` in place of the default one, or several for several input channels.
         input_spec: replaces the default as a whole; ``window`` still goes on top.
         which: which network of a checkpoint that holds several, by name (``student``, ``ema``); see ``load_weights``.
@@ -88,10 +89,18 @@ def create_encoder(
 
     encoder = arch.build(spec, **arguments)
     encoder.name, encoder.arguments, encoder.provenance = arch_name, dict(arguments), list(start.provenance)
-    if weights is not None:
+    asked = encoder.input_spec
+    if weights is not None and weights.source is not None and weights.source.arch != arch_name:
+        encoder.load_part(weights.source.name, which=which)
+    elif weights is not None:
         from voco.weights.load import load_weights
 
         load_weights(encoder, weights.path, which=which, inflate=inflate)
+    # weights of a part bring how it was fed; what the caller asked for wins
+    if input_spec is not None:
+        encoder.input_spec = asked
+    elif window is not None:
+        encoder.input_spec = with_windows(encoder.input_spec, window)
     return encoder.eval()
 
 
@@ -111,12 +120,14 @@ def _start(arch_name: str, weights: Weights | None, arguments: dict) -> _Start:
     from voco.weights.folder import read_config
     from voco.weights.recognise import recognise_as
 
-    if config := read_config(weights.path):
-        if fnmatchcase(config["arch"], ENCODERS[arch_name].part):
-            # load_part brings what belongs to the weights; the network that they are of is named here.
-            known = inspect.signature(ENCODERS[arch_name].build).parameters
-            model = {"backbone": config["arch"].partition("/")[2]} if "backbone" in known else {}
-            return _Start(ENCODERS[arch_name].input_spec, model)
+    config, source = read_config(weights.path), weights.source
+    part = config["arch"] if config else source.arch if source is not None else ""
+    if part and fnmatchcase(part, ENCODERS[arch_name].part):
+        # load_part brings what belongs to the weights; the network that they are of is named here.
+        known = inspect.signature(ENCODERS[arch_name].build).parameters
+        model = {"backbone": part.partition("/")[2]} if "backbone" in known else {}
+        return _Start(ENCODERS[arch_name].input_spec, model)
+    if config:
         if config["arch"] != arch_name:
             raise InputError(
                 f"{weights.path} holds a {config['arch']}, not a {arch_name}; "
@@ -124,7 +135,6 @@ def _start(arch_name: str, weights: Weights | None, arguments: dict) -> _Start:
             )
         spec = InputSpec.from_dict(config["input_spec"])
         return _Start(spec, dict(config["arguments"]), list(config["provenance"]))
-    source = weights.source
     if source is not None:
         # A file under another digest may well be fine (converted, resaved), but its history should say so, and details
         # of its network are then read off the file.

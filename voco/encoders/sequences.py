@@ -39,8 +39,8 @@ LRCN_SPEC = InputSpec(
     rgb_mean=IMAGENET_MEAN,
     rgb_std=IMAGENET_STD,
 )
-# The published input is 8-bit, windowed by whoever wrote the files, and divided by 255. Of the two sets that its slice
-# network was pretrained on, the one in Hounsfield units is cut to this window.
+# The published input is 8-bit, windowed by the header of its files (centre 50, width 400), and divided by 255. Of the
+# two sets that its slice network was pretrained on, the one in Hounsfield units is cut to this window.
 VOCO2D_SPEC = InputSpec(windows=((-175.0, 250.0),), size=(48, 192, 192), min_size=MIN_SIZE)
 # What belongs to weights; the rest of a spec belongs to the data or to the architecture.
 _INTENSITY = ("axes", "windows", "mean", "std", "rgb_mean", "rgb_std")

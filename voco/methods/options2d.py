@@ -67,7 +67,15 @@ _PUBLISHED: dict[str, Any] = {
 
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
-    "published_v1": {**_PUBLISHED, "grid": (4, 4), "crop": 96, "ema_timing": "before_step"},
+    "published_v1": {
+        **_PUBLISHED,
+        "grid": (4, 4),
+        "crop": 96,
+        "network_size": 64,
+        "ema_timing": "before_step",
+        "intra": "symmetric",
+        "inter_weight": 0.0,
+    },
     "published_v2": {**_PUBLISHED, "ema_timing": "after_teacher", "feature_dropout": "channel"},
 }
 """What each preset changes, by flat name, as in ``voco.methods.options``. Both published variants resize the whole

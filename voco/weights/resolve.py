@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from voco.encoders.base import ENCODERS
@@ -28,8 +29,9 @@ def resolve(arch: str, tag: str, checkpoint: str | Path | None) -> Weights | Non
     Args:
         arch: registered name.
         tag: of ``arch.tag``, or empty.
-        checkpoint: path; or a tag (``kinetics400``, ``slow_r50.kinetics400``); or a Hugging Face id ``owner/name`` with
-            or without a file. What exists as a path is taken as a path.
+        checkpoint: path; or a tag (``kinetics400``, ``slow_r50.kinetics400``; of a part of the network by the part's
+            name, ``slices/vgg16.imagenet``); or a Hugging Face id ``owner/name`` with or without a file. What exists as
+            a path is taken as a path.
 
     Returns:
         None where neither tag nor checkpoint is given.
@@ -43,7 +45,7 @@ def resolve(arch: str, tag: str, checkpoint: str | Path | None) -> Weights | Non
     text, path = str(checkpoint), Path(checkpoint).expanduser()
     if path.exists():
         return Weights(path, source or (source_of_file(arch, path) if path.is_file() else None))
-    if named := _tag(arch, text):
+    if named := _tag(arch, text) or _tag_of_part(arch, text):
         if source is not None and named != source:
             raise InputError(f"{source.name} and {named.name} are two different weights; name one of them")
         return _download(named)
@@ -64,6 +66,12 @@ def _tag(arch: str, text: str) -> WeightSource | None:
         return find_source(arch, tag)
     except InputError:
         return None
+
+
+def _tag_of_part(arch: str, text: str) -> WeightSource | None:
+    """The record of an architecture that a part of this one is made of, by its whole name ``slices/MODEL.TAG``."""
+    name, _, tag = text.partition(".")
+    return find_source(name, tag) if tag and fnmatchcase(name, ENCODERS[arch].part) else None
 
 
 def _download(source: WeightSource) -> Weights:
