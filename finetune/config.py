@@ -274,7 +274,7 @@ def schema(top: type = Run) -> Schema:
 
 
 # Settings that runs from before they existed do not name.
-LATER = ("train.batchnorm", "train.decay", "train.dampening", "task.any_injury", "task.strata")
+LATER = ("train.batchnorm", "train.decay", "train.dampening", "task.any_injury", "task.strata", "task.unknown")
 # What may differ between a run and its continuation: none of it changes a number in metrics.jsonl.
 FREE_ON_RESUME = (
     "out",

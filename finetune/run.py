@@ -128,6 +128,7 @@ def _run(config: dict, rank: int, world: int) -> int:
 
 def _read(config: dict, encoder, say: Callable[[str], None]):
     """Task, its data set, view, whether masks are a channel, and the split."""
+    from finetune.cohort import check_varied
     from voco.tasks import create_task
 
     options = {name: value for name, value in to_dict({"o": config["task"]})["o"].items() if name != "name"}
@@ -135,6 +136,7 @@ def _read(config: dict, encoder, say: Callable[[str], None]):
     manifest = task.read(config["data"].root)
     for note in manifest.notes:
         say(f"note: {note}")
+    check_varied(task, manifest)
     if encoder.load_report is not None:
         say(f"weights: {encoder.load_report}")
     elif config["mode"] == "full" and config["train"].batchnorm == "frozen":

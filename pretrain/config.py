@@ -242,6 +242,9 @@ class ProbeConfig:
     is obeyed; patients with a test row are never looked at."""
     label: str | None = None
     """Column of the label; unset = the only one that it can be."""
+    unknown: list[str] | None = None
+    """Words for a label that is not known, e.g. NA none; these and no others, [] for none at all. Unset = the words of
+    R, Excel, pandas and people; asked for where one may be a class. An empty cell is always unknown."""
     every: int = 0
     """Steps between probes; one is always made at the start and at the end. 0 = with every health report."""
     windows: int = 8
@@ -317,6 +320,7 @@ FREE_ON_RESUME = (
 # Settings that runs of earlier versions do not have, and what they did.
 NEW = {
     "eval.cross": 0,
+    "probe.unknown": None,
     "encoder.freeze": [],
     "train.optimizer": "adamw",
     "train.schedule_steps": 0,

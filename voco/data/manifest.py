@@ -199,7 +199,8 @@ class _Scan:
         for row in rows:
             relative = Path(os.path.relpath(row.path, self.root)).as_posix()
             if not row.path.exists():
-                self.rejected.append(Rejection(relative, "no such file or folder"))
+                name = row.name if relative.startswith("..") else relative
+                self.rejected.append(Rejection(name, "no such file or folder"))
             elif row.path.is_file() and is_volume_file(row.path):
                 self.cases.append(Case(row.case or "", relative, row.patient or "", row.series, (), row.split))
             else:
@@ -246,6 +247,11 @@ def _check_not_empty(root: Path, manifest: Manifest) -> None:
     what = "no file" if root.is_dir() else "no entry"
     notes = " ".join(f"({note})" for note in manifest.notes)
     raise InputError(f"{root} has {what} that is a CT scan: expected NIfTI, MHD/MHA, NRRD or DICOM {notes}".rstrip())
+
+
+def name_outside(path: str, root: Path) -> str:
+    """A path relative to the root, as it is; one outside of it by its place, not by the way there."""
+    return os.path.abspath(root / path) if path.startswith("..") else path
 
 
 def name_cases(cases: Sequence[Case]) -> list[Case]:

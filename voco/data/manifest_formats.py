@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import difflib
-import io
 import json
 import os
 import re
@@ -13,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from voco.data.cells import name_or_none, say_look_alikes
+from voco.data.text_tables import read_rows, read_text
 from voco.errors import InputError
 
 CSV_COLUMNS = ("path", "patient", "series", "case", "split")
@@ -60,18 +60,15 @@ def read_list(path: Path) -> Listing:
         InputError: another kind of file, or one that does not have the fields of its kind.
     """
     if path.suffix.lower() in (".csv", ".tsv"):
-        try:
-            return read_csv(path)
-        except csv.Error as error:
-            raise InputError(f"{path} is no valid CSV: {error}") from None
+        return read_csv(path)
     if path.suffix.lower() != ".json":
         raise InputError(
             f"{path} is not a data root: give a folder, a CSV with a path column, a Decathlon dataset.json or an nnssl "
             "pretrain_data.json"
         )
     try:
-        data = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        data = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
         raise InputError(f"{path} is no valid JSON: {error}") from None
     if isinstance(data, dict) and ("datasets" in data or "subjects" in data):
         return read_nnssl(path, data)
@@ -91,27 +88,18 @@ def read_csv(path: Path) -> Listing:
         InputError: no path column, a misspelt column, or an unknown split.
     """
     listing = Listing()
-    with open(path, newline="", encoding="utf-8-sig", errors="strict") as file:
-        try:
-            text = file.read()
-        except UnicodeDecodeError:
-            raise InputError(f"{path} is not UTF-8 text; save it as CSV UTF-8") from None
-    first = text.split("\n", 1)[0]
-    delimiter = max(",;\t", key=first.count)
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
-    names = [(name or "").strip() for name in reader.fieldnames or []]
-    reader.fieldnames = names
-    _check_columns(path, names, listing)
-    for number, line in enumerate(reader, start=2):
-        values = {key: (line.get(key) or "").strip() or None for key in CSV_COLUMNS}
-        name = values["path"]
-        if name is None:
-            if any(value and str(value).strip() for value in line.values()):
-                listing.rejected.append((f"line {number}", f"line {number} of {path.name} has no path"))
+    table = read_rows(path)
+    _check_columns(path, table.columns, listing)
+    for number, line in table.rows:
+        values = {key: name_or_none(line.get(key)) for key in ("patient", "series", "case", "split")}
+        name = line["path"]
+        if not name:
+            listing.rejected.append((f"line {number}", f"line {number} of {path.name} has no path"))
             continue
         split = _split(values["split"], f"{path}, line {number}")
-        where = _beside(path, name)
+        where = beside(path, name)
         listing.rows.append(Row(name, where, values["patient"], values["series"], values["case"], split))
+    listing.notes += say_look_alikes(row.patient for row in listing.rows if row.patient)
     return listing
 
 
@@ -127,9 +115,6 @@ def _check_columns(path: Path, names: list[str], listing: Listing) -> None:
             f"{path} has no path column, only {', '.join(names) or 'an empty first line'}; the first line must name "
             f"the columns: {', '.join(CSV_COLUMNS)} (all but path may be missing)"
         )
-    if len(set(names)) < len(names):
-        twice = [name for name, count in Counter(names).items() if count > 1]
-        raise InputError(f"{path}: columns named twice: {', '.join(map(repr, twice))}")
     if extra:
         listing.notes.append(f"columns of {path.name} that are not used here: {', '.join(extra)}")
 
@@ -142,12 +127,19 @@ def _split(value: str | None, where: str) -> str | None:
     return _SPLITS[value.lower()]
 
 
-def _beside(list_file: Path, name: str) -> Path:
-    """A path of a list: absolute, below the home of a user (``~``), or relative to the folder of the list."""
+def beside(list_file: Path, name: str) -> Path:
+    """A path of a list: absolute, below the home of a user (``~``), or relative to the folder of the list.
+
+    Backslashes part folders, as on Windows, where no file has them in its name.
+    """
     try:
-        return list_file.parent / Path(name).expanduser()
+        given = Path(name).expanduser()
     except RuntimeError:  # ~nobody: no such user
-        return list_file.parent / name
+        given = Path(name)
+    place = list_file.parent / given
+    if "\\" in name and not place.exists():
+        place = list_file.parent / name.replace("\\", "/")
+    return place
 
 
 def read_decathlon(path: Path, data: dict) -> Listing:
@@ -167,7 +159,7 @@ def read_decathlon(path: Path, data: dict) -> Listing:
                 continue
             given = item if isinstance(item, dict) else {}
             patient = next((str(given[k]) for k in ("patient", "patient_id", "subject") if given.get(k)), None)
-            listing.rows.append(Row(image, _beside(path, image), patient, split=split))
+            listing.rows.append(Row(image, beside(path, image), patient, split=split))
     return listing
 
 
@@ -216,7 +208,7 @@ def _nnssl_images(data: dict) -> Iterator[tuple[str, dict]]:
 
 def _resolve(name: str, folder: Path) -> tuple[Path, str | None]:
     if not name.startswith("$"):
-        return _beside(folder / "list", name), None
+        return beside(folder / "list", name), None
     variable, _, rest = name[1:].partition("/")
     if variable in os.environ:
         return Path(os.environ[variable]) / rest, None
