@@ -11,7 +11,7 @@ from pathlib import Path
 from voco.data.cells import known_labels, name_or_none, say_look_alikes
 from voco.data.layouts.labeled import LabeledCase, LabeledManifest, finish, numbers, read_table
 from voco.data.manifest import Case, Rejection, name_cases
-from voco.data.manifest_formats import beside
+from voco.data.manifest_formats import beside, say_windows
 from voco.data.manifest_patients import assign_patients
 from voco.data.privacy import hash_patient_id
 from voco.data.text_tables import did_you_mean
@@ -76,6 +76,7 @@ def read_label_table(
             name, rows[name], option="--task.unknown", unknown=unknown, kind=kind, classes=(classes or {}).get(name, ())
         )
         manifest.notes += [note] if note else []
+    manifest.notes += say_windows(rows[PATH])
     manifest.notes += say_look_alikes(rows[PATIENT][rows[PATIENT] != ""] if PATIENT in rows else ())
     folds = _folds(rows, table)
     extra = [name for name in rows.columns if name not in (*RESERVED, *names)]
