@@ -7,14 +7,14 @@ score, and at the end predictions, results and pictures. The test set is opened 
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from finetune.config import FREE_ON_RESUME, LATER, Command, check, schema
-from voco.config import flatten, parse, save_yaml, to_dict
+from finetune.begun import begun_folders, check_same_data, check_same_split
+from finetune.config import Command, check, schema
+from voco.config import parse, save_yaml, to_dict
 from voco.errors import InputError
 
 
@@ -40,7 +40,10 @@ def plan(config: dict) -> int:
     check(config, world)
     if rank == 0:
         encoder = build_encoder(config)
+        settle_view(config, encoder)
+        begun, _ = begun_folders(config) if config["train"].extend else ([], [])
         task, manifest, view, _, splits = _read(config, encoder, _to_stderr)
+        check_same_split(begun, splits)
         print_plan(config, task, manifest, encoder, view, splits, _to_stderr)
     return 0
 
@@ -69,7 +72,6 @@ def _run(config: dict, rank: int, world: int) -> int:
     from voco.engine.launch import build_accelerator
     from voco.engine.loop import explain_out_of_memory
     from voco.engine.record import RunRecord, describe_device
-    from voco.engine.resume import check_same_settings
     from voco.engine.signals import StopRequest
 
     def say(text: str) -> None:
@@ -79,18 +81,15 @@ def _run(config: dict, rank: int, world: int) -> int:
     out = Path(config["out"])
     encoder = build_encoder(config)
     settle_view(config, encoder)
-    if has_begun(out):
-        settings = to_dict(config)
-        unheld = {name: value for name, value in flatten(settings).items() if name in LATER}
-        check_same_settings(out / "config.yaml", settings, FREE_ON_RESUME, unheld)
+    begun, changes = begun_folders(config)
     task, manifest, view, mask_channel, splits = _read(config, encoder, say)
-    check_same_split(out, splits)
+    check_same_split(begun, splits)
     cache = Path(config["data"].cache or out.parent / "cache")
     cohort = prepare_studies(
         manifest, task, view, cache, mask_channel=mask_channel, workers=config["data"].workers, rank=rank, world=world,
         say=say,
     )  # fmt: skip
-    check_same_data(out, cohort)
+    check_same_data(begun, cohort)
     if rank == 0:
         cohort.write(out)
         save_yaml(config | {"fold": -1}, out / "config.yaml")
@@ -107,7 +106,21 @@ def _run(config: dict, rank: int, world: int) -> int:
     record.update(**_facts(config, task, encoder, view, cohort, accelerator))
     record.session(**describe_device(accelerator))
     with StopRequest() as stop:
-        session = Session(config, task, view, cohort, splits, encoder, cache, accelerator, stop, record, say, exposure)
+        session = Session(
+            config,
+            task,
+            view,
+            cohort,
+            splits,
+            encoder,
+            cache,
+            accelerator,
+            stop,
+            record,
+            say,
+            exposure,
+            changes=changes,
+        )
         try:
             with explain_out_of_memory(_MEMORY_SETTINGS):
                 done = run_folds(session)
@@ -122,6 +135,8 @@ def _run(config: dict, rank: int, world: int) -> int:
             from finetune.report import finish
 
             finish(session)
+        if extended := next((f["extended"] for f in session.facts.values() if f.get("extended")), None):
+            record.update(extended=extended)
         record.close("finished", folds={str(fold): facts for fold, facts in sorted(session.facts.items())})
     return 0
 
@@ -192,48 +207,6 @@ def _batch_statistics(config: dict, encoder, view, cohort, world: int) -> dict:
         windows=windows,
         chunk=config["input"].chunk,
     )
-
-
-def has_begun(out: Path) -> bool:
-    """Whether there is anything to continue; a start that failed on a wrong setting leaves nothing."""
-    made = ("checkpoints/step-*", "scores/*/predictions.csv", "model.json")
-    return any(next(out.glob(f"{folder}{name}"), None) for folder in ("", "fold-*/") for name in made)
-
-
-def check_same_split(out: Path, splits) -> None:
-    """A run that goes on has the patients it began with: with others, some it trained on could test.
-
-    Raises:
-        InputError: the cases or the split of a run that has begun are not those of now.
-    """
-    from finetune.testset import SPLIT_FILE
-    from voco.data.split_files import encoded, split_text
-
-    path = out / SPLIT_FILE
-    if has_begun(out) and path.is_file() and path.read_bytes() != encoded(split_text(splits)):
-        raise InputError(
-            f"{out} was started with other cases, or cases parted otherwise, than these data give now: patients it "
-            f"trained on could come to test. Bring the data back, or use another --out (--split.file {path} repeats "
-            "the split where the cases are the same)"
-        )
-
-
-def check_same_data(out: Path, cohort) -> None:
-    """With other scans or labels, a run that goes on would be another one.
-
-    Raises:
-        InputError: the studies, their labels or their sizes are not those that the run, or a fold of it, began with.
-    """
-    for folder in (out, *sorted(out.glob("fold-*"))):
-        record = folder / "run.json"
-        if not has_begun(folder) or not record.is_file():
-            continue
-        saved = json.loads(record.read_text())
-        if saved.get("data_fingerprint", cohort.fingerprint) != cohort.fingerprint:
-            raise InputError(
-                f"{folder} was started with other studies or labels: {saved.get('data')} then, {cohort.counts} now. "
-                "Bring them back, or use another --out"
-            )
 
 
 def locked_folder(config: dict) -> Path:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pretrain.stopping import BEST
 from pretrain.training import Training, autocast_dtype, ready_to_train
 from voco.config import flatten, to_dict
 from voco.errors import InputError
@@ -44,15 +45,19 @@ class Session:
         return own if self.accelerator.num_processes == 1 else any(gather_object([own]))
 
 
-def pretrain(session: Session, config: dict, job, data, network, record, resume: Path | None, **parts) -> bool:
+def pretrain(
+    session: Session, config: dict, job, data, network, record, resume: Path | None, changes=(), **parts
+) -> bool:
     """Train one network in its folder, from its newest checkpoint on; False after a stop was asked for.
 
     Args:
         network: (encoder, method) as they are before the first step.
         record: of ``config["out"]``; closed in the end.
         resume: checkpoint to go on from.
+        changes: settings that differ from those of the run that is extended.
         parts: ``probe``, ``recipe`` and ``fold`` of ``Training``.
     """
+    from voco.engine.extend import begin_extension, extension_facts, extension_note, run_of
     from voco.engine.launch import start_trackers, stop_trackers
     from voco.engine.log import MetricLog
     from voco.engine.loop import LoopState, explain_out_of_memory
@@ -75,9 +80,16 @@ def pretrain(session: Session, config: dict, job, data, network, record, resume:
                 state = LoopState.from_dict(checkpoints.load(resume, method, optimizer))
                 session.say(f"resumed {resume.name} of {resume.parent.parent}")
             log.rewind(state.step if goes_on else None)
+            if resume is not None and not goes_on and config["train"].extend:
+                begin_extension(state, run_of(resume), changes, log, out / BEST)
+                state.watch = state.watch if (out / BEST).is_file() else {}
+            if state.extended:
+                session.say(f"note: {extension_note(state.extended)}")
             trackers = config["log"].with_
             start_trackers(accelerator, flatten(to_dict(config)), names=trackers, out=out, resumed_at=state.step)
             facts = _facts(config, data, encoder, method, accelerator, session.flops)
+            record.values.pop("extended", None)  # of an extension that came to no checkpoint
+            facts |= {"extended": extension_facts(state.extended)} if state.extended else {}
             record.update(**facts | {"cost": record.values.get("cost", {}) | facts["cost"]})
             record.session(first_step=state.step, **describe_device(accelerator))
             training = Training(config, job, data, accelerator, method, log, record, monitor, **parts)
