@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -77,12 +76,11 @@ def check_same_data(begun: Sequence[Path], cohort) -> None:
     Raises:
         InputError: the studies, their labels or their sizes are not those that the run, or a fold of it, began with.
     """
+    from voco.engine.record import read_record
+
     for folder in (folder for out in begun for folder in (out, *sorted(out.glob("fold-*")))):
-        record = folder / "run.json"
-        if not has_begun(folder) or not record.is_file():
-            continue
-        saved = json.loads(record.read_text())
-        if saved.get("data_fingerprint", cohort.fingerprint) != cohort.fingerprint:
+        saved = read_record(folder)
+        if has_begun(folder) and saved.get("data_fingerprint", cohort.fingerprint) != cohort.fingerprint:
             raise InputError(
                 f"{folder} was started with other studies or labels: {saved.get('data')} then, {cohort.counts} now. "
                 "Bring them back, or start another run"

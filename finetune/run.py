@@ -362,6 +362,11 @@ def make_split(config: dict, task, manifest, say: Callable[[str], None]):
     alone = len({case.case.patient for case in manifest.cases}) == len(manifest.cases)
     word = "studies (the set has no patient identity)" if alone else "groups of studies that stay together"
     word = "patients" if manifest.patient_level else word
+    if config["eval"] != "test" and not any(splits.counts(fold.number)["validation"] for fold in splits.folds):
+        raise InputError(
+            f"{len({case.patient for case in manifest.cases})} patient(s) leave nobody to validate, so nothing would "
+            "be scored: add patients, raise --split.val, or take --fraction_val full; --eval test scores the test set"
+        )
     for fold in splits.folds:
         counts = splits.counts(fold.number)
         say(f"fold {fold.number}: " + ", ".join(f"{n} {name}" for name, n in counts.items()) + f" {word}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -426,10 +425,12 @@ def _check_probe(config: dict) -> None:
 
 def check_same_data(resume: Path, cohort) -> None:
     """With other data, positions in the data mean something else: the curve would go on, the run would be another."""
-    record = resume.parent.parent / "run.json"
-    saved = json.loads(record.read_text()) if record.is_file() else {}
+    from voco.engine.record import read_record
+
+    run = resume.parent.parent
+    saved = read_record(run)
     if saved.get("data_fingerprint", cohort.fingerprint) != cohort.fingerprint:
         raise InputError(
-            f"{record.parent} was started with other scans: {saved.get('data')} then, {cohort.counts} now. Bring them "
+            f"{run} was started with other scans: {saved.get('data')} then, {cohort.counts} now. Bring them "
             "back, or start another run (with --encoder.weights to start from its encoder)"
         )

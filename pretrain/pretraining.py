@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,10 +117,11 @@ def is_own(resume: Path, out: Path) -> bool:
 def is_finished(out: Path, resume: Path) -> bool:
     """Whether the checkpoint is the last one of this very folder, and the run went on to its end after it."""
     from voco.engine.checkpoint import folder_name
+    from voco.engine.record import read_record
 
-    if not (is_own(resume, out) and (out / "run.json").is_file()):
+    if not is_own(resume, out):
         return False
-    record = json.loads((out / "run.json").read_text())
+    record = read_record(out)
     last = (record.get("sessions") or [{}])[-1].get("last_step")
     ended = record.get("state") == "finished" and last is not None and resume.name == folder_name(last)
     return ended and (out / "encoder" / "config.json").is_file()

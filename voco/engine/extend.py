@@ -10,6 +10,7 @@ from typing import Any
 
 from voco.config import changed, flatten
 from voco.engine.checkpoint import find_checkpoint, list_checkpoints
+from voco.engine.record import read_record
 from voco.errors import InputError
 
 # Of what ``Watch`` remembers: the best model stays the best; how long it has been so, and how far the learning rate has
@@ -92,10 +93,7 @@ def changed_settings(
 
 def extension_entry(run: Path, step: int, changes: Sequence[str]) -> dict:
     """What is kept of a run that is extended from ``step``, in the state of the loop and in ``run.json``."""
-    try:
-        values = json.loads((run / "run.json").read_text())
-    except (OSError, ValueError):
-        values = {}
+    values = read_record(run)
     return {
         "run": run.resolve().name,
         "state": values.get("state"),
