@@ -105,7 +105,7 @@ def _run(config: dict, job, rank: int, world: int) -> int:
     data.check(config["data"].max_rejected)
     folds = job.folds(data)
     _check_folds(config, folds)
-    probe = job.start_probe(data, say) if writes else None
+    probe = job.start_probe(data, say) if main_process else None
     if writes:
         write_fingerprints(job.fingerprints(data), out)
     goes_on = resume is not None and is_own(resume, out)
