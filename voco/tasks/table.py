@@ -146,7 +146,7 @@ class Table(Task):
                 f"labels and classes would share columns of predictions ({', '.join(twice[:3])}); rename one of them"
             )
         if options.kind == "multiclass" and (single := [o.name for o in outputs if len(o.classes) < 2]):
-            raise InputError(f"label {single[0]} has one class only; there is nothing to learn")
+            raise InputError(f"column {single[0]} has one class only; there is nothing to learn")
         self.outputs = tuple(outputs)
         self.columns = dict(zip((output.name for output in outputs), options.labels))
         names = metric_names(options.kind, self.outputs)
