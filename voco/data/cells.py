@@ -39,9 +39,7 @@ UNKNOWN_WORDS = frozenset(
 )
 DASHES = "-\u2010\u2011\u2012\u2013\u2014\u2015\u2212"  # hyphens, dashes and the minus sign
 # Words that some write for an unknown label and others for a class ("no finding").
-_MAYBE_WORDS = frozenset(
-    {"none", "nil", "nd", "n.d.", "n.d", "nothing", "keine", "aucun", "ninguno", "なし"}
-)
+_MAYBE_WORDS = frozenset({"none", "nil", "nd", "n.d.", "n.d", "nothing", "keine", "aucun", "ninguno"})
 _DECIMAL_COMMA = re.compile(r"[-+]?\d*,\d+([eE][-+]?\d+)?")
 _THOUSANDS = re.compile(r"[-+]?[1-9]\d{0,2}(,\d{3})+")
 _MOST_CLASSES = 10  # of numbers; more are a measurement

@@ -123,8 +123,7 @@ def _label_columns(columns: Sequence[str], labels: Sequence[str], table: Path) -
     if not names:
         raise InputError(
             f"{table} has no column {DEFAULT_LABEL}; name the columns to learn with task.labels, out of "
-            f"{', '.join(others) or 'none: there is only ' + ', '.join(columns)}"
-            + did_you_mean(DEFAULT_LABEL, others)
+            f"{', '.join(others) or 'none: there is only ' + ', '.join(columns)}" + did_you_mean(DEFAULT_LABEL, others)
         )
     if missing := [name for name in names if name not in others]:
         raise InputError(
