@@ -93,9 +93,9 @@ def changed_settings(
 
 def extension_entry(run: Path, step: int, changes: Sequence[str]) -> dict:
     """What is kept of a run that is extended from ``step``, in the state of the loop and in ``run.json``."""
-    values = read_record(run)
+    values, place = read_record(run), run.resolve()
     return {
-        "run": run.resolve().name,
+        "run": (place.parent if place.name.startswith("fold-") else place).name,
         "state": values.get("state"),
         "wall_seconds": values.get("wall_seconds"),
         "step": step,
