@@ -200,6 +200,23 @@ def study_targets(task: Task, study: Study) -> dict[str, float]:
     return task.targets(study.labeled)
 
 
+def check_varied(task: Task, manifest: LabeledManifest) -> None:
+    """Stop before anything is computed where no label tells one case from another.
+
+    Raises:
+        InputError: every output has one value only.
+    """
+    rows = [task.targets(case) for case in manifest.cases]
+    found = {o.name: {row[o.name] for row in rows if np.isfinite(row[o.name])} for o in task.outputs}
+    if all(len(values) < 2 for values in found.values()):
+        words = ", ".join(
+            f"{name}: {next(iter(values)):g}" if values else f"{name}: none" for name, values in found.items()
+        )
+        raise InputError(
+            f"all {len(rows)} cases have the same labels ({words}), so nothing can be learned; add cases of another"
+        )
+
+
 def pick(cohort: Cohort, ids: Sequence[str]) -> list[Study]:
     """Studies of these cases, those that were rejected left out."""
     return [cohort.studies[name] for name in ids if name in cohort.studies]

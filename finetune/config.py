@@ -205,6 +205,9 @@ class TrainConfig:
     """Newest checkpoints to keep."""
     resume: str = "auto"
     """auto: continue the newest checkpoint of --out; never: refuse to."""
+    extend: str = ""
+    """Go on from a finished or stopped run to more --train.steps, or with another lr, schedule or warmup. Data and
+    method must be those of that run; the result says that it is no single run's (docs/finetune.md)."""
     max_skipped: int = 20
     """Non-finite steps in a row after which the run stops."""
 
@@ -281,8 +284,8 @@ def schema(top: type = Run) -> Schema:
 
 # Settings that runs from before they existed do not name.
 LATER = (
-    *("encoder.which", "data.offset", "train.batchnorm", "train.decay", "train.dampening"),
-    *("task.any_injury", "task.strata"),
+    *("encoder.which", "data.offset", "train.batchnorm", "train.decay", "train.dampening", "train.extend"),
+    *("task.any_injury", "task.strata", "task.unknown"),
 )
 # What may differ between a run and its continuation: none of it changes a number in metrics.jsonl.
 FREE_ON_RESUME = (
@@ -304,6 +307,12 @@ FREE_ON_RESUME = (
     "score.examples",
     "score.figures",
     "log.with",
+)
+
+# What --train.extend may change beside those.
+EXTENDABLE = (
+    *("train.extend", "train.steps", "train.lr", "train.schedule", "train.warmup", "train.patience"),
+    *("train.plateau", "train.plateau_factor", "train.max_skipped", "score.", "log."),
 )
 
 
@@ -347,6 +356,10 @@ def check(config: dict, world: int) -> None:
         raise InputError(
             f"--train.resume is auto or never, found {train.resume!r}; start from an encoder with --encoder.weights"
         )
+    if train.extend and config["mode"] != "full":
+        raise InputError(f"--train.extend goes on with steps, which --mode {config['mode']} has none of")
+    if train.extend and train.resume != "auto":
+        raise InputError(f"--train.extend goes on by itself: leave --train.resume {train.resume} out")
     if not 0 < train.layer_decay <= 1:
         raise InputError(f"--train.layer_decay is a factor above 0 to 1, found {train.layer_decay}")
     if not 0 <= train.label_smoothing < 1:

@@ -32,7 +32,11 @@ SCORES = "scores"
 
 @dataclass
 class Session:
-    """One run with everything that its folds share; ``run.py`` puts it together."""
+    """One run with everything that its folds share; ``run.py`` puts it together.
+
+    Attributes:
+        changes: settings that differ from those of the run that is extended.
+    """
 
     config: dict
     task: Task
@@ -48,6 +52,7 @@ class Session:
     exposure: dict[str, float]
     looks: int = 0
     leaks: Any = None
+    changes: Sequence[str] = ()
     facts: dict[int, dict[str, Any]] = field(default_factory=dict)
 
     @property
@@ -94,6 +99,8 @@ def _run_fold(session: Session, fold) -> bool:
 
 
 def _work_on_fold(session: Session, fold, out: Path, missing: Sequence[str]) -> bool:
+    source = session.config["train"].extend
+    source = Path(source) / out.relative_to(session.out) if source else None
     run = FoldRun(
         config=session.config,
         fold=fold.number,
@@ -107,6 +114,8 @@ def _work_on_fold(session: Session, fold, out: Path, missing: Sequence[str]) -> 
         accelerator=session.accelerator,
         stop=session.stop,
         say=session.say,
+        source=source,
+        changes=session.changes,
     )
     if (out / "model.json").is_file():
         model = _saved_model(session, out)
@@ -243,6 +252,7 @@ def _save(session: Session, run: FoldRun, model, out: Path) -> None:
         "data_fingerprint": session.cohort.fingerprint,
         "supervised": True,
         "synthetic": session.cohort.synthetic > 0,
+        **({"extended": found["note"]} if (found := run.facts.get("extended")) else {}),
         "steps": run.facts.get("last_step", 0),
         "settings": {"mode": config["mode"], "fold": run.fold, "seed": config["seed"], "lr": train.lr,
                      "batch_size": train.batch_size, "fraction": config["fraction"]},

@@ -96,6 +96,7 @@ def marks(session: Session) -> list[str]:
         found.append("--allow_seen: the test set was opened although its scans or patients may have been seen")
     if session.config["tta"]:
         found.append("scores averaged over flips")
+    found += sorted({f["extended"]["note"] for f in session.facts.values() if f.get("extended")})
     return found
 
 

@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from finetune.config import FREE_ON_RESUME, LATER, Command, check, schema
-from voco.config import flatten, parse, save_yaml, to_dict
+from finetune.begun import begun_folders, check_same_split
+from finetune.config import Command, check, schema
+from voco.config import parse, save_yaml, to_dict
 from voco.errors import InputError
 
 
@@ -40,9 +41,13 @@ def plan(config: dict) -> int:
     check(config, world)
     if rank == 0:
         encoder = build_encoder(config)
+        settle_view(config, encoder)
+        begun, _ = begun_folders(config) if config["train"].extend else ([], [])
         task, manifest, view, _ = _read(config, encoder, _to_stderr)
         splits = make_split(config, task, manifest, _to_stderr)
         check_fold(config, splits)
+        # nothing is prepared here, so the split does not know which scans are there twice
+        check_same_split([folder for folder in begun if not (folder / "duplicates.csv").exists()], splits)
         print_plan(config, task, manifest, encoder, view, splits, _to_stderr)
     return 0
 
@@ -68,11 +73,10 @@ def run(config: dict) -> int:
 def _run(config: dict, rank: int, world: int) -> int:
     from finetune.cohort import prepare_studies
     from finetune.folds import Session, run_folds
-    from finetune.splitting import check_fold, check_same_data, check_same_split, has_begun, make_split, split_cohort
+    from finetune.splitting import check_fold, check_same_data, check_same_split, make_split, split_cohort
     from voco.engine.launch import build_accelerator
     from voco.engine.loop import explain_out_of_memory
     from voco.engine.record import RunRecord, describe_device
-    from voco.engine.resume import check_same_settings
     from voco.engine.signals import StopRequest
 
     def say(text: str) -> None:
@@ -82,10 +86,7 @@ def _run(config: dict, rank: int, world: int) -> int:
     out = Path(config["out"])
     encoder = build_encoder(config)
     settle_view(config, encoder)
-    if has_begun(out):
-        settings = to_dict(config)
-        unheld = {name: value for name, value in flatten(settings).items() if name in LATER}
-        check_same_settings(out / "config.yaml", settings, FREE_ON_RESUME, unheld)
+    begun, changes = begun_folders(config)
     task, manifest, view, mask_channel = _read(config, encoder, say)
     check_fold(config, make_split(config, task, manifest))  # a wrong split is found before hours of preparing
     cache = Path(config["data"].cache or out.parent / "cache")
@@ -94,8 +95,8 @@ def _run(config: dict, rank: int, world: int) -> int:
         offset=config["data"].offset, rank=rank, world=world, say=say,
     )  # fmt: skip
     cohort, splits, parted = split_cohort(config, task, cohort, cache, rank=rank, world=world, say=say)
-    check_same_split(out, splits)
-    check_same_data(out, cohort)
+    check_same_split(begun, splits)
+    check_same_data(begun, cohort)
     if rank == 0:
         cohort.write(out)
         cohort.duplicates.write(out, [fold.parts for fold in splits.folds] if parted else [])
@@ -113,7 +114,21 @@ def _run(config: dict, rank: int, world: int) -> int:
     record.update(**_facts(config, task, encoder, view, cohort, accelerator))
     record.session(**describe_device(accelerator))
     with StopRequest() as stop:
-        session = Session(config, task, view, cohort, splits, encoder, cache, accelerator, stop, record, say, exposure)
+        session = Session(
+            config,
+            task,
+            view,
+            cohort,
+            splits,
+            encoder,
+            cache,
+            accelerator,
+            stop,
+            record,
+            say,
+            exposure,
+            changes=changes,
+        )
         try:
             with explain_out_of_memory(_MEMORY_SETTINGS):
                 done = run_folds(session)
@@ -128,12 +143,15 @@ def _run(config: dict, rank: int, world: int) -> int:
             from finetune.report import finish
 
             finish(session)
+        if extended := next((f["extended"] for f in session.facts.values() if f.get("extended")), None):
+            record.update(extended=extended)
         record.close("finished", folds={str(fold): facts for fold, facts in sorted(session.facts.items())})
     return 0
 
 
 def _read(config: dict, encoder, say: Callable[[str], None]):
     """Task, its data set, view, and whether masks are a channel."""
+    from finetune.cohort import check_varied
     from voco.tasks import create_task
 
     options = {name: value for name, value in to_dict({"o": config["task"]})["o"].items() if name != "name"}
@@ -141,6 +159,7 @@ def _read(config: dict, encoder, say: Callable[[str], None]):
     manifest = task.read(config["data"].root)
     for note in manifest.notes:
         say(f"note: {note}")
+    check_varied(task, manifest)
     if encoder.load_report is not None:
         say(f"weights: {encoder.load_report}")
     elif config["mode"] == "full" and config["train"].batchnorm == "frozen":

@@ -1,8 +1,7 @@
-"""Who trains, validates and tests: the split of a prepared cohort, and that a run which goes on still has its own."""
+"""Who trains, validates and tests: the split of a cohort, before and after its scans are prepared."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -58,6 +57,11 @@ def make_split(config: dict, task, manifest, say: Callable[[str], None] | None =
     alone = len({case.case.patient for case in manifest.cases}) == len(manifest.cases)
     word = "studies (the set has no patient identity)" if alone else "groups of studies that stay together"
     word = "patients" if manifest.patient_level else word
+    if config["eval"] != "test" and not any(splits.counts(fold.number)["validation"] for fold in splits.folds):
+        raise InputError(
+            f"{len({case.patient for case in manifest.cases})} patient(s) leave nobody to validate, so nothing would "
+            "be scored: add patients, raise --split.val, or take --fraction_val full; --eval test scores the test set"
+        )
     for fold in splits.folds:
         counts = splits.counts(fold.number)
         say(f"fold {fold.number}: " + ", ".join(f"{n} {name}" for name, n in counts.items()) + f" {word}")
@@ -84,45 +88,3 @@ def check_fold(config: dict, splits) -> None:
             f"--fold {config['fold']}: the split has {len(numbers)} fold(s), counted from 0; leave --fold out to work "
             "on all in turn"
         )
-
-
-def has_begun(out: Path) -> bool:
-    """Whether there is anything to continue; a start that failed on a wrong setting leaves nothing."""
-    made = ("checkpoints/step-*", "scores/*/predictions.csv", "model.json")
-    return any(next(out.glob(f"{folder}{name}"), None) for folder in ("", "fold-*/") for name in made)
-
-
-def check_same_split(out: Path, splits) -> None:
-    """A run that goes on has the patients it began with: with others, some it trained on could test.
-
-    Raises:
-        InputError: the cases or the split of a run that has begun are not those of now.
-    """
-    from finetune.testset import SPLIT_FILE
-    from voco.data.split_files import is_split, split_text
-
-    path = out / SPLIT_FILE
-    if has_begun(out) and path.is_file() and not is_split(path, split_text(splits)):
-        raise InputError(
-            f"{out} was started with other cases, or cases parted otherwise, than these data give now: patients it "
-            f"trained on could come to test. Bring the data back, or use another --out (--split.file {path} repeats "
-            "the split where the cases are the same)"
-        )
-
-
-def check_same_data(out: Path, cohort) -> None:
-    """With other scans or labels, a run that goes on would be another one.
-
-    Raises:
-        InputError: the studies, their labels or their sizes are not those that the run, or a fold of it, began with.
-    """
-    for folder in (out, *sorted(out.glob("fold-*"))):
-        record = folder / "run.json"
-        if not has_begun(folder) or not record.is_file():
-            continue
-        saved = json.loads(record.read_text())
-        if saved.get("data_fingerprint", cohort.fingerprint) != cohort.fingerprint:
-            raise InputError(
-                f"{folder} was started with other studies or labels: {saved.get('data')} then, {cohort.counts} now. "
-                "Bring them back, or use another --out"
-            )

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from finetune.begun import take_over
 from finetune.cohort import Study
 from finetune.scoring import Predictions, score_part
 from voco.config import flatten, to_dict
@@ -29,6 +30,7 @@ class FoldRun:
         early_stopping: whether there is a validation set to stop by.
         build_model: makes the untrained ``StudyModel``, the same each time.
         stop: the run's ``StopRequest``.
+        source: folder of this fold in the run that is extended, and ``changes`` the settings that differ from it.
     """
 
     config: dict
@@ -44,6 +46,8 @@ class FoldRun:
     stop: Any
     say: Callable[[str], None]
     facts: dict[str, Any] = field(default_factory=dict)
+    source: Path | None = None
+    changes: Sequence[str] = ()
 
     def stop_asked(self) -> bool:
         """Whether any process was asked to stop; all of them get the same answer, so that none waits for the others."""
@@ -56,6 +60,7 @@ class FoldRun:
 def train_fold(run: FoldRun):
     """Train, or go on training; returns the model with the best weights, or None after a stop was asked for."""
     from voco.engine.checkpoint import Checkpoints
+    from voco.engine.extend import extension_facts, extension_point
     from voco.engine.launch import start_trackers, stop_trackers
     from voco.engine.log import MetricLog
     from voco.engine.loop import LoopState, resolve_resume
@@ -72,12 +77,15 @@ def train_fold(run: FoldRun):
     log = MetricLog(run.out, accelerator)
     state, best = LoopState(), run.out / _BEST
     resume = resolve_resume(train.resume, run.out)
-    if resume is not None:
-        state = LoopState.from_dict(checkpoints.load(resume, method, optimizer))
-        run.say(f"resumed {resume.name} of {run.out}")
-    elif accelerator.is_main_process:
+    begin = resume or (extension_point(str(run.source), steps=train.steps) if run.source else None)
+    if resume is None and accelerator.is_main_process:
         best.unlink(missing_ok=True)  # of a run that was killed before its first checkpoint
+    if begin is not None:
+        state = LoopState.from_dict(checkpoints.load(begin, method, optimizer))
+        run.say(f"resumed {begin.name} of {begin.parent.parent}")
     log.rewind(state.step if resume is not None else None)
+    if resume is None and begin is not None:
+        take_over(run, state, begin, log, best)
     watch = _watch(run, method.scored, best)
     if train.steps > state.step and not state.watch.get("ended"):
         settings, names = flatten(to_dict(run.config)), run.config["log"].with_
@@ -103,6 +111,8 @@ def train_fold(run: FoldRun):
         "expected_weights": expected,
         "cost": _cost(run, state.step, log),
     }
+    if state.extended:
+        run.facts["extended"] = extension_facts(state.extended)
     method.scored.frozen = False
     return method.scored
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -217,6 +216,10 @@ class TrainConfig:
     """Newest checkpoints to keep."""
     resume: str = "auto"
     """auto: continue the newest checkpoint of --out; never; or a checkpoint or run folder."""
+    extend: str = ""
+    """Go on from a finished or stopped run, or one of its checkpoints, to more --train.steps or with another lr,
+    warmup, schedule_steps or lr_floor. Data and method must be those of that run; the result says that it is no single
+    run's (docs/pretraining.md)."""
     milestones: list[int] = field(default_factory=list)
     """Steps at which the encoder is exported to milestones/step-…"""
     max_skipped: int = 20
@@ -249,6 +252,9 @@ class ProbeConfig:
     is obeyed; patients with a test row are never looked at."""
     label: str | None = None
     """Column of the label; unset = the only one that it can be."""
+    unknown: list[str] | None = None
+    """Words for a label that is not known, e.g. NA none; these and no others, [] for none at all. Unset = the words of
+    R, Excel, pandas and people; asked for where one may be a class. An empty cell is always unknown."""
     every: int = 0
     """Steps between probes; one is always made at the start and at the end. 0 = with every health report."""
     windows: int = 8
@@ -322,10 +328,19 @@ FREE_ON_RESUME = (
     "log.with",
 )
 
+# What --train.extend may change beside those.
+EXTENDABLE = (
+    *("train.extend", "train.steps", "train.lr", "train.warmup", "train.schedule_steps", "train.lr_floor"),
+    *("train.patience", "train.plateau", "train.plateau_factor", "train.max_skipped"),
+    *("eval.every", "eval.scans", "eval.windows", "eval.queries", "probe.", "log."),
+)
+
 # Settings that runs of earlier versions do not have, and what they did.
 NEW = {
     "data.offset": None,
+    "train.extend": "",
     "eval.cross": 0,
+    "probe.unknown": None,
     "encoder.freeze": [],
     "encoder.which": "auto",
     "train.optimizer": "adamw",
@@ -365,6 +380,8 @@ def check(config: dict, world: int) -> None:
             raise InputError(f"--train.{name} must be at least 1, found {getattr(train, name)}")
     _check_probe(config)
     _check_cross(config)
+    if train.extend and train.resume != "auto":
+        raise InputError(f"--train.extend goes on by itself: leave --train.resume {train.resume} out")
     _check_stopping(config)
     if data.workers < 0:
         raise InputError(f"--data.workers must be 0 or more, found {data.workers}")
@@ -383,6 +400,10 @@ def _check_cross(config: dict) -> None:
         raise InputError(
             f"--train.resume {resume} with --eval.cross: no fold can go on from a checkpoint that may have seen its "
             "held-out patients; use auto, which continues every fold of --out"
+        )
+    if cross and config["train"].extend:
+        raise InputError(
+            "--train.extend with --eval.cross: the folds judged a recipe of fewer steps; start a new run with more"
         )
 
 
@@ -414,10 +435,12 @@ def _check_probe(config: dict) -> None:
 
 def check_same_data(resume: Path, cohort) -> None:
     """With other data, positions in the data mean something else: the curve would go on, the run would be another."""
-    record = resume.parent.parent / "run.json"
-    saved = json.loads(record.read_text()) if record.is_file() else {}
+    from voco.engine.record import read_record
+
+    run = resume.parent.parent
+    saved = read_record(run)
     if saved.get("data_fingerprint", cohort.fingerprint) != cohort.fingerprint:
         raise InputError(
-            f"{record.parent} was started with other scans: {saved.get('data')} then, {cohort.counts} now. Bring them "
-            "back, or use another --out (with --encoder.weights to start from its encoder)"
+            f"{run} was started with other scans: {saved.get('data')} then, {cohort.counts} now. Bring them "
+            "back, or start another run (with --encoder.weights to start from its encoder)"
         )

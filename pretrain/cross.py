@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from pretrain.pretraining import Session, build_network, is_finished, pretrain, write_fingerprints
 from voco.config import save_yaml
+from voco.engine.record import read_record
 from voco.errors import InputError
 
 
@@ -31,10 +31,7 @@ def check_is_no_fold(out: Path) -> None:
     Raises:
         InputError: the folder is that of a fold.
     """
-    try:
-        fold = json.loads((out / "run.json").read_text()).get("fold")
-    except (OSError, ValueError):
-        return
+    fold = read_record(out).get("fold")
     if fold is not None:
         raise InputError(
             f"{out} is fold {fold['number']} of {fold['of']} of the run in {out.resolve().parents[1]}; give that "

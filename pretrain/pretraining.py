@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pretrain.stopping import BEST
 from pretrain.training import Training, autocast_dtype, ready_to_train
 from voco.config import flatten, to_dict
 from voco.errors import InputError
@@ -44,15 +44,19 @@ class Session:
         return own if self.accelerator.num_processes == 1 else any(gather_object([own]))
 
 
-def pretrain(session: Session, config: dict, job, data, network, record, resume: Path | None, **parts) -> bool:
+def pretrain(
+    session: Session, config: dict, job, data, network, record, resume: Path | None, changes=(), **parts
+) -> bool:
     """Train one network in its folder, from its newest checkpoint on; False after a stop was asked for.
 
     Args:
         network: (encoder, method) as they are before the first step.
         record: of ``config["out"]``; closed in the end.
         resume: checkpoint to go on from.
+        changes: settings that differ from those of the run that is extended.
         parts: ``probe``, ``recipe`` and ``fold`` of ``Training``.
     """
+    from voco.engine.extend import begin_extension, extension_facts, extension_note, run_of
     from voco.engine.launch import start_trackers, stop_trackers
     from voco.engine.log import MetricLog
     from voco.engine.loop import LoopState, explain_out_of_memory
@@ -75,10 +79,17 @@ def pretrain(session: Session, config: dict, job, data, network, record, resume:
                 state = LoopState.from_dict(checkpoints.load(resume, method, optimizer))
                 session.say(f"resumed {resume.name} of {resume.parent.parent}")
             log.rewind(state.step if goes_on else None)
+            if resume is not None and not goes_on and config["train"].extend:
+                begin_extension(state, run_of(resume), changes, log, out / BEST)
+                state.watch = state.watch if (out / BEST).is_file() else {}
+            if state.extended:
+                session.say(f"note: {extension_note(state.extended)}")
             trackers = config["log"].with_
             start_trackers(accelerator, flatten(to_dict(config)), names=trackers, out=out, resumed_at=state.step)
             facts = _facts(config, data, encoder, method, accelerator, session.flops)
             facts["notes"] = job.notes(accelerator.num_processes, data)
+            record.values.pop("extended", None)  # of an extension that came to no checkpoint
+            facts |= {"extended": extension_facts(state.extended)} if state.extended else {}
             record.update(**facts | {"cost": record.values.get("cost", {}) | facts["cost"]})
             record.session(first_step=state.step, **describe_device(accelerator))
             training = Training(config, job, data, accelerator, method, log, record, monitor, **parts)
@@ -107,10 +118,11 @@ def is_own(resume: Path, out: Path) -> bool:
 def is_finished(out: Path, resume: Path) -> bool:
     """Whether the checkpoint is the last one of this very folder, and the run went on to its end after it."""
     from voco.engine.checkpoint import folder_name
+    from voco.engine.record import read_record
 
-    if not (is_own(resume, out) and (out / "run.json").is_file()):
+    if not is_own(resume, out):
         return False
-    record = json.loads((out / "run.json").read_text())
+    record = read_record(out)
     last = (record.get("sessions") or [{}])[-1].get("last_step")
     ended = record.get("state") == "finished" and last is not None and resume.name == folder_name(last)
     return ended and (out / "encoder" / "config.json").is_file()

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from voco.data.layouts.labeled import read_table
+from voco.data.cells import known_labels, name_or_none, number, say_look_alikes
+from voco.data.layouts.labeled import read_table, refuse_repeats
 from voco.data.prepare import PreparedEntry
 from voco.data.privacy import hash_patient_id
 from voco.errors import InputError
@@ -55,7 +56,9 @@ class LabeledScans:
     notes: tuple[str, ...]
 
 
-def match_labels(path: str, column: str | None, train, heldout, *, seed: int, most: int) -> LabeledScans:
+def match_labels(
+    path: str, column: str | None, train, heldout, *, seed: int, most: int, unknown: Sequence[str] | None = None
+) -> LabeledScans:
     """The scans of a run that a CSV has labels for, parted into those that train the probe and those that judge it.
 
     The CSV has a column ``case``, ``path`` (relative to the data root) or ``patient``, and the label's column; a column
@@ -68,6 +71,7 @@ def match_labels(path: str, column: str | None, train, heldout, *, seed: int, mo
         train, heldout: prepared scans of the run, grouped by patient.
         seed: of the run.
         most: scans that are used at most.
+        unknown: words for an unknown label, see ``voco.data.cells.known_labels``.
 
     Raises:
         InputError: a CSV that cannot be used, names that match no scan, or too few labels.
@@ -75,6 +79,8 @@ def match_labels(path: str, column: str | None, train, heldout, *, seed: int, mo
     entries = [entry for patient in (*train, *heldout) for entry in patient]
     held = {entry.case.id for patient in heldout for entry in patient}
     table, key, column = _read(path, column)
+    table[column], note = known_labels(column, table[column], option="--probe.unknown", unknown=unknown)
+    said = [f"probe: {text}" for text in (note, *(say_look_alikes(table[key]) if key == "patient" else ())) if text]
     splits = _splits(table, path)
     by_name = _names(entries, key)
     chosen: dict[str, tuple[PreparedEntry, str, str]] = {}
@@ -94,7 +100,7 @@ def match_labels(path: str, column: str | None, train, heldout, *, seed: int, mo
             f"--probe.labels {path}: no row has a label for a scan of this run. Its column {key} has "
             f"{_listed(table[key])}; the run has {_listed(sorted(by_name))}"
         )
-    notes = [f"probe: {len(tested)} patients with test rows are left out"] if tested else []
+    notes = said + ([f"probe: {len(tested)} patients with test rows are left out"] if tested else [])
     if missed:
         notes.append(f"probe: no scan that this run uses for {len(missed)} of the rows ({_listed(missed)})")
     rows = sorted(chosen.values(), key=lambda row: derive_seed(seed, "probe", row[0].case.patient, row[0].case.id))
@@ -111,19 +117,25 @@ def _read(path: str, column: str | None):
     table = read_table(path, [column] if column else [], what="--probe.labels")
     key = next((name for name in _KEYS if name in table.columns), None)
     if key is None:
-        raise InputError(f"--probe.labels {path} needs a column case, path or patient; found {list(table.columns)}")
+        raise InputError(
+            f"--probe.labels {path} needs a column case, path or patient; found {', '.join(table.columns)}"
+        )
     if column is None:
         left = [name for name in table.columns if name not in _NOT_LABELS]
         if len(left) != 1:
-            raise InputError(f"--probe.label: say which column of {path} is the label; found {left or 'none'}")
+            raise InputError(
+                f"--probe.label: say which column of {path} is the label; found {', '.join(left) or 'none'}"
+            )
         column = left[0]
-    return read_table(path, [key, column], keys=[key], what="--probe.labels"), key, column
+    table = table[[name_or_none(cell) is not None for cell in table[key]]].reset_index(drop=True)
+    refuse_repeats(table, [key], f"--probe.labels {path}")
+    return table, key, column
 
 
 def _splits(table, path: str) -> list[str]:
     if "split" not in table.columns:
         return [""] * len(table)
-    values = [text.lower() for text in table["split"]]
+    values = [(name_or_none(text) or "").lower() for text in table["split"]]
     if strange := sorted({text for text in values if text and text not in _SPLITS}):
         raise InputError(f"--probe.labels {path}: the column split has {strange}; it takes train, validation and test")
     return [_SPLITS.get(text, "") for text in values]
@@ -148,19 +160,18 @@ def _plain(name: str, key: str) -> str:
 
 
 def _parse(texts: Sequence[str], column: str) -> tuple[np.ndarray, str, tuple[str, ...]]:
-    try:
-        values = np.array([float(text) for text in texts])
-    except ValueError:
-        values = None
-    if values is not None and not np.isfinite(values).all():
-        raise InputError(f"--probe.label {column} has values that are not finite; leave unknown ones empty")
+    numbers = [number(text) for text in texts]
+    values = None if None in numbers else np.array(numbers)
     if values is not None and len(set(values)) > _MOST_CLASSES:
         return values, "regression", ()
     keys = list(texts) if values is None else list(values)
     order = sorted(set(keys))
     classes = tuple(f"{item:g}" if values is not None else item for item in order)
     if len(order) < 2:
-        raise InputError(f"--probe.label {column} has the one value {classes[0]!r} for all scans of this run")
+        raise InputError(
+            f"--probe.label {column} has the one value {classes[0]!r} for all {len(keys)} labeled scans of this run; "
+            "an empty cell is an unknown label: where it means absent, write 0"
+        )
     return np.array([order.index(item) for item in keys], float), "binary" if len(order) == 2 else "multiclass", classes
 
 
@@ -289,7 +300,10 @@ def start_probe(settings, cohort, *, geometry, region: str, seed: int, say: Call
         return None
     if not Path(settings.labels).is_file():
         raise InputError(f"--probe.labels {settings.labels} does not exist; expected a CSV with labels of scans")
-    scans = match_labels(settings.labels, settings.label, cohort.train, cohort.heldout, seed=seed, most=settings.scans)
+    scans = match_labels(
+        settings.labels, settings.label, cohort.train, cohort.heldout, seed=seed, most=settings.scans,
+        unknown=settings.unknown,
+    )  # fmt: skip
     for note in scans.notes:
         say(note)
     return Probe(scans, geometry, region, settings.windows)

@@ -6,11 +6,12 @@ What depends on the kind of data lies in ``volumes.py`` (VoCo on CT) and ``video
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pretrain.config import FREE_ON_RESUME, NEW, SCHEMA, check, check_same_data
+from pretrain.config import EXTENDABLE, FREE_ON_RESUME, NEW, SCHEMA, check, check_same_data
 from pretrain.cross import check_is_no_fold, fold_config, judge_recipe, run_folds
 from pretrain.pretraining import (
     MEMORY_SETTINGS,
@@ -85,7 +86,7 @@ def _run(config: dict, job, rank: int, world: int) -> int:
             print(text, file=sys.stderr, flush=True)
 
     out, train = Path(config["out"]), config["train"]
-    resume = None if config["plan"] else _resume(config, out)
+    resume, changes = _resume(config, out)
     if resume is not None and is_finished(out, resume):
         say(f"{out} is already finished ({resume.name}); its encoder is in {out / 'encoder'}")
         return 0
@@ -104,7 +105,7 @@ def _run(config: dict, job, rank: int, world: int) -> int:
     data.check(config["data"].max_rejected)
     folds = job.folds(data)
     _check_folds(config, folds)
-    probe = job.start_probe(data, say) if writes else None
+    probe = job.start_probe(data, say) if main_process else None
     if writes:
         write_fingerprints(job.fingerprints(data), out)
     goes_on = resume is not None and is_own(resume, out)
@@ -125,18 +126,19 @@ def _run(config: dict, job, rank: int, world: int) -> int:
     if config["plan"]:
         with explain_out_of_memory(MEMORY_SETTINGS):
             method.to(accelerator.device)
-            return _plan(config, job, data, accelerator, method, say)
+            return _plan(config, job, data, accelerator, method, say, resume)
     try:
-        return _train(config, job, data, folds, (encoder, method), accelerator, resume, probe, flops, say)
+        return _train(config, job, data, folds, (encoder, method), accelerator, (resume, changes), probe, flops, say)
     finally:
         accelerator.end_training()
 
 
-def _train(config: dict, job, data, folds, network, accelerator, resume, probe, flops, say) -> int:
+def _train(config: dict, job, data, folds, network, accelerator, start, probe, flops, say) -> int:
     """The folds, where there are any, then the training whose encoder is the run's."""
     from voco.engine.record import RunRecord
     from voco.engine.signals import StopRequest
 
+    resume, changes = start
     record, recipe = RunRecord(Path(config["out"]), active=accelerator.is_main_process), None
     scaler = None if accelerator.scaler is None else accelerator.scaler.state_dict()
     try:
@@ -149,25 +151,33 @@ def _train(config: dict, job, data, folds, network, accelerator, resume, probe, 
                 recipe = judge_recipe(config) if accelerator.is_main_process else None
                 say(f"the recipe is judged, see {Path(config['out']) / 'health.json'}; now the encoder, on all scans")
                 network = build_network(config, job, data)
-            pretrain(session, config, job, data, network, record, resume, probe=probe, recipe=recipe)
+            pretrain(session, config, job, data, network, record, resume, changes, probe=probe, recipe=recipe)
     except BaseException as error:
         record.fail(error)
         raise
     return 0
 
 
-def _resume(config: dict, out: Path) -> Path | None:
-    """The checkpoint to go on from; the settings must be those that it, or a fold, was begun with."""
+def _resume(config: dict, out: Path) -> tuple[Path | None, list[str]]:
+    """The checkpoint to go on from, with settings like those that it, or a fold, was begun with; and, where another run
+    is extended, what differs."""
     from voco.engine.checkpoint import list_checkpoints
+    from voco.engine.extend import changed_settings, check_apart, extension_point, run_of
     from voco.engine.loop import resolve_resume
     from voco.engine.resume import check_same_settings
 
-    resume = resolve_resume(config["train"].resume, out)
+    train = config["train"]
+    if train.extend:
+        check_apart(train.extend, out)
+    resume = None if config["plan"] else resolve_resume(train.resume, out)
+    if resume is None and train.extend:
+        point = extension_point(train.extend, steps=train.steps)
+        return point, changed_settings(run_of(point), to_dict(config), FREE_ON_RESUME, EXTENDABLE, NEW)
     folds_began = any(list_checkpoints(folder) for folder in out.glob("folds/fold-*/checkpoints"))
-    if resume is not None or folds_began:
-        begun = out if resume is None else resume.parent.parent
+    if resume is not None or (folds_began and not config["plan"]):
+        begun = out if resume is None else run_of(resume)
         check_same_settings(begun / "config.yaml", to_dict(config), FREE_ON_RESUME, NEW)
-    return resume
+    return resume, []
 
 
 def _check_folds(config: dict, folds) -> None:
@@ -199,11 +209,12 @@ def _count_flops(job, data, method) -> int | None:
     return flops_per_sample(method, {name: torch.stack([value, value]) for name, value in sample.items()})
 
 
-def _plan(config: dict, job, data, accelerator, method, say) -> int:
+def _plan(config: dict, job, data, accelerator, method, say, resume) -> int:
     from voco.data.dataset import batches_of
     from voco.engine.plan import make_plan
 
     train = config["train"]
+    taken = 0 if resume is None else json.loads((resume / "state.json").read_text())["step"]
     model, optimizer, _ = ready_to_train(config, accelerator, method, Path(config["out"]))
     with batches_of(training_loader(config, job, data, method, accelerator, 0, _TIMED_STEPS + 3)) as batches:
         plan = make_plan(
@@ -213,7 +224,7 @@ def _plan(config: dict, job, data, accelerator, method, say) -> int:
             batches,
             timed=_TIMED_STEPS,
             batch_size=train.batch_size,
-            steps=train.steps,
+            steps=train.steps - taken,
             keep=train.keep,
             pretrainings=config["eval"].cross + 1,
         )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 KEY = "heldout/loss"
-_BEST = "best.safetensors"
+BEST = "best.safetensors"
 
 
 def make_watch(config: Mapping, method, accelerator, out: Path):
@@ -24,7 +24,7 @@ def make_watch(config: Mapping, method, accelerator, out: Path):
         plateau=train.plateau,
         plateau_key=KEY,
         factor=train.plateau_factor,
-        on_best=lambda step: save_weights(accelerator, method, out / _BEST),
+        on_best=lambda step: save_weights(accelerator, method, out / BEST),
     )
 
 
@@ -41,5 +41,5 @@ def restore_best(method, out: Path, memory: Mapping[str, float]) -> int | None:
 
     if "best_step" not in memory:
         return None
-    method.load_state_dict(load_file(out / _BEST))
+    method.load_state_dict(load_file(out / BEST))
     return int(memory["best_step"])

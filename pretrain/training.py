@@ -154,6 +154,7 @@ class Training:
             self.log.say(f"fold {self.fold} of {self.config['eval'].cross} is done, in {self.out}")
             return
         lines = ["", f"finished {state.step} steps{f', best at {best}' if best is not None else ''}; wrote"]
+        lines += [f"  note: {found['note']}"] if (found := self.record.values.get("extended")) else []
         lines += [f"  {folder}   load with: voco.load_encoder({str(folder)!r})"]
         files = ("figures", "folds", "metrics.jsonl", "run.json", "rejected.csv")
         lines += [f"  {self.out / name}" for name in files if (self.out / name).exists()]
@@ -191,6 +192,7 @@ class Training:
         train, facts = self.config["train"], self.job.provenance(self.data, judged)
         provenance = {
             "method": self.config["method"].name,
+            **({"extended": found["note"]} if (found := self.record.values.get("extended")) else {}),
             **({"fold": f"{self.fold} of {self.config['eval'].cross}"} if self.fold else {}),
             **facts,
             "synthetic": bool(drawn),

@@ -18,6 +18,8 @@ _CITATIONS = {
     "(arXiv 2410.09890)",
     "voco2d": "Chiu, Chen: 2D-VoCo (arXiv 2601.14593); Wu, Zhuang, Chen: VoCo (CVPR 2024, arXiv 2402.17300)",
 }
+# Of the voxels of a resized scan that are interpolated; thick slices alone stay below.
+_MUCH_ENLARGED = 0.8
 
 
 class VolumeJob:
@@ -222,7 +224,8 @@ class VolumeJob:
         if options.inter_weight > 0 and (together == 1 or cohort.counts["train_patients"] == 1):
             why = "one volume at a time" if together == 1 else "one patient"
             found.append(f"with {why} there are no pairs of volumes: the inter-volume loss is 0")
-        return [*cohort.notes, *found, *self._about_heldout(cohort.counts), *self._padding(cohort)]
+        about = (*self._about_heldout(cohort.counts), *self._padding(cohort), *self._enlarged(cohort))
+        return [*cohort.notes, *found, *about]
 
     def _about_heldout(self, counts) -> list[str]:
         """Who is held out, and whether that is enough to say anything."""
@@ -241,6 +244,12 @@ class VolumeJob:
                     f"{LEAST_CLUSTERS} are needed"
                 )
             return found
+        if heldout + counts["train_patients"] == 1:
+            return [
+                f"one patient with {counts['train_scans']} scan(s): nobody can be held out, nothing will tell whether "
+                "the run learns, and what it learns is of this patient alone; if there are several, name them (a CSV "
+                "with a column patient, --data.patient_regex)"
+            ]
         if heldout == 0:
             return ["no held-out scans (--data.heldout): nothing will tell whether the run learns"]
         if heldout < LEAST_CLUSTERS:
@@ -271,6 +280,23 @@ class VolumeJob:
             if shares and (mean := sum(shares.values()) / len(shares)) > PADDED_SHARE:
                 found.append(padding_note(mean, {k: v for k, v in shares.items() if v > PADDED_SHARE}, part))
         return found
+
+    def _enlarged(self, cohort) -> list[str]:
+        """Whether whole scans have far fewer voxels than what they are resized to."""
+        from voco.data.windows import padded_share
+
+        settings = self.config["method"]
+        if settings.region != "whole":
+            return []
+        entries = [entry for patient in (*cohort.train, *cohort.heldout) for entry in patient]
+        shares = [padded_share(entry.shape, settings.geometry.window) for entry in entries]
+        if not shares or (mean := sum(shares) / len(shares)) <= _MUCH_ENLARGED:
+            return []
+        size = " x ".join(map(str, settings.geometry.window))
+        return [
+            f"whole scans are resized to {size} voxels and are smaller than that: {mean:.0%} of the voxels are made up "
+            "between those that there are. Take a smaller --method.geometry.crop"
+        ]
 
     def fallen(self, rows) -> list[str]:
         """Scores that were higher earlier in this run."""

@@ -43,7 +43,8 @@ OFF = {
     "train.class_weights": "none", "train.balance": False, "train.match_depth": False, "train.label_smoothing": 0.0,
     "train.augment": True, "train.patience": 0, "train.plateau": 0, "augment.turn_prob": 0.0, "augment.noise_hu": 0.0,
     "method.geometry.crop_depth": None, "method.geometry.window_depth": None, "method.geometry.network_size": None,
-    "method.clip.span_s": 0.0, "method.options.norm_scope": "global",
+    "method.clip.span_s": 0.0, "method.options.norm_scope": "global", "encoder.which": "auto", "data.offset": None,
+    "train.extend": "", "task.unknown": None, "probe.unknown": None,
 }  # fmt: skip
 # What has no meaning beside a value of another setting.
 VOID = {

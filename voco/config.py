@@ -8,6 +8,7 @@ do not survive being saved and read again.
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import re
 import sys
@@ -217,10 +218,20 @@ def _is_list(hint) -> bool:
     return any(typing.get_origin(t) in (list, tuple) for t in (hint, *typing.get_args(hint)))
 
 
+def _quoted(value: str) -> str:
+    """A word as YAML reads it back: ``-``, ``?`` and ``1.0`` would be something else, ``none`` is not."""
+    try:
+        plain = yaml.safe_load(f"[{value}]") == [value]
+    except yaml.YAMLError:
+        plain = False
+    return value if plain or value in ("null", "") or "," in value else json.dumps(value)
+
+
 def _spell_out(argv: list[str], classes: Mapping[str, type], top: type) -> list[str]:
     """Write ``--data.spacing 5 1.25 1.25`` as the parser wants it, ``[5, 1.25, 1.25]``, and ``--plan`` as true."""
     groups = [("", top), *((f"{p}.", c) for p, c in classes.items())]
     lists = set().union(*(_keys(p, c, _is_list) for p, c in groups))
+    words = set().union(*(_keys(p, c, lambda hint: _is_list(hint) and "list[str]" in str(hint)) for p, c in groups))
     flags = set().union(*(_keys(p, c, lambda hint: hint is bool) for p, c in groups))
     out, i = [], 0
     while i < len(argv):
@@ -232,9 +243,11 @@ def _spell_out(argv: list[str], classes: Mapping[str, type], top: type) -> list[
                 out.append("true")
             continue
         values = [inline] if inline else []
-        while i < len(argv) and (not argv[i].startswith("-") or _NUMBER.match(argv[i])):
+        while i < len(argv) and (not argv[i].startswith("-") or _NUMBER.match(argv[i]) or argv[i] == "-"):
             values.append(argv[i])
             i += 1
+        if key in words:
+            values = [value if value.startswith("[") else _quoted(value) for value in values]
         text = ", ".join(values)
         out += [key, text if text.startswith("[") or text in ("null", "") else f"[{text}]"]
     return out

@@ -39,6 +39,8 @@ _PLACES = (
     *("train.threads", "train.save_every", "train.keep", "train.resume", "train.max_skipped"),
 )
 _PLACES_UNDER = ("data.", "log.", "score.")
+# Settings that runs from before they existed do not name, where they change nothing.
+_LATER = {"train.extend": "", "task.unknown": None}
 # Chosen for each source by the same search; everything else must be equal for a difference to be one of sources.
 SEARCHED = ("train.lr", "train.head_lr", "train.weight_decay")
 
@@ -203,6 +205,7 @@ class Run:
             name: value
             for name, value in self.settings.items()
             if name not in (*_PLACES, *SEARCHED) and not name.startswith(_PLACES_UNDER)
+            if name not in _LATER or value != _LATER[name]
         }
         resolved = {"encoder": self.encoder, "view (resolved)": self.view, "task version": self.task.version}
         return kept | resolved | {f"input {name} (resolved)": value for name, value in self.input_spec.items()}

@@ -3,12 +3,13 @@ from __future__ import annotations
 import pickle
 import shutil
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from voco.data.clip_cohort import look_at, look_into
+from voco.data.clip_cohort import look_at, look_into, say_notes
 from voco.data.clip_frames import ClipSettings, choose_frames, clip_range, crop_start, resized
 from voco.data.clips import Clip, ClipDataset, build_clip_manifest, load_clips, split_groups
 from voco.data.dataset import StepSampler, make_loader
@@ -167,6 +168,24 @@ def test_plain_list(tmp_path, sample):
 
 
 # split
+
+
+def test_lists_as_spreadsheets_write_them(tmp_path, sample):
+    lay_out(tmp_path, sample, ["x/a.avi", "x/b.avi", "x/c.avi"])
+    text = "path;label;group;split\nx\\a.avi;run;NA;\nx/b.avi;none;g;train\nx/c.avi;#N/A;g;train\n"
+    (tmp_path / "clips.csv").write_text(text, encoding="utf-16")
+    manifest = build_clip_manifest(tmp_path)
+    assert rows(manifest) == [("x/a.avi", "run", "x/a.avi", None), ("x/b.avi", "none", "g", "train")]
+    assert [(item.path, item.reason) for item in manifest.rejected] == [("x/c.avi", "the label '#N/A' is unknown")]
+
+
+def test_how_files_are_read_is_said(tmp_path, sample):
+    lay_out(tmp_path, sample, ["run/a.avi", "jump/b.avi"])
+    said = []
+    note = {"note": "no times: taken as 25 frames per second"}
+    found = {"run/a.avi": replace(probe(sample), **note), "run/c.avi": replace(probe(sample), **note), "x": "broken"}
+    say_notes(found, said.append)
+    assert said == ["2 files have no times (first: run/a.avi: no times: taken as 25 frames per second)"]
 
 
 def clips_of(groups: dict[str, str]):

@@ -285,6 +285,60 @@ def test_decathlon(tmp_path):
     assert len(build_manifest(tmp_path / "dataset.json", test=True).cases) == 4
 
 
+@pytest.mark.parametrize("listed", ["v1", "v2", "v2 with a list"])
+def test_nnunet(tmp_path, listed):
+    names = [f"imagesTr/c{i}_000{k}.nii.gz" for i in range(3) for k in range(2)]
+    touch(tmp_path, *names, "imagesTs/t_0001.nii.gz", "imagesTs/t_0000.nii.gz")
+    channels = {"0": "PET", "1": "CT"}
+    data = {
+        "v1": {
+            "modality": channels,
+            "training": [{"image": f"./imagesTr/c{i}.nii.gz", "label": f"./labelsTr/c{i}.nii.gz"} for i in range(3)],
+            "test": ["./imagesTs/t.nii.gz"],
+        },
+        "v2": {"channel_names": channels, "labels": {"background": 0}, "numTraining": 3, "file_ending": ".nii.gz"},
+    }
+    data["v2 with a list"] = data["v2"] | {"dataset": {f"c{i}": {"images": names[2 * i : 2 * i + 2]} for i in range(3)}}
+    (tmp_path / "dataset.json").write_text(json.dumps(data[listed]))
+    manifest = build_manifest(tmp_path / "dataset.json")
+    assert [case.path for case in manifest.cases] == names[1::2] and not manifest.rejected
+    assert len(patients(manifest)) == len(set(patients(manifest).values())) == 3
+    assert "PET, CT; CT is read" in " ".join(manifest.notes)
+    if "list" not in listed:
+        assert len(build_manifest(tmp_path / "dataset.json", test=True).cases) == 4
+    (tmp_path / "dataset.json").write_text(json.dumps(data[listed]).replace("CT", "T1w"))
+    with pytest.raises(InputError, match="lists PET, T1w; expected CT"):
+        build_manifest(tmp_path / "dataset.json")
+
+
+def test_paths_of_windows(tmp_path):
+    touch(tmp_path, "in/a/1.nii.gz", "in/a/2.nii.gz", "in/b/1.nii.gz", "out/3.nii.gz")
+    rows = [
+        r"a\1.nii.gz",
+        r".\a\2.nii.gz",
+        r"D:\study\in\b\1.nii.gz",
+        r"..\out\3.nii.gz",
+        r"\\srv\x\gone.nii",
+        "/gone/x.nii",
+    ]
+    (tmp_path / "in/list.csv").write_text("path,patient\n" + "".join(f"{row},{i}\n" for i, row in enumerate(rows)))
+    manifest = build_manifest(tmp_path / "in/list.csv")
+    assert {c.patient: c.path for c in manifest.cases} == {
+        "0": "a/1.nii.gz", "1": "a/2.nii.gz", "2": "b/1.nii.gz", "3": "../out/3.nii.gz"
+    }  # fmt: skip
+    assert [item.path for item in manifest.rejected] == [rows[4], "/gone/x.nii"], "as the list has them"
+    assert "2 paths are of Windows drives" in " ".join(manifest.notes)
+
+
+def test_lists_of_spreadsheets(tmp_path):
+    touch(tmp_path, *(f"{i}.nii.gz" for i in range(4)))
+    text = "sep=;\r\npath;patient;split\r\n0.nii.gz;001;train\r\n1.nii.gz;1;\r\n2.nii.gz;NA;#NV\r\n3.nii.gz;-;\r\n"
+    (tmp_path / "l.csv").write_text(text, encoding="utf-16")
+    manifest = build_manifest(tmp_path / "l.csv")
+    assert sorted(patients(manifest).values()) == ["001", "1", "2.nii.gz", "3.nii.gz"], "NA names nobody"
+    assert "'001' and '1' look alike" in " ".join(manifest.notes)
+
+
 def nnssl(images):
     sessions = {"ses-1": {"session_id": "ses-1", "images": images[:1]}, "ses-2": {"images": images[1:]}}
     return {

@@ -176,6 +176,77 @@ def test_one_frame_and_repeats(tmp_path):
     assert numbers(read_frames(tmp_path / "one.mp4", times_s=[0, 3, 9])) == [0, 0, 0]
 
 
+def encoded(path: Path, streams: list[list[tuple[str, np.ndarray, tuple[int, int]]]], form: str | None = None) -> Path:
+    """A file of several streams, each of parts (codec, pictures, (W, H)) one after another, at 25 frames per second."""
+    with av.open(str(path), "w", format=form) as container:
+        made = []
+        for parts in streams:
+            stream = container.add_stream(parts[0][0], rate=25, options={"g": "10"})
+            stream.width, stream.height = parts[0][2]
+            stream.pix_fmt = "yuvj420p" if parts[0][0] == "mjpeg" else "yuv420p"
+            made.append(stream)
+        for stream, parts in zip(made, streams):
+            shown = 0
+            for codec, frames, (width, height) in parts:
+                context = av.CodecContext.create(codec, "w")
+                context.width, context.height, context.pix_fmt = width, height, stream.pix_fmt
+                context.time_base, context.framerate = Fraction(1, 25), Fraction(25)
+                context.options = {"g": "10", **({"bf": "2"} if form else {"bf": "0"})} if codec != "mjpeg" else {}
+                packets = []
+                for picture in frames:
+                    frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+                    frame = frame.reformat(width, height, format=stream.pix_fmt, interpolation="AREA")
+                    frame.pts, frame.time_base, shown = shown, Fraction(1, 25), shown + 1
+                    packets += context.encode(frame)
+                for packet in [*packets, *context.encode(None)]:
+                    packet.stream, packet.time_base = stream, Fraction(1, 25)
+                    container.mux(packet)
+    return path
+
+
+@pytest.mark.parametrize(("name", "form"), [("dvr.mp4", "h264"), ("a.264", "h264"), ("a.hevc", "hevc")])
+def test_raw_streams_have_no_times(tmp_path, name, form):
+    codec = {"h264": "libx264", "hevc": "libx265"}[form]
+    path = encoded(tmp_path / name, [[(codec, pictures(), (64, 48))]], form)
+    info = probe(path)
+    assert (info.frames, info.fps, info.size) == (COUNT, pytest.approx(25), (48, 64))
+    assert info.note == "no times: taken as 25 frames per second"
+    assert numbers(read_frames(path, indices=[0, 7, 21, COUNT - 1])) == [0, 7, 21, COUNT - 1]
+    assert numbers(read_frames(path, times_s=[0.4, 1.0])) == [10, 25]
+
+
+def test_of_several_streams_the_largest_that_lasts_is_read(tmp_path):
+    preview, film = ("libx264", pictures()[::-1], (64, 48)), ("libx264", np.repeat(pictures(), 2, 2), (128, 48))
+    still = ("mjpeg", pictures(2), (640, 480))
+    for order in ([preview, film, still], [still, film, preview]):
+        path = encoded(tmp_path / "several.mkv", [[part] for part in order])
+        info = probe(path)
+        assert (info.frames, info.size) == (COUNT, (48, 128))
+        assert info.note.startswith("3 video streams: that of 128 x 48 pixels is read, not ")
+        with VideoReader(path) as reader:
+            found = reader.read([3, 35])
+        with VideoReader(path, reader.index) as again:
+            assert np.array_equal(again.read([3, 35]), found)
+        assert numbers(found[:, :, ::2]) == [3, 35]
+    assert probe(encoded(tmp_path / "one.mkv", [[preview]])).note == ""
+
+
+@pytest.mark.parametrize("name", ["a.ts", "a.mp4", "a.mkv", "a.avi", "a.264"])
+def test_a_resolution_that_changes_is_fitted(tmp_path, name):
+    codec, form = ("mjpeg", None) if name == "a.avi" else ("libx264", "h264" if name == "a.264" else None)
+    halves = [(codec, pictures()[:20], (64, 48)), (codec, pictures()[20:], (128, 96))]
+    path = encoded(tmp_path / name, [halves], form)
+    found = read_frames(path, indices=range(COUNT))
+    assert found.shape == (COUNT, 48, 64, 3) and numbers(found) == list(range(COUNT))
+    # upright frames after lying ones are shown whole, between black bars
+    path = encoded(tmp_path / name, [[halves[0], (codec, np.full((20, 64, 48, 3), 200, np.uint8), (48, 64))]], form)
+    with VideoReader(path) as reader:
+        assert reader.info().size == (48, 64)
+        late = reader.read([30], size=(96, 128))[0]
+    columns = late.mean((0, 2))
+    assert (columns[:26] < 30).all() and (columns[30:98] > 180).all() and (columns[102:] < 30).all()
+
+
 def audio(path: Path) -> None:
     with av.open(str(path), "w") as container:
         stream = container.add_stream("aac", rate=16000, layout="mono")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +20,39 @@ def test_trackers_that_cannot_be_used_stop_before_any_work(monkeypatch):
     monkeypatch.setattr("accelerate.tracking.get_available_trackers", lambda: ["tensorboard"])
     with pytest.raises(InputError, match="pip install wandb"):
         launch.check_trackers(["wandb"])
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, (0, 1)),
+        ({"RANK": "1", "WORLD_SIZE": "2"}, (1, 2)),
+        # in a batch script of several tasks, python is started once
+        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "8", "SLURM_PROCID": "0"}, (0, 1)),
+        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "1", "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, (0, 1)),
+        # torchrun in a step of one task a node, as accelerate launch
+        ({"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1", "RANK": "3", "WORLD_SIZE": "4"}, (3, 4)),
+        ({"OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_RANK": "0"}, (0, 1)),
+        (
+            {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"},
+            "srun started 2 tasks.*srun --ntasks-per-node 1 torchrun --n",
+        ),
+        ({"SLURM_STEP_NUM_TASKS": "8", "SLURM_NNODES": "2"}, "torchrun --nnodes .SLURM_NNODES.*--nproc_per_node 4"),
+        ({"OMPI_COMM_WORLD_SIZE": "4"}, "mpirun started 4 tasks.*torchrun --nproc_per_node 4"),
+        ({"PMI_SIZE": "2", "PMI_RANK": "0"}, "mpirun started 2 tasks of this command .PMI_SIZE=2"),
+    ],
+)
+def test_ranks_come_from_torchrun_or_the_run_stops(environment, expected, monkeypatch):
+    for name in [*launch._LAUNCHERS, "RANK", "WORLD_SIZE", "SLURM_NNODES", "SLURM_STEP_NUM_NODES"]:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    if isinstance(expected, tuple):
+        assert launch.launched_rank() == expected
+        return
+    with pytest.raises(InputError) as error:
+        launch.launched_rank()
+    assert re.search(expected, str(error.value), re.DOTALL) and "RANK=0 WORLD_SIZE=1" in str(error.value)
 
 
 def test_precision():

@@ -65,6 +65,36 @@ def predictions(out) -> pd.DataFrame:
     return pd.read_csv(out / "predictions.csv", dtype={"case": str})
 
 
+def test_a_run_can_be_extended(work, arguments, capsys):
+    """Four constant steps, extended to six: every number of the run that took six at once, with its best weights."""
+    same = ("--train.schedule", "constant", "--score.every", "2")
+    extend = (*same, "--train.extend", work / "short")
+    assert main(arguments("at_once", *same)) == 0
+    assert main(arguments("short", *same, "--train.steps", "4")) == 0
+    assert main(arguments("longer", *extend)) == 0
+    note = "extended from step 4 of short (train.steps: 4 -> 6)"
+    assert "resumed step-00000004" in capsys.readouterr().err
+    for name in ("metrics.jsonl", "head.safetensors", "encoder/model.safetensors", "predictions.csv"):
+        assert (work / "longer" / name).read_bytes() == (work / "at_once" / name).read_bytes(), name
+    assert note in " ".join(results(work / "longer")["marks"]) and not results(work / "short")["marks"]
+    assert note in json.loads((work / "longer/run.json").read_text())["extended"]["note"]
+    assert note in (work / "longer/encoder/README.md").read_text()
+    # the best model of the source stays the best where nothing after it is better
+    assert main(arguments("worse", *extend, "--train.lr", "1e-9")) == 0
+    facts = [json.loads((work / name / "model.json").read_text())["training"] for name in ("short", "worse")]
+    assert facts[0]["best_step"] <= 4 <= facts[1]["last_step"] == 6
+    for options, words in [
+        (("--train.steps", "4"), "has 4 steps already"),
+        (("--seed", "1"), "seed: 0 -> 1"),
+        (("--split.seed", "1"), "split.seed: 0 -> 1"),
+        (("--mode", "linear"), "--mode linear has none of"),
+        (("--out", work / "short"), "is --out itself"),
+    ]:
+        assert main(arguments("bad", *extend, *options)) == 2
+        assert words in capsys.readouterr().err
+    assert not (work / "bad/run.json").exists()
+
+
 def test_a_run_leaves_what_it_promises(finished, cohort):
     for name in ("config.yaml", "run.json", "metrics.jsonl", "timings.jsonl", "splits.csv", "results.json", "leaks.csv",
                  "rejected.csv", "model.json", "head.safetensors", "encoder/README.md"):  # fmt: skip

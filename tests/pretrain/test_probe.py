@@ -94,6 +94,13 @@ def test_kinds_of_labels(cohort, tmp_path):
     assert three.kind == "multiclass" and three.classes == ("x", "y", "z")
 
 
+def test_words_for_unknown_are_no_class(cohort, tmp_path):
+    rows = [f"c{i};{'NA' if i == 3 else '#N/A' if i == 4 else '0,5' if i % 2 else '1,5'}" for i in range(12)]
+    scans = match(table(tmp_path, rows, "case;label"), cohort)
+    assert scans.classes == ("0.5", "1.5") and not {"c3", "c4"} & set(ids(scans))
+    assert "'NA' (1), '#N/A' (1)" in " ".join(scans.notes)
+
+
 @pytest.mark.parametrize(
     ("header", "rows", "column", "words"),
     [
@@ -105,6 +112,9 @@ def test_kinds_of_labels(cohort, tmp_path):
         ("case,label", ["c1,0", "c9,1"], None, "both need every class"),
         ("case,label,split", ["c1,0,dev2"], None, "train, validation and test"),
         ("case,label", ["c1,0"], "grade", "lacks the columns grade"),
+        ("case,grade", ["c1,0"], "grad", "did you mean 'grade'"),
+        ("case,label", ["c1,a", "c2,b", "c3,none"], None, "'none' .*--probe.unknown none"),
+        ("case,label", ["c1,0", "c2,inf"], None, "not finite"),
     ],
 )
 def test_labels_that_cannot_be_used_are_one_error(cohort, tmp_path, header, rows, column, words):

@@ -105,6 +105,54 @@ def test_a_run_leaves_what_it_promises(finished, scans):
     assert str(scans) not in text, "paths in a run folder are relative to the data root"
 
 
+def test_a_run_can_be_extended(work, scans):
+    """Two steps of a cosine laid out for three, extended to three: every number of the run that took three at once."""
+
+    def start(out, *options):
+        plain = ("--data.heldout", "0", "--data.workers", "0", "--train.milestones", "[]", "--log.with", "[]")
+        return run(command(work, scans, out, *plain, *options))
+
+    longer = ("longer", "--train.steps", "3", "--train.extend", str(work / "short"))
+    start("at_once", "--train.steps", "3")
+    start("short", "--train.steps", "2", "--train.schedule_steps", "3")
+    done = start(*longer)
+    note = "extended from step 2 of short (train.schedule_steps: 3 -> 0; train.steps: 2 -> 3)"
+    assert "resumed step-00000002" in done.stderr and note in done.stderr
+    assert "not the result of one run" in done.stderr
+    assert metrics(work / "longer") == metrics(work / "at_once")
+    weights = [(work / name / "encoder/model.safetensors").read_bytes() for name in ("longer", "at_once", "short")]
+    assert weights[0] == weights[1] != weights[2]
+    record = json.loads((work / "longer/run.json").read_text())["extended"]
+    assert record["runs"][0]["run"] == "short" and record["runs"][0]["step"] == 2 and note in record["note"]
+    assert voco.load_encoder(work / "longer/encoder").provenance[-1]["extended"] == record["note"]
+    assert record["note"] in (work / "longer/encoder/README.md").read_text()
+    assert "already finished" in start(*longer).stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--train.steps", "6"], "step-00000006 has 6 steps already and --train.steps is 6.*give more than 6"),
+        (["--train.steps", "9", "--train.weight_decay", "0.5"], "train.weight_decay: 0.01 -> 0.5.*--encoder.weights"),
+        (["--train.steps", "9", "--train.batch_size", "2"], "train.batch_size: 4 -> 2"),
+        (["--train.steps", "9", "--data.heldout", "0.2"], "data.heldout: 0.34 -> 0.2"),
+        (["--train.steps", "9", "--train.resume", "never"], "leave --train.resume never out"),
+        (["--train.steps", "9", "--eval.cross", "2"], "the folds judged a recipe of fewer steps"),
+    ],
+)
+def test_what_cannot_be_extended(work, scans, finished, options, words):
+    done = run(command(work, scans, "bad", "--train.extend", str(finished[0]), *options), check=False)
+    assert done.returncode == 2 and re.search(words, done.stderr, re.DOTALL), done.stderr
+    assert not (work / "bad/run.json").exists()
+
+
+def test_an_extension_needs_a_run_and_a_folder_of_its_own(work, scans, finished, tmp_path):
+    done = run(command(work, scans, "whole", "--train.extend", str(finished[0]), "--train.steps", "9"), check=False)
+    assert done.returncode == 2 and "is --out itself" in done.stderr
+    done = run(command(work, scans, "bad", "--train.extend", str(tmp_path)), check=False)
+    assert done.returncode == 2 and "no checkpoint there" in done.stderr
+
+
 def test_the_encoder_loads_in_one_line_and_tells_scans_apart(finished, scans):
     encoder = voco.load_encoder(finished[0] / "encoder")
     hu = [torch.from_numpy(voco.read_volume(scans / f"p{i}.nii.gz").array)[None, None] for i in range(2)]

@@ -97,6 +97,9 @@ def test_notes_say_when_there_are_no_pairs_or_no_report(tmp_path):
     assert local.notes(2, cohort()) == [] and "one volume at a time" in local.notes(4, cohort())[0]
     assert "one patient" in plain.notes(1, cohort(train=1))[0]
     assert "nothing will tell" in plain.notes(1, cohort(heldout=0))[0]
+    assert "one patient with 1 scan(s): nobody can be held out" in plain.notes(1, cohort(train=1, heldout=0))[1]
+    whole = VolumeJob(settings(tmp_path, "--method.preset", "v1"))
+    assert "smaller than that: 100% of the voxels are made up" in whole.notes(1, cohort(shape=(10, 20, 20)))[-1]
     assert "5 held-out patients are too few" in plain.notes(1, cohort(heldout=5))[0]
     assert "--eval.cross 5" in plain.notes(1, cohort(heldout=5))[0]
     assert "all 5 patients together are too few" in plain.notes(1, cohort(train=3, heldout=2))[0]

@@ -10,6 +10,8 @@ from sklearn import metrics as sk
 
 from voco.errors import InputError
 from voco.tasks import create_task
+from voco.tasks.base import Output
+from voco.tasks.column_names import column_names
 
 
 def table(tmp_path, columns: dict[str, list], **options):
@@ -74,7 +76,7 @@ def test_targets(tmp_path):
         ({"x": ["a", "b", "z"]}, {"kind": "multiclass", "classes": {"x": ["a", "b"]}}, "s02: 'z'.*one of a, b"),
         ({"x": [0, 1, 1], "y": [0.5, 3.5, 4]}, {}, "several kinds .x: binary, y: regression."),
         ({"x": [f"id{i}" for i in range(12)]}, {}, "12 different texts in 12 rows, such as 'id0'"),
-        ({"x": ["a-b", "a b", "c"]}, {}, "same once they are written in letters and digits"),
+        ({"x": ["a", "b_c", "d"], "x_b": ["c", "d", "e"]}, {}, "share columns of predictions .score_x_b_c"),
         ({"x": [0, 1, 1]}, {"metric": "f1"}, "'f1' is not one of auroc, ap"),
         ({"x": [0, 1, 1]}, {"flips": [3]}, "found 3"),
     ],
@@ -159,3 +161,60 @@ def test_scale_of_regression_targets(tmp_path):
     )
     assert [float(term) for term in terms.values()] == pytest.approx([1, 1], rel=1e-4)
     assert table(tmp_path, {"x": [0, 1, 1]})[0].target_scale([]) == {}
+
+
+def test_classes_in_any_script_and_with_signs(tmp_path):
+    for classes, names in [
+        (["-", "+"], ["minus", "plus"]),
+        (["ER-", "ER+"], ["ER_minus", "ER_plus"]),
+        (["<5mm", ">5mm"], ["lt_5mm", "gt_5mm"]),
+        (["-1", "0", "1"], ["minus_1", "0", "1"]),
+        (["阴性", "阳性"], ["阴性", "阳性"]),
+        (["a-b", "a b"], ["a_b", "a_b_2"]),
+    ]:
+        task, manifest = table(tmp_path, {"befund": classes * 3}, kind="auto")
+        found = dict(zip(task.words(task.outputs[0]), task.outputs[0].classes))
+        assert found == dict(zip(classes, names)) or set(found) == set(classes)
+        assert all(str(c.labels["befund"]) == task.words(task.outputs[0])[int(task.targets(c)["befund"])]
+                   for c in manifest.cases)  # fmt: skip
+    assert column_names(["Größe (mm)", "HER2-low", "≤ 5 %", "-0.5", "+/-", "हाँ"]) == [
+        "Größe_mm", "HER2_low", "le_5_percent", "minus_0_5", "plusminus", "हाँ"
+    ]  # fmt: skip
+
+
+def test_tables_as_spreadsheets_write_them(tmp_path):
+    for i in range(4):
+        (tmp_path / f"s{i}.nii.gz").touch()
+    text = "path;patient;größe\r\ns0.nii.gz;001;0,5\r\ns1.nii.gz;1;#NV\r\n.\\s2.nii.gz;3;61,25\r\ns3.nii.gz;NA;2\r\n"
+    (tmp_path / "t.csv").write_text(text, encoding="utf-16")
+    task = create_task("table", labels=["größe"])
+    manifest = task.read(tmp_path / "t.csv")
+    assert [task.targets(case)["größe"] for case in manifest.cases] == [
+        0.5,
+        61.25,
+        2.0,
+    ] and task.options.kind == "regression"
+    notes = " ".join(manifest.notes)
+    assert "'001' and '1' look alike" in notes and "'#NV' (1)" in notes
+    assert "1 of 3 scans have no patient" in notes, "NA names nobody"
+    with pytest.raises(InputError, match="did you mean 'größe'"):
+        create_task("table", labels=["groesse"]).read(tmp_path / "t.csv")
+    (tmp_path / "t.csv").write_text("Path,label\ns0.nii.gz,1\n")
+    with pytest.raises(InputError, match="did you mean 'Path'"):
+        create_task("table").read(tmp_path / "t.csv")
+
+
+def test_words_for_unknown_can_be_named(tmp_path):
+    with pytest.raises(InputError, match=r"'none' .*--task.unknown none to leave.*--task.unknown \[\] to take it"):
+        table(tmp_path, {"x": ["none", "mild", "severe", "mild"]})
+    task, manifest = table(tmp_path, {"x": ["none", "mild", "severe", "mild"]}, unknown=["none"])
+    assert task.words(task.outputs[0]) == ("mild", "severe") and len(manifest.cases) == 3
+    task, manifest = table(tmp_path, {"x": ["none", "mild", "NA", "mild"]}, unknown=[])
+    assert task.words(task.outputs[0]) == ("NA", "mild", "none") and len(manifest.cases) == 4
+
+
+def test_names_of_a_model_of_another_version_stay(tmp_path):
+    task, _ = table(tmp_path, {"Größe (>3)": [0, 1, 1]})
+    assert task.outputs[0].name == "Größe_gt_3"
+    task.adopt([Output("Gr_e_3")])
+    assert task.columns == {"Gr_e_3": "Größe (>3)"} and task.score_columns == ["score_Gr_e_3"]

@@ -118,6 +118,9 @@ def test_exposure_counts_voxels_and_what_the_window_clips(tmp_path):
     found = measure_exposure(view, SPEC, [PreparedVolume.open(path)] * 2)
     assert (found.windows, found.voxels, found.studies) == (2, 2000, 2)
     assert found.clipped == pytest.approx((10 * 10 + 20) / (20 * 5 * 10))
+    assert found.outside == 0 and "outside" not in found.text
+    large = measure_exposure(View("tiles", (40, 20, 10)), SPEC, [PreparedVolume.open(path)])
+    assert large.outside == pytest.approx(1 - 2000 / 8000) and "75% of the voxels in windows lie outside" in large.text
     two = InputSpec(windows=((-100.0, 900.0), (800.0, 2000.0)), mean=(0, 0), std=(1, 1))
     assert measure_exposure(view, two, [PreparedVolume.open(path)]).clipped == pytest.approx(20 / 1000)
 

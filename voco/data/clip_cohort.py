@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,6 +100,7 @@ def load_clips(
     manifest = build_clip_manifest(root, split=split, label_regex=label_regex, group_regex=group_regex, classes=classes)
     say(f"found {len(manifest.clips)} clips of {len(manifest.classes)} classes in {root}")
     found = look_into(manifest, Path(cache), workers, rank == 0, say)
+    say_notes(found, say)
     usable, rejected = [], list(manifest.rejected)
     for clip in manifest.clips:
         reason = _unusable(clip, found[clip.path], min_frames)
@@ -239,6 +240,16 @@ def look_into(
     return {path: _info(known[path]) if key is not None else "no such file" for path, key in keys.items()}
 
 
+def say_notes(found: Mapping[str, VideoInfo | str], say: Callable[[str], None]) -> None:
+    """Say how files are read that could be read in more than one way, the first of each sort by name."""
+    noted: dict[str, list[str]] = defaultdict(list)
+    for path, info in sorted(found.items()):
+        for note in [] if isinstance(info, str) or not info.note else info.note.split("; "):
+            noted["no times" if note.startswith("no times") else "several video streams"].append(f"{path}: {note}")
+    for what, notes in noted.items():
+        say(f"{len(notes)} files have {what} (first: {notes[0]})")
+
+
 def _look(root: Path, paths: list[str], workers: int) -> list[tuple[str, dict]]:
     bar = Progress("look into videos", len(paths), unit="files")
     done = []
@@ -268,7 +279,7 @@ def look_at(path: str) -> dict:
 def _info(row: dict) -> VideoInfo | str:
     if "reason" in row:
         return row["reason"]
-    values = {name: row[name] for name in VideoInfo.__dataclass_fields__}
+    values = {name: row[name] for name in VideoInfo.__dataclass_fields__ if name in row}
     return VideoInfo(**{**values, "size": tuple(values["size"])})
 
 

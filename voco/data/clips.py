@@ -157,7 +157,8 @@ class ClipDataset(Dataset):
         from voco.data.video import VideoReader
 
         with VideoReader(self.root / clip.path) as reader:
-            self._known[clip.path] = reader.index, reader.info().size
+            shown = reader.info().size
+            self._known[clip.path] = reader.index, shown
         if len(self._known) > _KNOWN_FILES:
             self._known.popitem(last=False)
         return self._known[clip.path]

@@ -204,7 +204,8 @@ class _Scan:
         masks = {a.path: a.seen for a in find_asides(self.root, volumes, by_name=False) if a.kind == MASK}
         for row, relative in zip(rows, paths):
             if not row.path.exists():
-                self.rejected.append(Rejection(relative, "no such file or folder"))
+                name = row.name if relative.startswith("..") else relative
+                self.rejected.append(Rejection(name, "no such file or folder"))
             elif relative in masks:
                 reason = f"a mask, not a scan: {masks[relative]}; name the scan itself in the list"
                 self.rejected.append(Rejection(relative, reason))
@@ -254,6 +255,11 @@ def _check_not_empty(root: Path, manifest: Manifest) -> None:
     what = "no file" if root.is_dir() else "no entry"
     notes = " ".join(f"({note})" for note in manifest.notes)
     raise InputError(f"{root} has {what} that is a CT scan: expected NIfTI, MHD/MHA, NRRD or DICOM {notes}".rstrip())
+
+
+def name_outside(path: str, root: Path) -> str:
+    """A path relative to the root, as it is; one outside of it by its place, not by the way there."""
+    return os.path.abspath(root / path) if path.startswith("..") else path
 
 
 def name_cases(cases: Sequence[Case]) -> list[Case]:

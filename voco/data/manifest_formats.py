@@ -1,18 +1,19 @@
-"""Lists of scans that others have written: CSV, Decathlon JSON (nnU-Net, MONAI), nnssl ``pretrain_data.json``."""
+"""Lists of scans that others have written: CSV, JSON of Decathlon, MONAI and nnU-Net, nnssl ``pretrain_data.json``."""
 
 from __future__ import annotations
 
-import csv
 import difflib
-import io
 import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
+from voco.data.cells import name_or_none, say_look_alikes
+from voco.data.text_tables import read_rows, read_text
+from voco.data.walk import stem
 from voco.errors import InputError
 
 CSV_COLUMNS = ("path", "patient", "series", "case", "split")
@@ -24,6 +25,11 @@ _SPLITS = {
 }
 # nnssl collections mix modalities; these are CT, and so is one that is not named.
 _CT_NAMES = {"", "ct", "cta", "ctpa", "cect", "nect", "ncct", "ldct", "cbct", "computed tomography", "unknown", "none"}
+_CT_WORD = re.compile(r"(^|[^a-z])ct([^a-z]|$)|computed.tomography", re.IGNORECASE)
+_OTHER_WORD = re.compile(
+    r"(^|[^a-z])(mri?|mra|t1\w*|t2\w*|flair|adc|dwi|pd|pet|us|spect|oct)([^a-z]|$)|magnetic|ultraso|x-?ray|micros",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -60,27 +66,26 @@ def read_list(path: Path) -> Listing:
         InputError: another kind of file, or one that does not have the fields of its kind.
     """
     if path.suffix.lower() in (".csv", ".tsv"):
-        try:
-            return read_csv(path)
-        except csv.Error as error:
-            raise InputError(f"{path} is no valid CSV: {error}") from None
+        return read_csv(path)
     if path.suffix.lower() != ".json":
         raise InputError(
             f"{path} is not a data root: give a folder, a CSV with a path column, a Decathlon dataset.json or an nnssl "
             "pretrain_data.json"
         )
     try:
-        data = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        data = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
         raise InputError(f"{path} is no valid JSON: {error}") from None
     if isinstance(data, dict) and ("datasets" in data or "subjects" in data):
         return read_nnssl(path, data)
     if isinstance(data, dict) and any(isinstance(data.get(key), list) for key in _SPLITS):
         return read_decathlon(path, data)
+    if isinstance(data, dict) and "channel_names" in data:
+        return read_nnunet(path, data)
     found = ", ".join(map(str, list(data)[:8])) if isinstance(data, dict) else type(data).__name__
     raise InputError(
-        f"{path} holds {found}; expected a Decathlon list (training, validation, test) or an nnssl collection "
-        "(datasets)"
+        f"{path} holds {found}; expected a Decathlon list (training, validation, test), an nnU-Net "
+        "dataset.json (channel_names) or an nnssl collection (datasets)"
     )
 
 
@@ -91,27 +96,19 @@ def read_csv(path: Path) -> Listing:
         InputError: no path column, a misspelt column, or an unknown split.
     """
     listing = Listing()
-    with open(path, newline="", encoding="utf-8-sig", errors="strict") as file:
-        try:
-            text = file.read()
-        except UnicodeDecodeError:
-            raise InputError(f"{path} is not UTF-8 text; save it as CSV UTF-8") from None
-    first = text.split("\n", 1)[0]
-    delimiter = max(",;\t", key=first.count)
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
-    names = [(name or "").strip() for name in reader.fieldnames or []]
-    reader.fieldnames = names
-    _check_columns(path, names, listing)
-    for number, line in enumerate(reader, start=2):
-        values = {key: (line.get(key) or "").strip() or None for key in CSV_COLUMNS}
-        name = values["path"]
-        if name is None:
-            if any(value and str(value).strip() for value in line.values()):
-                listing.rejected.append((f"line {number}", f"line {number} of {path.name} has no path"))
+    table = read_rows(path)
+    _check_columns(path, table.columns, listing)
+    for number, line in table.rows:
+        values = {key: name_or_none(line.get(key)) for key in ("patient", "series", "case", "split")}
+        name = line["path"]
+        if not name:
+            listing.rejected.append((f"line {number}", f"line {number} of {path.name} has no path"))
             continue
         split = _split(values["split"], f"{path}, line {number}")
-        where = _beside(path, name)
+        where = beside(path, name)
         listing.rows.append(Row(name, where, values["patient"], values["series"], values["case"], split))
+    listing.notes += say_windows(row.name for row in listing.rows)
+    listing.notes += say_look_alikes(row.patient for row in listing.rows if row.patient)
     return listing
 
 
@@ -127,9 +124,6 @@ def _check_columns(path: Path, names: list[str], listing: Listing) -> None:
             f"{path} has no path column, only {', '.join(names) or 'an empty first line'}; the first line must name "
             f"the columns: {', '.join(CSV_COLUMNS)} (all but path may be missing)"
         )
-    if len(set(names)) < len(names):
-        twice = [name for name, count in Counter(names).items() if count > 1]
-        raise InputError(f"{path}: columns named twice: {', '.join(map(repr, twice))}")
     if extra:
         listing.notes.append(f"columns of {path.name} that are not used here: {', '.join(extra)}")
 
@@ -142,17 +136,49 @@ def _split(value: str | None, where: str) -> str | None:
     return _SPLITS[value.lower()]
 
 
-def _beside(list_file: Path, name: str) -> Path:
-    """A path of a list: absolute, below the home of a user (``~``), or relative to the folder of the list."""
+def beside(list_file: Path, name: str) -> Path:
+    """A path of a list: absolute, below the home of a user (``~``), or relative to the folder of the list.
+
+    Backslashes part folders, as on Windows. A path that begins with a drive or a server is not to be found here: it is
+    the longest end of it that lies beside the list.
+    """
     try:
-        return list_file.parent / Path(name).expanduser()
+        given = Path(name).expanduser()
     except RuntimeError:  # ~nobody: no such user
-        return list_file.parent / name
+        given = Path(name)
+    place = list_file.parent / given
+    if "\\" not in name or place.exists():
+        return place
+    parts = PureWindowsPath(name).parts
+    if not is_windows_absolute(name):
+        return list_file.parent.joinpath(*parts)
+    ends = (list_file.parent.joinpath(*parts[i:]) for i in range(1, len(parts)))
+    return next((end for end in ends if end.exists()), place)
+
+
+def is_windows_absolute(name: str) -> bool:
+    """Whether a path begins with a drive or a server of Windows."""
+    return "\\" in name and bool(PureWindowsPath(name).drive)
+
+
+def say_windows(names: Iterable[str]) -> list[str]:
+    """A sentence for the user where a list has paths of Windows drives."""
+    found = [name for name in names if is_windows_absolute(name)]
+    if not found:
+        return []
+    return [f"{len(found)} paths are of Windows drives (first: {found[0]}); their ends are looked for beside the list"]
 
 
 def read_decathlon(path: Path, data: dict) -> Listing:
-    """Read ``training``, ``validation``, ``test``: lists of ``{"image": file}`` or file names, relative to the JSON."""
+    """Read ``training``, ``validation``, ``test``: lists of ``{"image": file}`` or file names, relative to the JSON.
+
+    nnU-Net v1 lists files without the number of the channel that they carry: ``c.nii.gz`` is ``c_0000.nii.gz``.
+
+    Raises:
+        InputError: a list of images of another modality.
+    """
     listing = Listing()
+    channel = _ct_channel(path, data.get("modality"), listing)
     for key, split in _SPLITS.items():
         items = data.get(key)
         if not isinstance(items, list):
@@ -166,9 +192,63 @@ def read_decathlon(path: Path, data: dict) -> Listing:
                 listing.rejected.append((f"{key}[{number}]", f"entry {number} of {key!r} names {what}; expected one"))
                 continue
             given = item if isinstance(item, dict) else {}
-            patient = next((str(given[k]) for k in ("patient", "patient_id", "subject") if given.get(k)), None)
-            listing.rows.append(Row(image, _beside(path, image), patient, split=split))
+            patient = next(
+                (found for k in ("patient", "patient_id", "subject") if (found := name_or_none(given.get(k)))), None
+            )
+            where = beside(path, image)
+            numbered = _numbered(where, channel)
+            where = numbered if not where.exists() and numbered.exists() else where
+            listing.rows.append(Row(image, where, patient, split=split))
     return listing
+
+
+def read_nnunet(path: Path, data: dict) -> Listing:
+    """Read the ``dataset.json`` of nnU-Net v2, which names channels and a file ending: files lie in ``imagesTr`` and
+    ``imagesTs``, or are listed in ``dataset``.
+
+    Raises:
+        InputError: a data set of another modality.
+    """
+    listing = Listing()
+    channel = _ct_channel(path, data["channel_names"], listing)
+    listed = data.get("dataset")
+    if isinstance(listed, dict):
+        for name, item in listed.items():
+            images = item.get("images") if isinstance(item, dict) else None
+            if not isinstance(images, list) or len(images) <= channel:
+                listing.rejected.append((str(name), f"no image of channel {channel} is listed"))
+                continue
+            listing.rows.append(Row(str(images[channel]), beside(path, str(images[channel])), split=TRAIN))
+        return listing
+    ending = str(data.get("file_ending") or ".nii.gz")
+    for folder, split in (("imagesTr", TRAIN), ("imagesTs", TEST)):
+        for file in sorted((path.parent / folder).glob(f"*_{channel:04d}{ending}")):
+            listing.rows.append(Row(f"{folder}/{file.name}", file, split=split))
+    return listing
+
+
+def _ct_channel(path: Path, names: object, listing: Listing) -> int:
+    """Number of the channel that is CT; 0 where the list names none.
+
+    Raises:
+        InputError: all channels are of other modalities.
+    """
+    if not isinstance(names, dict) or not names:
+        return 0
+    found = {int(k): str(v).strip() for k, v in names.items() if str(k).isdecimal()}
+    channel = next((k for k, name in sorted(found.items()) if name.lower() in _CT_NAMES or _CT_WORD.search(name)), None)
+    if channel is None:
+        if found and all(_OTHER_WORD.search(name) for name in found.values()):
+            raise InputError(f"{path} lists {', '.join(found.values())}; expected CT")
+        return 0
+    if len(found) > 1:
+        listing.notes.append(f"{path.name} has the channels {', '.join(found.values())}; {found[channel]} is read")
+    return channel
+
+
+def _numbered(where: Path, channel: int) -> Path:
+    name = stem(where.name)
+    return where.with_name(f"{name}_{channel:04d}{where.name[len(name) :]}")
 
 
 def read_nnssl(path: Path, data: dict) -> Listing:
@@ -216,7 +296,7 @@ def _nnssl_images(data: dict) -> Iterator[tuple[str, dict]]:
 
 def _resolve(name: str, folder: Path) -> tuple[Path, str | None]:
     if not name.startswith("$"):
-        return _beside(folder / "list", name), None
+        return beside(folder / "list", name), None
     variable, _, rest = name[1:].partition("/")
     if variable in os.environ:
         return Path(os.environ[variable]) / rest, None

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from voco.data.privacy import hash_patient_id
+from voco.data.text_tables import delimiter_of, read_text
 from voco.errors import InputError
 
 if TYPE_CHECKING:
@@ -162,14 +163,13 @@ def _stem(name: str) -> str:
 
 def _read_names(file: Path) -> list[str]:
     try:
-        text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(file, "the list of excluded patients")
+    except OSError as error:
         raise InputError(f"the list of excluded patients {file} cannot be read: {error}") from None
     lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
     if not lines:
         raise InputError(f"the list of excluded patients {file} is empty")
-    delimiter = max(",;\t", key=lines[0].count)
-    rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=delimiter)]
+    rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=delimiter_of(lines[0]))]
     heading = [cell.lower() for cell in rows[0]]
     column = heading.index("patient") if "patient" in heading else 0
     if heading[column] in _HEADINGS:

@@ -15,7 +15,7 @@ import time
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ import numpy as np
 from voco import __version__
 from voco.data.cache import TEMPORARY, entry_key, entry_path, read_footer, write_atomic, write_entry
 from voco.data.fingerprint import scan_fingerprint
-from voco.data.manifest import Case, Rejection
+from voco.data.manifest import Case, Rejection, name_outside
 from voco.data.masks import mask_box, read_mask
 from voco.data.pool import Crashed, run_isolated
 from voco.data.progress import Progress
@@ -184,7 +184,9 @@ def prepare(
         result.made = sum(isinstance(item, PreparedEntry) for item in fresh.values())
         known = [fresh[item.key] if isinstance(item, _Job) else item for item in known]
     result.entries = [item for item in known if isinstance(item, PreparedEntry)]
-    result.rejected = [item for item in known if isinstance(item, Rejection)]
+    result.rejected = [
+        replace(item, path=name_outside(item.path, root)) for item in known if isinstance(item, Rejection)
+    ]
     return result
 
 

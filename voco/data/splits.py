@@ -314,7 +314,8 @@ def _check_training(found: Sequence[Fold], patients, labels: Labels, notes: list
         if _varied(known) and not _varied(have):
             raise InputError(
                 f"no two of the {len(training)} training patients of fold {fold.number} have different labels, so "
-                "nothing can be learned; take a larger --fraction, another --seed or other shares"
+                "nothing can be learned: a class needs patients in every part. Label more patients of the rare one, or "
+                "take a larger --fraction, another --split.seed, or smaller --split.test and --split.val"
             )
         if not fold.early_stopping:
             words = f"no early stopping, a fixed number of steps ({fold.reason})"

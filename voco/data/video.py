@@ -1,32 +1,29 @@
 """Video files -> frames: presentation times from the packets, seeks instead of whole files, rotation, damage.
 
-Only this file knows PyAV. What cannot be used is a :class:`ScanError` with one reason.
+Only the video files here know PyAV. What cannot be used is a :class:`ScanError` with one reason.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from voco.data.video_frames import CHANNELS, Converter, orientation
+from voco.data.video_streams import open_video, say_streams
 from voco.errors import InputError, ScanError
 from voco.short_repr import short_repr
 
-SUFFIXES = frozenset(
+_RAW = (".h264", ".264", ".h265", ".265", ".hevc")  # streams without a container
+SUFFIXES = frozenset(_RAW) | frozenset(
     f".{name}"
     for name in "mp4 m4v mov avi mkv webm mpg mpeg ts m2ts mts flv wmv asf 3gp 3g2 ogv vob divx".split()  # noqa: SIM905
 )
-# Play lists and other text formats would let a "video" name any file or address of this machine.
-_FORMATS = "mov,matroska,avi,mpegts,mpeg,flv,ogg,asf,mpegvideo,h264,hevc,m4v,ivf,mjpeg,dv,gxf,mxf,nut,rm"
 # Tried: after a seek, these give frames their true times. MPEG program streams do not.
 _SEEKABLE = ("mov", "matroska", "avi", "mpegts", "flv", "asf")
-_OPEN_SECONDS = 30.0
-_LARGEST = 1 << 26  # pixels of a frame; 8K video has half of that
+_RATE = 25.0  # frames per second where nothing says it, as FFmpeg has it
 _WORTH_A_SEEK = 8  # frames that a seek must save: below, decoding on is as fast
 
 
@@ -43,6 +40,7 @@ class VideoInfo:
         keyframes: frames at which decoding can start.
         codec: as FFmpeg names it.
         synthetic: whether it was drawn; see ``voco.data.synthetic``.
+        note: what a user should know of how it is read; mostly empty.
     """
 
     frames: int
@@ -52,6 +50,7 @@ class VideoInfo:
     rotation: int
     keyframes: int
     codec: str
+    note: str = ""
     synthetic: bool = False
 
 
@@ -68,6 +67,9 @@ class FrameIndex:
             demuxer of the format expects.
         in_order: the file holds no true presentation times; frames are numbered as they leave the decoder.
         seekable: times are right after a seek; else decoding starts with the file.
+        stream: number of the stream among all of the file.
+        timed: the file has times; else frames follow one another at its nominal rate.
+        shown: (H, W) of the first frame after rotation, once ``VideoReader.info`` has looked at it.
     """
 
     pts: np.ndarray
@@ -76,6 +78,9 @@ class FrameIndex:
     targets: np.ndarray
     in_order: bool = False
     seekable: bool = True
+    stream: int | None = None
+    timed: bool = True
+    shown: tuple[int, int] | None = None
 
     @property
     def step_s(self) -> float:
@@ -114,7 +119,7 @@ class VideoReader:
 
     def __init__(self, path: str | Path, index: FrameIndex | None = None):
         self.path, self.decoded, self.damaged = Path(path), 0, 0
-        self._container, self._stream = _open(self.path)
+        self._container, self._stream = open_video(self.path, index and index.stream)
         try:
             self.index = index or self._read_index()
             self._in_order = self.index.in_order
@@ -138,11 +143,16 @@ class VideoReader:
         Raises:
             ScanError: not a single frame can be decoded.
         """
-        _, frame = next(self._decode(0), (None, None))
+        try:
+            _, frame = next(self._decode(0), (None, None))
+        except _WrongTimes:
+            self._in_order = True
+            _, frame = next(self._decode(0), (None, None))
         if frame is None:
             raise ScanError(f"no frame of its {len(self.index.times_s)} can be decoded")
         swap, flip_y, _ = orientation(frame, self._stream)
         height, width = (frame.width, frame.height) if swap else (frame.height, frame.width)
+        self.index = replace(self.index, shown=(height, width))
         step = self.index.step_s
         count, duration = len(self.index.times_s), self.index.duration_s
         return VideoInfo(
@@ -153,7 +163,13 @@ class VideoReader:
             rotation=(90 if flip_y else 270) if swap else (180 if flip_y else 0),
             keyframes=int(self.index.keys.sum()),
             codec=self._stream.codec_context.name,
+            note=self._note(),
         )
+
+    def _note(self) -> str:
+        streams = say_streams(self._container, self._stream)
+        rate = f"no times: taken as {1 / self.index.step_s:.4g} frames per second" if self.index.step_s else ""
+        return "; ".join(filter(None, (streams, "" if self.index.timed else rate)))
 
     def read(
         self, indices: Sequence[int] | np.ndarray, *, size: int | tuple[int, int] | None = None, colour: str = "rgb"
@@ -181,7 +197,7 @@ class VideoReader:
         wanted = np.unique(indices)
         if not len(wanted) or wanted[0] < 0 or wanted[-1] >= len(self.index.times_s):
             raise InputError(f"frames {indices.tolist()} are wanted of a video with {len(self.index.times_s)} frames")
-        convert = Converter(self._stream, size, colour)
+        convert = Converter(self._stream, size, colour, self.index.shown)
         try:
             found = self._pick(wanted, convert)
         except _WrongTimes:
@@ -261,7 +277,7 @@ class VideoReader:
             except av.error.FFmpegError:
                 pass  # a damaged table of contents; from the start it always goes
         self.close()
-        self._container, self._stream = _open(self.path)
+        self._container, self._stream = open_video(self.path, self.index.stream)
 
     def _packets(self) -> Iterator:
         import av
@@ -276,6 +292,8 @@ class VideoReader:
         packets = [p for p in self._packets() if p.size and not p.is_discard]
         if not packets:
             raise ScanError("its video stream holds no frames")
+        if sum(p.pts is None and p.dts is None for p in packets) > len(packets) / 2:
+            return self._untimed_index(packets)
         # Where only some packets have a presentation time, decoding times (one each, ascending) are the better guess.
         by_pts = all(p.pts is not None for p in packets)
         by_shown = any(name in self._container.format.name for name in ("mov", "matroska"))
@@ -299,7 +317,19 @@ class VideoReader:
             targets=np.array([targets[time] for time in pts], np.int64),
             in_order=in_order,
             seekable=any(name in self._container.format.name for name in _SEEKABLE),
+            stream=self._stream.index,
         )
+
+    def _untimed_index(self, packets: Sequence) -> FrameIndex:
+        """Frames one after another at the nominal rate: raw streams (H.264, HEVC) hold no times at all."""
+        unit = float(self._stream.time_base)
+        lengths = [p.duration for p in packets if p.duration]
+        step = int(np.median(lengths)) if lengths else max(1, round(1 / (_RATE * unit)))
+        pts = np.arange(len(packets), dtype=np.int64) * step
+        return FrameIndex(
+            pts=pts, times_s=pts * unit, keys=np.array([p.is_keyframe for p in packets], bool), targets=pts,
+            in_order=True, seekable=False, stream=self._stream.index, timed=False,
+        )  # fmt: skip
 
 
 class _WrongTimes(Exception):
@@ -339,51 +369,3 @@ def read_frames(
         if indices is None:
             indices = reader.index.nearest(np.asarray(times_s, float))
         return reader.read(indices, size=size, colour=colour)
-
-
-def _open(path: Path):
-    """Container and video stream, with one decoder thread: loaders already run one process per core."""
-    import av
-
-    if not path.is_file():
-        raise ScanError("no such file" if not path.exists() else "not a regular file")
-    if path.stat().st_size == 0:
-        raise ScanError("the file is empty")
-    try:
-        container = av.open(
-            os.path.abspath(path),
-            metadata_errors="ignore",
-            # not "options": those go to every stream as well, and older PyAV crashes where streams turn up late (MPEG)
-            container_options={"format_whitelist": _FORMATS, "protocol_whitelist": "file"},
-            timeout=(_OPEN_SECONDS, _OPEN_SECONDS),
-        )
-    except (av.error.FFmpegError, OSError, ValueError) as error:
-        raise ScanError(f"no video file, or its header is cut off or damaged: {_text(error)}") from None
-    try:
-        streams = [s for s in container.streams.video if not _is_cover(s)]
-        if not streams:
-            # not "type", which crashes older PyAV where a codec is unknown
-            kinds = ", ".join(sorted({type(s).__name__.removesuffix("Stream").lower() for s in container.streams}))
-            raise ScanError(f"no video stream; the file holds {kinds or 'nothing'}")
-        stream = streams[0]
-        context = stream.codec_context
-        if context is None:
-            raise ScanError("its codec is not known to this FFmpeg")
-        if context.width * context.height > _LARGEST:
-            raise ScanError(f"frames of {context.width} x {context.height} pixels are larger than what is read")
-        context.thread_type, context.thread_count = "NONE", 1
-        return container, stream
-    except BaseException:
-        container.close()
-        raise
-
-
-def _is_cover(stream) -> bool:
-    """Whether a video stream is only the picture on the sleeve of a piece of music."""
-    with contextlib.suppress(AttributeError):
-        return "attached_pic" in str(stream.disposition)
-    return False
-
-
-def _text(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__

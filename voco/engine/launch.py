@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections.abc import Sequence
 from datetime import timedelta
@@ -15,8 +16,48 @@ PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 
 
 def launched_rank() -> tuple[int, int]:
-    """(rank, number of processes) from the launcher's environment, before any process group exists."""
+    """(rank, number of processes) from the launcher's environment, before any process group exists.
+
+    Raises:
+        InputError: several tasks of a launcher that tells none of them its rank: each would be a run of its own, in the
+            folder of the others.
+    """
+    if "RANK" not in os.environ:
+        _refuse_ranks_untold()
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+# Launchers by the variable in which a task finds how many there are. A job of SLURM may have many tasks and this
+# process be alone in it, in the batch script or under torchrun: what counts is the step that started it.
+_LAUNCHERS = {
+    "SLURM_STEP_NUM_TASKS": "srun",
+    "OMPI_COMM_WORLD_SIZE": "mpirun",
+    "PMI_SIZE": "mpirun",
+    "MV2_COMM_WORLD_SIZE": "mpirun",
+    "MPI_LOCALNRANKS": "mpirun",
+    "JSM_NAMESPACE_SIZE": "jsrun",
+    "PALS_LOCAL_SIZE": "mpiexec",
+}
+
+
+def _refuse_ranks_untold() -> None:
+    for variable, launcher in _LAUNCHERS.items():
+        count = os.environ.get(variable, "")
+        if not count.isdecimal() or int(count) < 2:
+            continue
+        program = sys.argv[0] if sys.argv[0].endswith(".py") else "pretrain/run.py"
+        start = f"torchrun --nproc_per_node {count} {program} …"
+        if launcher == "srun":
+            nodes = os.environ.get("SLURM_STEP_NUM_NODES") or os.environ.get("SLURM_NNODES") or "1"
+            each = max(1, int(count) // int(nodes)) if nodes.isdecimal() and int(nodes) else int(count)
+            ends = "" if nodes == "1" else " --nnodes $SLURM_NNODES --rdzv_backend c10d --rdzv_endpoint HOST:29500"
+            start = f"srun --ntasks-per-node 1 torchrun{ends} --nproc_per_node {each} {program} …"
+        raise InputError(
+            f"{launcher} started {count} tasks of this command ({variable}={count}) and none of them has a RANK, so "
+            f"each would be a run of its own in the same folder. Let torchrun start the processes of one run:\n"
+            f"  {start}\n"
+            f"For one process, start one task. For runs of their own, each with its own --out, set RANK=0 WORLD_SIZE=1"
+        )
 
 
 def check_precision(precision: str) -> bool:

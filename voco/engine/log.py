@@ -40,6 +40,16 @@ class MetricLog:
                 part.write_text("".join(kept))
                 os.replace(part, path)
 
+    def inherit(self, run: Path, step: int) -> None:
+        """Take over the rows of another run up to ``step``."""
+        if not self.accelerator.is_main_process:
+            return
+        for name in ("metrics.jsonl", "timings.jsonl"):
+            rows = (run / name).read_text().splitlines(keepends=True) if (run / name).is_file() else []
+            part = (self.out / name).with_suffix(".part")
+            part.write_text("".join(line for line in rows if _row_step(line) <= step))
+            os.replace(part, self.out / name)
+
     def metrics(self, step: int, row: dict[str, float]) -> None:
         """Write one row of finite numbers (others become null, which JSON allows)."""
         row = {k: v if v is None or math.isfinite(v) else None for k, v in row.items()}

@@ -30,6 +30,7 @@ class LoopState:
         skipped_in_a_row: steps left out since the last good one, for either reason.
         sums, count: running sums of the terms since the last logged row.
         watch: what ``Watch`` remembers; empty without one.
+        extended: runs that were extended on the way here, see ``voco.engine.extend``.
     """
 
     step: int = 0
@@ -39,6 +40,7 @@ class LoopState:
     sums: dict[str, float] = field(default_factory=dict)
     count: int = 0
     watch: dict[str, float] = field(default_factory=dict)
+    extended: list[dict] = field(default_factory=list)
 
     @classmethod
     def from_dict(cls, values: Mapping) -> LoopState:

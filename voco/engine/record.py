@@ -26,12 +26,7 @@ class RunRecord:
     def __init__(self, out: Path, *, active: bool):
         self.path, self.active = Path(out) / "run.json", active
         self._start = time.monotonic()
-        self.values: dict = {}
-        if self.path.is_file():
-            try:
-                self.values = json.loads(self.path.read_text())
-            except ValueError:
-                self.values = {}
+        self.values = read_record(out)
         self.values["state"] = "running"
         sessions = self.values.setdefault("sessions", [])
         sessions.append({"started": _now(), "state": "running", "versions": versions(), "git_commit": git_commit()})
@@ -65,8 +60,20 @@ class RunRecord:
     def _write(self) -> None:
         if self.active:
             part = self.path.with_suffix(".part")
-            part.write_text(json.dumps(self.values, indent=1, default=str))
+            with part.open("w") as file:
+                file.write(json.dumps(self.values, indent=1, default=str))
+                file.flush()
+                os.fsync(file.fileno())  # else a power cut may leave the new name on an empty file
             os.replace(part, self.path)
+
+
+def read_record(out: Path) -> dict:
+    """What ``run.json`` of a run folder holds; empty where there is none, or a power cut left it torn."""
+    try:
+        values = json.loads((Path(out) / "run.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def versions() -> dict[str, str]:

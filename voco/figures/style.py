@@ -7,6 +7,7 @@ is drawn, never pyplot: no global state, no display.
 from __future__ import annotations
 
 import textwrap
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -39,7 +40,10 @@ def save(figure, path: str | Path) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    figure.savefig(part, format="png", dpi=DPI, metadata={"Software": None})
+    with warnings.catch_warnings():
+        # classes may have names in any script, of which the font draws some as boxes; results.json has them in full
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure.savefig(part, format="png", dpi=DPI, metadata={"Software": None})
     part.replace(path)
     return path
 

@@ -108,6 +108,14 @@ class Task:
     def __init__(self, options: Any):
         self.options = options
 
+    def adopt(self, outputs: Sequence[Output]) -> None:
+        """Take the outputs of a model that was trained by another version, which may name them otherwise."""
+        self.outputs = tuple(outputs)
+
+    def words(self, output: Output) -> tuple[str, ...]:
+        """What users call the classes of an output, in their order."""
+        return output.classes
+
     # What a data set holds
 
     def read(self, root: str | Path) -> LabeledManifest:

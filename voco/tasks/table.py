@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,10 +10,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
+from voco.data.cells import number
 from voco.data.layouts.labeled import LabeledCase, LabeledManifest
 from voco.data.layouts.table import read_label_table
 from voco.errors import InputError
 from voco.tasks.base import Output, Scores, Task
+from voco.tasks.column_names import column_names
 from voco.tasks.table_metrics import MAIN_METRIC, lower_is_better, metric_names, shuffled_metric, table_metrics
 
 if TYPE_CHECKING:
@@ -41,6 +42,9 @@ class TableOptions:
     numbers are regression; what was taken is said"""
     classes: dict[str, list[str]] = field(default_factory=dict)
     """multiclass: classes of a column in their order, e.g. {stage: [I, II, III]}; empty: those in the table, sorted"""
+    unknown: list[str] | None = None
+    """words for a label that is not known, e.g. NA none; these and no others, [] for none at all. Unset: the words of
+    R, Excel, pandas and people; asked for where one may be a class. An empty cell is always unknown"""
     metric: str = ""
     """main metric in place of the kind's own (AUROC, or MAE of regression)"""
     flips: list[int] = field(default_factory=list)
@@ -81,7 +85,10 @@ class Table(Task):
             InputError: as ``read_label_table``; labels of several kinds, or not of the kind or the classes asked for.
         """
         table, folder = self._table(root)
-        manifest, names = read_label_table(table, root=folder, labels=self.options.labels)
+        asked = self.options
+        manifest, names = read_label_table(
+            table, root=folder, labels=asked.labels, unknown=asked.unknown, kind=asked.kind, classes=asked.classes
+        )
         values = {name: [c.labels[name] for c in manifest.cases if name in c.labels] for name in names}
         self.options = replace(self.options, labels=names)
         kind = self.options.kind
@@ -123,25 +130,32 @@ class Table(Task):
         if options.kind == "binary" and len(options.labels) > 1:
             self.options = options = replace(options, kind="multilabel")
         outputs = []
-        for name in options.labels:
-            classes = tuple(_safe(c) for c in options.classes[name]) if kind == "multiclass" else ()
-            outputs.append(Output(_safe(name), kind, classes))
+        for name, safe in zip(options.labels, column_names(options.labels)):
+            classes = tuple(column_names(options.classes[name])) if kind == "multiclass" else ()
+            outputs.append(Output(safe, kind, classes))
+        self.adopt(outputs)
+        if options.metric and options.metric not in (names := metric_names(options.kind, self.outputs)):
+            raise InputError(f"task.metric {options.metric!r} is not one of {', '.join(names)}")
+
+    def adopt(self, outputs: Sequence[Output]) -> None:
+        """Take outputs as the names of labels and classes, e.g. those of a model of another version."""
+        options = self.options
         columns = [column for o in outputs for column in (o.label_column, *o.score_columns)]
         if twice := sorted(name for name, n in Counter(columns).items() if n > 1):
             raise InputError(
-                f"labels or classes are the same once they are written in letters and digits ({', '.join(twice[:3])}); "
-                "rename one of them"
+                f"labels and classes would share columns of predictions ({', '.join(twice[:3])}); rename one of them"
             )
-        if kind == "multiclass" and (single := [o.name for o in outputs if len(o.classes) < 2]):
-            raise InputError(f"label {single[0]} has one class only; there is nothing to learn")
+        if options.kind == "multiclass" and (single := [o.name for o in outputs if len(o.classes) < 2]):
+            raise InputError(f"column {single[0]} has one class only; there is nothing to learn")
         self.outputs = tuple(outputs)
         self.columns = dict(zip((output.name for output in outputs), options.labels))
         names = metric_names(options.kind, self.outputs)
-        if options.metric and options.metric not in names:
-            raise InputError(f"task.metric {options.metric!r} is not one of {', '.join(names)}")
         self.main_metric = options.metric or MAIN_METRIC[options.kind]
         self.directions = {name: False for name in names if lower_is_better(name)}
         self.higher_is_better = self.main_metric not in self.directions
+
+    def words(self, output: Output) -> tuple[str, ...]:
+        return tuple(self.options.classes.get(self.columns[output.name], ()))
 
     def _check(self, name: str, output: str, manifest: LabeledManifest) -> None:
         """Refuse cells that the kind or the classes do not know."""
@@ -165,8 +179,8 @@ class Table(Task):
     def _value(self, output: str, cell: str) -> float:
         if self.options.kind == "multiclass":
             return float(self.options.classes[self.columns[output]].index(_plain(cell)))
-        value = float(cell)
-        if not np.isfinite(value) or (self.options.kind != "regression" and value not in (0.0, 1.0)):
+        value = number(cell)
+        if value is None or not np.isfinite(value) or (self.options.kind != "regression" and value not in (0.0, 1.0)):
             raise ValueError(cell)
         return value
 
@@ -241,7 +255,10 @@ def _guess(name: str, cells: Sequence[str]) -> str:
     if not different:
         raise InputError(f"column {name} has no label at all")
     if len(different) == 1:
-        raise InputError(f"column {name} holds {cells[0]!r} and nothing else; there is nothing to learn")
+        raise InputError(
+            f"column {name} holds {cells[0]!r} and nothing else in the {len(cells)} rows that have a label; there is "
+            "nothing to learn. An empty cell is an unknown label: where it means absent, write 0"
+        )
     numbers = _numbers(different)
     if numbers is None:
         if len(different) > max(_MOST_CLASSES, len(cells) // 2):
@@ -281,17 +298,9 @@ def _plain(cell: str) -> str:
 
 
 def _numbers(cells: set[str]) -> set[float] | None:
-    try:
-        values = {float(cell) for cell in cells}
-    except ValueError:
-        return None
-    return values if np.isfinite(list(values)).all() else None
+    values = {number(cell) for cell in cells}
+    return None if None in values or not np.isfinite(list(values)).all() else values
 
 
 def _quantiles(values: Sequence[float]) -> np.ndarray:
     return np.quantile(values, np.arange(1, _STRATA) / _STRATA) if values else np.zeros(0)
-
-
-def _safe(name: str) -> str:
-    """A name for columns and files."""
-    return re.sub(r"[^A-Za-z0-9]+", "_", str(name)).strip("_") or "label"

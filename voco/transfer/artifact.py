@@ -11,7 +11,7 @@ from typing import Any
 
 from voco.errors import InputError
 from voco.tasks import create_task
-from voco.tasks.base import Task
+from voco.tasks.base import Output, Task
 from voco.transfer.heads import NeighbourHead, Standardise
 from voco.transfer.model import HeadOptions, StudyModel, output_widths
 from voco.transfer.views import View
@@ -115,6 +115,9 @@ def load_model(folder: str | Path) -> TrainedModel:
             f"{folder} was trained for version {record['task']['version']} of task {task.name}; this is version "
             f"{task.version}: train again"
         )
+    outputs = tuple(Output(**{**o, "classes": tuple(o["classes"])}) for o in record.get("outputs", ()))
+    if outputs and outputs != task.outputs:
+        task.adopt(outputs)
     encoder = load_encoder(folder / ENCODER_FOLDER)
     knn = record["knn"] or {}
     model = build_model(

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import re
+import math
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from voco.data.cells import is_unknown, may_be_unknown, number, plain
 from voco.data.layouts.labeled import LabeledCase, read_table
 from voco.errors import InputError
 from voco.tasks.base import Output, Task
+from voco.tasks.column_names import column_names
 
 _SHOWN = 5
-_WORDS = {"": float("nan"), "nan": float("nan"), "true": 1.0, "false": 0.0}
+_WORDS = {"true": 1.0, "false": 0.0}
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,9 @@ def read_labels(
         InputError: columns that are missing, values that no class has, rows that repeat or match no scan.
     """
     table = read_table(path, [], what="table of labels")
+    # columns of the table that was learned from have the words of its user
+    own = {name: output for output, name in getattr(task, "columns", {}).items() if output not in table}
+    table = table.rename(columns=own)
     key = next((name for name in ("case", "path") if name in table), None)
     outputs = [output for output in task.outputs if output.name in table]
     if key is None or not outputs:
@@ -53,6 +58,7 @@ def read_labels(
     known = {name: name for name in cases}
     if key == "path":
         known = {labeled.case.path: name for name, labeled in cases.items()}
+        table["path"] = [cell if cell in known else cell.replace("\\", "/") for cell in table["path"]]
         table = table[~table["path"].isin(set(unusable) - set(known))]
         count = Counter(labeled.case.path for labeled in cases.values())
         if shared := [value for value in table["path"] if count[value] > 1]:
@@ -69,25 +75,32 @@ def read_labels(
         name = known[row[key]]
         if name in found:
             raise InputError(f"{path}, line {line}: {row[key]} has a row already")
-        targets = {output.name: _value(output, row[output.name], f"{path}, line {line}") for output in outputs}
+        targets = {
+            output.name: _value(output, task.words(output), row[output.name], f"{path}, line {line}")
+            for output in outputs
+        }
         found[name] = GivenLabels(targets, {column: row[column] for column in others})
     return found
 
 
-def _value(output: Output, cell: str, where: str) -> float:
-    text = cell.strip()
+def _value(output: Output, words: Sequence[str], cell: str, where: str) -> float:
+    text = plain(cell)
     # classes have names that are safe in columns, tables the words of their users
-    for name in (text, re.sub(r"[^A-Za-z0-9]+", "_", text).strip("_")):
-        if output.kind == "multiclass" and name in output.classes:
-            return float(output.classes.index(name))
+    for classes in (words, output.classes):
+        if output.kind == "multiclass" and text in classes:
+            return float(classes.index(text))
+    if output.kind == "multiclass" and column_names([text])[0] in output.classes:
+        return float(output.classes.index(column_names([text])[0]))
+    if is_unknown(text) or may_be_unknown(text):
+        return float("nan")
     value = _WORDS.get(text.lower())
-    if value is None and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", text.lower()):
-        value = float(text)
+    if value is None:
+        value = number(text if output.kind == "multiclass" else text.replace(",", "."))
     allowed = {"binary": (0.0, 1.0), "multiclass": tuple(map(float, range(output.width)))}.get(output.kind)
-    if value is None or (allowed is not None and value == value and value not in allowed):
-        classes = f"one of {', '.join(output.classes)}, or its number from 0" if output.classes else "0 or 1"
+    if value is None or not math.isfinite(value) or (allowed is not None and value not in allowed):
+        expected = f"one of {', '.join(words)}, or its number from 0" if output.classes else "0 or 1"
         raise InputError(
             f"{where}: {cell!r} is no value of {output.name}; expected "
-            f"{'a number' if output.kind == 'regression' else classes}, or nothing where it is not known"
+            f"{'a number' if output.kind == 'regression' else expected}, or nothing where it is not known"
         )
     return value

@@ -21,6 +21,7 @@ from voco.errors import InputError
 Kind = Literal["resize", "tiles", "slice_windows"]
 _AIR_HU = -1024
 _BODY_HU = -900
+_MUCH_OUTSIDE = 0.2  # of the voxels of windows; as in pretraining
 # Where neither the encoder nor the user names a spacing, tiles are cut at this one.
 _DEFAULT_SPACING = (1.5, 1.5, 1.5)
 
@@ -185,6 +186,7 @@ class Exposure:
         studies: looked at.
         size: voxels of a window (D, H, W).
         padded: what the encoder makes of it, in multiples that it needs; the rest is air and costs as much.
+        outside: share of the voxels of windows that lie outside the studies, and are air.
     """
 
     windows: float
@@ -193,12 +195,13 @@ class Exposure:
     studies: int
     size: tuple[int, int, int]
     padded: tuple[int, int, int]
+    outside: float = 0.0
 
     @property
     def text(self) -> str:
         return (
             f"{self.windows:.3g} windows and {self.voxels:,.0f} voxels per study; the Hounsfield window clips "
-            f"{self.clipped:.1%} of the body's voxels ({self.studies} studies looked at){self._padding}"
+            f"{self.clipped:.1%} of the body's voxels ({self.studies} studies looked at){self._padding}{self._outside}"
         )
 
     @property
@@ -209,6 +212,15 @@ class Exposure:
             f"; the encoder pads {found} to {whole}, so that {air:.0%} of what it computes is air" if air > 0.1 else ""
         )
 
+    @property
+    def _outside(self) -> str:
+        if self.outside <= _MUCH_OUTSIDE:
+            return ""
+        return (
+            f"; {self.outside:.0%} of the voxels in windows lie outside the scans and are air: the scans are smaller "
+            "than the windows, so take a smaller --input.size, a finer --input.spacing, or --view resize"
+        )
+
 
 def measure_exposure(view: View, spec: InputSpec, volumes: Sequence) -> Exposure:
     """Count what a view shows of prepared volumes, and what the encoder's windows clip of it.
@@ -216,10 +228,11 @@ def measure_exposure(view: View, spec: InputSpec, volumes: Sequence) -> Exposure
     Args:
         volumes: prepared volumes, a few of the cohort.
     """
-    windows = voxels = body = clipped = 0
+    windows = voxels = body = clipped = inside_scan = 0
     for volume in volumes:
         starts = view.windows(volume.shape)
         windows, voxels = windows + len(starts), voxels + len(starts) * int(np.prod(view.size))
+        inside_scan += len(starts) * prod(map(min, volume.shape, view.size))
         for start in starts[:: max(1, len(starts) // 4)]:
             hu = volume.read(start, view.size)
             hu = hu[hu > _BODY_HU]
@@ -230,8 +243,9 @@ def measure_exposure(view: View, spec: InputSpec, volumes: Sequence) -> Exposure
     count = max(1, len(volumes))
     padded = tuple(-(-n // m) * m for n, m in zip(view.size, spec.size_multiple))
     return Exposure(
-        windows / count, voxels / count, clipped / max(1, body), len(volumes), tuple(map(int, view.size)), padded
-    )
+        windows / count, voxels / count, clipped / max(1, body), len(volumes), tuple(map(int, view.size)), padded,
+        1 - inside_scan / max(1, voxels),
+    )  # fmt: skip
 
 
 def read_window(volume, start: Sequence[int], view: View) -> np.ndarray:

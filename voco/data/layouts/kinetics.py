@@ -7,8 +7,11 @@ import io
 import os
 from pathlib import Path
 
+from voco.data.cells import is_unknown, name_or_none
 from voco.data.layouts.clip import SPLITS, Clip, ClipManifest, video_files
 from voco.data.manifest import Rejection
+from voco.data.manifest_formats import beside
+from voco.data.text_tables import delimiter_of, read_text
 from voco.errors import InputError
 
 CSV_COLUMNS = ("path", "label", "group", "split", "start_s", "end_s")
@@ -22,10 +25,9 @@ def read_csv(path: Path, manifest: ClipManifest) -> None:
         InputError: no text, or columns of none of the known lists.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        first = text.split("\n", 1)[0]
-        rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=first.count)))
-    except (UnicodeDecodeError, csv.Error) as error:
+        text = read_text(path)
+        rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter_of(text)))
+    except csv.Error as error:
         raise InputError(f"{path} is no valid CSV: {error}") from None
     names = {name.strip().lower(): name for name in (rows[0] if rows else {}) if name}
     rows = [{k: (row.get(name) or "").strip() for k, name in names.items()} for row in rows]
@@ -42,13 +44,18 @@ def read_csv(path: Path, manifest: ClipManifest) -> None:
 
 
 def _read_plain(path: Path, rows: list[dict], manifest: ClipManifest) -> None:
+    for row in rows:
+        row |= {key: name_or_none(row[key]) or "" for key in ("group", "split") if key in row}
     unknown = sorted({row["split"] for row in rows if row.get("split") and row["split"].lower() not in SPLITS})
     if unknown:
         raise InputError(f"{path} has the split {unknown[0]!r}; known: {', '.join(sorted(SPLITS))}")
     for number, row in enumerate(rows, 2):
         name, label = row["path"], row["label"]
-        if not name or not label:
-            manifest.rejected.append(Rejection(name or f"line {number}", "path or label is empty in the list"))
+        if not name or is_unknown(label):
+            reason = (
+                "path or label is empty in the list" if not name or not label else f"the label {label!r} is unknown"
+            )
+            manifest.rejected.append(Rejection(name or f"line {number}", reason))
             continue
         relative = _relative(path, name)
         try:
@@ -119,4 +126,4 @@ def _read_kinetics(path: Path, rows: list[dict], manifest: ClipManifest) -> None
 
 
 def _relative(path: Path, name: str) -> str:
-    return Path(os.path.relpath(path.parent / name, path.parent)).as_posix()
+    return Path(os.path.relpath(beside(path, name), path.parent)).as_posix()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from voco.data.manifest import Case, Rejection
 from voco.data.synthetic import phantom_row
+from voco.data.text_tables import did_you_mean, read_rows
 from voco.errors import InputError
 
 SPLITS = ("train", "validation", "test")
@@ -76,7 +77,7 @@ def read_table(path: str | Path, columns: Sequence[str], *, keys: Sequence[str] 
     """A published CSV as text columns (pandas, dtype str), checked for what must be there.
 
     Args:
-        path: CSV file, UTF-8 with or without a mark.
+        path: CSV as ``voco.data.text_tables`` reads it.
         columns: columns that must be there; others are kept.
         keys: columns that together must be different in every row.
         what: how to call the file in errors.
@@ -89,29 +90,28 @@ def read_table(path: str | Path, columns: Sequence[str], *, keys: Sequence[str] 
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{what} {path} does not exist; expected a CSV with the columns {', '.join(columns)}")
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise InputError(f"{what} {path} is not a readable CSV: {error}") from None
-    table.columns = [str(name).strip() for name in table.columns]
-    if missing := [name for name in columns if name not in table.columns]:
+    text = read_rows(path, what)
+    if missing := [name for name in columns if name not in text.columns]:
         raise InputError(
-            f"{what} {path} lacks the columns {', '.join(missing)}; found {', '.join(table.columns)}. Give the file as "
-            "it was published"
+            f"{what} {path} lacks the columns {', '.join(missing)}; found {', '.join(text.columns)}"
+            + (did_you_mean(missing[0], text.columns) or "; give the file with the columns as they were published")
         )
-    if table.empty:
+    if not text.rows:
         raise InputError(f"{what} {path} holds no row")
-    for name in table.columns:
-        table[name] = table[name].str.strip()
+    table = pd.DataFrame([row for _, row in text.rows], columns=text.columns, dtype=str)
     if keys:
-        repeated = table[table.duplicated(list(keys), keep=False)]
-        if len(repeated):
-            names = ["/".join(row) for row in repeated[list(keys)].drop_duplicates().itertuples(index=False)]
-            raise InputError(
-                f"{what} {path} has {len(names)} ids more than once ({_shown(names)}); each must have one row: remove "
-                "the others"
-            )
+        refuse_repeats(table, keys, f"{what} {path}")
     return table
+
+
+def refuse_repeats(table, keys: Sequence[str], what: str) -> None:
+    """Stop where rows of a text table have the same keys."""
+    repeated = table[table.duplicated(list(keys), keep=False)]
+    if len(repeated):
+        names = ["/".join(row) for row in repeated[list(keys)].drop_duplicates().itertuples(index=False)]
+        raise InputError(
+            f"{what} has {len(names)} ids more than once ({_shown(names)}); each must have one row: remove the others"
+        )
 
 
 def numbers(table, name: str, path: str | Path, *, among: Sequence[float] | None = None):

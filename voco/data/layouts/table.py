@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from voco.data.cells import known_labels, name_or_none, say_look_alikes
 from voco.data.layouts.labeled import LabeledCase, LabeledManifest, finish, numbers, read_table
 from voco.data.manifest import Case, Rejection, name_cases
+from voco.data.manifest_formats import beside, say_windows
 from voco.data.manifest_patients import assign_patients
 from voco.data.privacy import hash_patient_id
+from voco.data.text_tables import did_you_mean
 from voco.data.walk import walk_files
 from voco.errors import InputError
 
@@ -23,8 +26,6 @@ SPLIT_WORDS = {
     **dict.fromkeys(("validation", "valid", "val", "dev", "heldout", "held-out", "held_out"), "validation"),
     **dict.fromkeys(("test", "testing", "ts"), "test"),
 }
-# Cells of a label that is not known; pandas writes the second one for missing numbers.
-UNKNOWN = ("", "nan")
 # Other words for a patient. Taken for an attribute, such a column would let splits part a patient.
 _PATIENT_WORDS = ("subject", "mrn", "person")
 # Names that columns of predictions have for themselves.
@@ -33,7 +34,14 @@ _HEADERS_TRIED = 5
 
 
 def read_label_table(
-    table: str | Path, *, root: str | Path | None = None, labels: Sequence[str] = (), labeled: bool = True
+    table: str | Path,
+    *,
+    root: str | Path | None = None,
+    labels: Sequence[str] = (),
+    labeled: bool = True,
+    unknown: Sequence[str] | None = None,
+    kind: str = "auto",
+    classes: Mapping[str, Sequence[str]] | None = None,
 ) -> tuple[LabeledManifest, list[str]]:
     """The scans of a table with their labels as text.
 
@@ -44,6 +52,7 @@ def read_label_table(
         root: second folder that paths may start from, and the root of the manifest; the folder of the CSV if not given.
         labels: label columns; without any, the column ``label``.
         labeled: whether rows without any label are rejected.
+        unknown, kind, classes: which cells are unknown labels, see ``voco.data.cells.known_labels``; classes by column.
 
     Returns:
         Cases whose ``labels`` hold the cells that are known, and the names of the label columns. Where the table does
@@ -51,15 +60,24 @@ def read_label_table(
 
     Raises:
         InputError: missing or misspelt columns, scans or ids listed twice, unknown words for a split, a fold that is no
-            number, a patient in two parts or folds, no scan that can be used.
+            number, a patient in two parts or folds, no scan that can be used; as ``known_labels``.
     """
     table = Path(table)
     rows = read_table(table, (PATH,), what="table of labels")
+    for name in set(rows.columns) & set(RESERVED) - {PATH}:
+        rows[name] = [name_or_none(cell) or "" for cell in rows[name]]
     names = _label_columns(rows.columns, labels, table) if labeled or labels else []
     _refuse_misspelt(rows.columns, names, table)
     _refuse_twice(rows, CASE, table)
     root = table.parent if root is None else Path(root)
     manifest = LabeledManifest(root)
+    for name in names:
+        rows[name], note = known_labels(
+            name, rows[name], option="--task.unknown", unknown=unknown, kind=kind, classes=(classes or {}).get(name, ())
+        )
+        manifest.notes += [note] if note else []
+    manifest.notes += say_windows(rows[PATH])
+    manifest.notes += say_look_alikes(rows[PATIENT][rows[PATIENT] != ""] if PATIENT in rows else ())
     folds = _folds(rows, table)
     extra = [name for name in rows.columns if name not in (*RESERVED, *names)]
     if clash := [name for name in extra if _TAKEN.fullmatch(name)]:
@@ -71,7 +89,7 @@ def read_label_table(
     for i, row in enumerate(records):
         place = _locate(row[PATH], table.parent, root)
         name = Path(os.path.relpath(place, root)).as_posix() if row[PATH] else f"line {i + 2}"
-        known = [column for column in names if row[column].lower() not in UNKNOWN]
+        known = [column for column in names if row[column]]
         split = _split(row.get(SPLIT, ""), f"{table}, line {i + 2}")
         if row[PATH]:
             key = (name, row.get(SERIES, ""))
@@ -81,7 +99,7 @@ def read_label_table(
                 )
             seen[key] = i + 2
         if reason := _unusable(row, place, labeled and not known, split, i in folds):
-            manifest.rejected.append(Rejection(name, reason))
+            manifest.rejected.append(Rejection(row[PATH] if name.startswith("..") else name, reason))
             continue
         cases.append(Case(row.get(CASE, ""), name, row.get(PATIENT, ""), row.get(SERIES) or None, split=split))
         index.append(i)
@@ -90,7 +108,7 @@ def read_label_table(
         manifest.cases.append(
             LabeledCase(
                 case,
-                {column: row[column] for column in names if row[column].lower() not in UNKNOWN},
+                {column: row[column] for column in names if row[column]},
                 fold=folds.get(i),
                 attributes={column: row[column] for column in extra if column not in clash},
             )
@@ -105,11 +123,12 @@ def _label_columns(columns: Sequence[str], labels: Sequence[str], table: Path) -
     if not names:
         raise InputError(
             f"{table} has no column {DEFAULT_LABEL}; name the columns to learn with task.labels, out of "
-            f"{', '.join(others) or 'none: there is only ' + ', '.join(columns)}"
+            f"{', '.join(others) or 'none: there is only ' + ', '.join(columns)}" + did_you_mean(DEFAULT_LABEL, others)
         )
     if missing := [name for name in names if name not in others]:
         raise InputError(
             f"{table} has no label column {', '.join(missing)}; there is {', '.join(others) or 'no such column at all'}"
+            + did_you_mean(missing[0], others)
         )
     if len(set(names)) < len(names):
         raise InputError(f"task.labels names a column twice: {', '.join(names)}")
@@ -156,12 +175,8 @@ def _split(word: str, where: str) -> str | None:
 
 
 def _locate(name: str, *folders: Path) -> Path:
-    """A path of the table: absolute, below the home of a user, or below the first folder that has it."""
-    try:
-        given = Path(name).expanduser()
-    except RuntimeError:  # ~nobody: no such user
-        given = Path(name)
-    places = [folder / given for folder in folders]
+    """A path of the table below the first folder that has it."""
+    places = [beside(folder / "table", name) for folder in folders]
     return next((place for place in places if place.exists()), places[0])
 
 
