@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from voco.errors import InputError
+from voco.files import write_json
 
 if TYPE_CHECKING:
     from benchmarks.cheap_lines import Fitted, Line
@@ -243,9 +243,7 @@ def _finish(name: str, line: Line, session, cases, images: list) -> None:
     )  # fmt: skip
     # a grid that started this line has written more there
     if not (out / _CELL).is_file():
-        part = out / f".{_CELL}.{os.getpid()}"
-        part.write_text(json.dumps(_cell(line, config), indent=1))
-        os.replace(part, out / _CELL)
+        write_json(out / _CELL, _cell(line, config), indent=1)
     path = write_results(out, results)
     session.say(f"{line.title}\n{text_table(results)}\nwrote {path}")
 

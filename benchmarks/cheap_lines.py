@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from voco.errors import InputError
+from voco.files import whole
 from voco.tasks.base import Task
 
 _BINS = 20
@@ -225,11 +225,8 @@ class Slices:
     def _maps(self, study) -> np.ndarray:
         place = self.folder / f"{study.paths[0].stem}.npy"
         if not place.is_file():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            part = place.with_suffix(f".{os.getpid()}.part")
-            with part.open("wb") as file:
-                np.save(file, self._compute(study))
-            part.replace(place)
+            with whole(place) as beside:
+                np.save(beside, self._compute(study))
         return np.load(place)
 
     def _compute(self, study) -> np.ndarray:

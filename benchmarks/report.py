@@ -7,13 +7,13 @@ from the predictions. Writes one HTML page, the same as Markdown, and ``paper/``
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 from voco.errors import InputError
+from voco.files import write_text
 
 PAGE, TEXT, PAPER, CACHE = "report.html", "report.md", "paper", "statistics.json"
 
@@ -107,7 +107,7 @@ def write_report(
         by_set, intervals, plan, [*lost, *again, *left_out], [*warnings, *notes], published, facts, title
     )
     document = compose(material)
-    pages = [_write(out / PAGE, html(document)), _write(out / TEXT, markdown(document, f"{PAPER}/figures"))]
+    pages = [write_text(out / PAGE, html(document)), write_text(out / TEXT, markdown(document, f"{PAPER}/figures"))]
     if paper:
         from benchmarks.pages.paper import write_paper
 
@@ -135,15 +135,6 @@ def _read(paths: Sequence[str | Path], say: Callable[[str], None]):
         why = f" (first: {lost[0][1]})" if lost else ""
         raise InputError(f"no finished run in {', '.join(map(str, paths))}{why}; nothing to report on")
     return found, lost
-
-
-def _write(path: Path, text: str) -> Path:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(text, encoding="utf-8", errors="backslashreplace")
-    os.replace(part, path)
-    return path
 
 
 if __name__ == "__main__":

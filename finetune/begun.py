@@ -8,6 +8,7 @@ from pathlib import Path
 from finetune.config import EXTENDABLE, FREE_ON_RESUME, LATER
 from voco.config import flatten, to_dict
 from voco.errors import InputError
+from voco.files import whole
 
 
 def begun_folders(config: dict) -> tuple[list[Path], list[str]]:
@@ -103,9 +104,8 @@ def take_over(run, state, checkpoint: Path, log, best: Path) -> None:
     begin_extension(state, source, run.changes, log, best)
     kept = "best_step" in state.watch and not best.is_file() and (source / MODEL_FILE).is_file()
     if kept and run.accelerator.is_main_process:  # a finished run keeps its best weights as its model
-        part = best.with_suffix(".part")
-        save_file(load_model(source).model.state_dict(), part)
-        part.replace(best)
+        with whole(best) as place:
+            save_file(load_model(source).model.state_dict(), place)
     run.accelerator.wait_for_everyone()
     if not best.is_file():
         state.watch = {}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 
 from finetune.cohort import Study
 from voco.data.progress import Progress
+from voco.files import whole
 from voco.transfer.predict import window_features
 
 
@@ -44,10 +44,8 @@ def study_features(
     bar = Progress("features", len(own), accelerator.is_main_process and bool(own))
     for i in own:
         features, _ = window_features(model, studies[i].paths, view, dtype=dtype)
-        part = places[i].with_suffix(f".{os.getpid()}.part")
-        with part.open("wb") as file:
-            np.save(file, features)
-        part.replace(places[i])
+        with whole(places[i]) as place:
+            np.save(place, features)
         bar.step()
     bar.close()
     accelerator.wait_for_everyone()

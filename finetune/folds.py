@@ -272,8 +272,7 @@ def _save(session: Session, run: FoldRun, model, out: Path) -> None:
             "tta": config["tta"],
         },
     )  # fmt: skip
-    for path in (out / "best.safetensors", out / "best.part"):
-        path.unlink(missing_ok=True)
+    (out / "best.safetensors").unlink(missing_ok=True)
 
 
 def _fingerprints(session: Session, run: FoldRun):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 import sys
 import typing
@@ -20,6 +19,7 @@ from typing import Any
 import yaml
 
 from voco.errors import InputError
+from voco.files import write_text
 
 _NUMBER = re.compile(r"-(\d|\.\d)")
 
@@ -72,9 +72,7 @@ def to_dict(config: Mapping[str, Any]) -> dict:
 
 def save_yaml(config: Mapping[str, Any], path: Path) -> None:
     """Write the resolved settings so that ``--config path`` repeats the run; whole or not at all."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True))
-    part.replace(path)  # other processes of the run, or other jobs of an array, may be reading it
+    write_text(path, yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True))
 
 
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from voco.data.manifest import Case, Rejection, build_manifest, write_rejected
 from voco.data.prepare import PreparedEntry, PrepareSettings, made_with, prepare
 from voco.data.progress import Progress
 from voco.errors import InputError, ScanError
+from voco.files import whole
 from voco.short_repr import short_repr
 
 FORMATS = (".csv", ".npz", ".parquet")
@@ -167,18 +167,17 @@ def write_table(found: Embedded, out: str | Path) -> list[Path]:
         What was written.
     """
     out = check_output(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(f".{out.stem}.{os.getpid()}{out.suffix}")
     names = {"case": found.cases, "patient": found.patients, "path": found.paths}
-    if out.suffix == ".npz":
-        np.savez_compressed(part, **{name: np.array(values) for name, values in names.items()}, features=found.features)
-    else:
-        import pandas as pd
+    with whole(out) as place:
+        if out.suffix == ".npz":
+            arrays = {name: np.array(values) for name, values in names.items()}
+            np.savez_compressed(place, **arrays, features=found.features)
+        else:
+            import pandas as pd
 
-        columns = {f"f{i:04d}": found.features[:, i] for i in range(found.features.shape[1])}
-        table = pd.DataFrame(names | columns)
-        table.to_csv(part, index=False) if out.suffix == ".csv" else table.to_parquet(part, index=False)
-    part.replace(out)
+            columns = {f"f{i:04d}": found.features[:, i] for i in range(found.features.shape[1])}
+            table = pd.DataFrame(names | columns)
+            table.to_csv(place, index=False) if out.suffix == ".csv" else table.to_parquet(place, index=False)
     rejected = out.parent / "rejected.csv"
     write_rejected(rejected, found.rejected)
     return [out, rejected]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from benchmarks.cells.store import Store, now, read_json, write_json
+from benchmarks.cells.store import Store, now, read_json
+from voco.files import write_json
 
 SETTING = "train.lr"
 
@@ -58,7 +59,7 @@ def decide(store: Store, group: str, failed: dict[str, str], *, validation: bool
         "note": "; ".join(notes),
         "trials": {trial.id: failed.get(trial.id, "scored") for trial in trials if validation},
     }
-    write_json(store.choice_file(group), choice)
+    write_json(store.choice_file(group), choice, indent=1, default=str)
     return store.choice(group)
 
 

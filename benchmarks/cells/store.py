@@ -16,6 +16,7 @@ from typing import Any
 from benchmarks.grid.cell import FOLDERS, Cell, Work
 from benchmarks.grid.settings import digest, merge
 from voco.errors import InputError
+from voco.files import write_json, write_text
 
 LOG = "cells.jsonl"
 CELL = "cell.json"
@@ -125,7 +126,7 @@ class Store:
         if self._searched(cell):
             choice = self.choice(cell.group)
             facts["search"] = {key: choice.get(key) for key in ("setting", "chosen", "tried", "seed", "steps", "note")}
-        write_json(folder / CELL, {**facts, **more})
+        write_json(folder / CELL, {**facts, **more}, indent=1, default=str)
         if cell.settings:
             text = yaml.safe_dump(dict(self.settings(cell)), sort_keys=False, allow_unicode=True)
             write_text(folder / SETTINGS, text)
@@ -217,18 +218,6 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(text)
-    os.replace(part, path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=1, default=str) + "\n")
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.cells.store import Store, append_line, now, read_json, write_json
+from benchmarks.cells.store import Store, append_line, now, read_json
 from benchmarks.grid.cell import Work
 from benchmarks.grid.settings import digest
 from voco.errors import InputError
+from voco.files import write_json
 
 PLAN, HISTORY = "plan.json", "plan_history.jsonl"
 
@@ -61,7 +62,7 @@ def store_plan(store: Store) -> dict[str, Any]:
         )
     plan = {**with_digest, "time": now()}
     append_line(store.out / HISTORY, plan)
-    write_json(path, plan)
+    write_json(path, plan, indent=1, default=str)
     return plan
 
 

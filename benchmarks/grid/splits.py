@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.cells.store import Store
 from benchmarks.grid.cell import Cell, fraction_file
 from voco.errors import InputError
+from voco.files import write_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,7 +34,7 @@ def write_splits_of(store: Store, cell: Cell) -> None:
     Raises:
         InputError: the data set cannot be read, or a share leaves nothing to train on.
     """
-    from voco.data.split_files import exclusion_text, write_splits, write_text
+    from voco.data.split_files import exclusion_text, write_splits
     from voco.data.splits import make_splits
 
     rules, folder = cell.facts["rules"], store.folder(cell)

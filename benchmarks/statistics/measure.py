@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.read.rows import Pair, Row, TestSet, paired_runs
 from voco.errors import InputError
+from voco.files import write_json
 
 if TYPE_CHECKING:
     from benchmarks.read.run import Run
@@ -92,10 +92,7 @@ class Statistics:
         """Write what is known, whole or not at all."""
         from benchmarks.statistics.compare import METHOD
 
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        part.write_text(json.dumps({"method": METHOD, "values": self._known}))
-        os.replace(part, self.path)
+        write_json(self.path, {"method": METHOD, "values": self._known})
         self._saved = time.monotonic()
 
     def _keep(self, key: Sequence[Any], compute: Callable[[], Any]) -> dict[str, Any]:

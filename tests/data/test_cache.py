@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from voco.data import cache as cache_module
-from voco.data.cache import EntryError, PreparedVolume, entry_key, read_footer, write_atomic, write_entry
+from voco.data.cache import EntryError, PreparedVolume, entry_key, read_footer, write_entry
 from voco.errors import ScanError
 
 
@@ -158,16 +158,6 @@ def test_killed_in_the_middle_leaves_no_entry(tmp_path):
         volume = PreparedVolume.open(path)
         volume.verify()
         assert (volume.read((0, 0, 0), (64, 64, 64)) == volume.meta["i"] % 3000).all()
-
-
-def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
-    def no_space(handle):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", no_space)
-    with pytest.raises(OSError, match="No space"):
-        write_atomic(tmp_path / "a", b"123")
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_handle_is_not_carried_to_another_process(entry):

@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import json
 import os
-import secrets
 import struct
 import zlib
 from collections.abc import Callable, Sequence
@@ -22,12 +21,12 @@ import numpy as np
 
 from voco.data.resample import AIR_HU
 from voco.errors import ScanError
+from voco.files import write_bytes
 from voco.short_repr import grid_text
 
 # Part of every key: raise it when reading, resampling or the file changes what a prepared scan holds.
 FORMAT_VERSION = 3
 SUFFIX = ".b2nd"
-TEMPORARY = ".writing-"
 # Zstd with byte shuffle is both smaller and faster to read on CT than bit shuffle (measured on nine scans).
 _CHUNK, _BLOCK, _LEVEL = 64, 32, 5
 _META = "voco"
@@ -81,30 +80,8 @@ def write_entry(
         "facts": facts or {},
     }
     data = json.dumps(footer, separators=(",", ":")).encode()
-    write_atomic(path, frame, data, _TAIL.pack(zlib.crc32(data), len(data), _MAGIC))
+    write_bytes(path, frame, data, _TAIL.pack(zlib.crc32(data), len(data), _MAGIC))
     return len(frame) + len(data) + _TAIL.size
-
-
-def write_atomic(path: Path, *parts: bytes) -> None:
-    """Write a file beside its place, sync it, and rename it there: readers see the old one or the new one, whole."""
-    temporary = path.parent / f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}.tmp"
-    try:
-        with open(temporary, "xb") as out:
-            for part in parts:
-                out.write(part)
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
-    with contextlib.suppress(OSError):  # some network file systems cannot sync a folder
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def _blosc2():

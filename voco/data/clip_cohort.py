@@ -19,6 +19,7 @@ from voco.data.progress import Progress
 from voco.data.synthetic import is_synthetic
 from voco.data.video import VideoInfo, probe
 from voco.errors import InputError, ScanError
+from voco.files import write_json
 
 _LISTED = 5
 _WAIT_SECONDS = 1.0
@@ -233,10 +234,7 @@ def look_into(
             say(f"waiting for the first process to look into the videos; it writes {table}, which must be shared")
     if todo:
         known |= {path: {"key": keys[path], **row} for path, row in _look(manifest.root, todo, workers)}
-        table.parent.mkdir(parents=True, exist_ok=True)
-        part = table.with_suffix(f".{os.getpid()}")
-        part.write_text(json.dumps({"format": _FORMAT, "files": known}))
-        part.replace(table)
+        write_json(table, {"format": _FORMAT, "files": known})
     return {path: _info(known[path]) if key is not None else "no such file" for path, key in keys.items()}
 
 

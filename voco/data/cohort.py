@@ -25,6 +25,7 @@ from voco.data.manifest import (
 )
 from voco.data.prepare import PreparedEntry, PrepareSettings, case_key, prepare
 from voco.errors import InputError, ScanError
+from voco.files import write_json
 
 _WAIT_SECONDS = 2.0
 _PATIENCE = 150  # waits between two messages
@@ -232,10 +233,7 @@ def _publish(done: Path, entries: Sequence[PreparedEntry], rejected: Sequence[Re
         },
         "rejected": [[r.path, r.reason, r.patient] for r in rejected],
     }
-    done.parent.mkdir(parents=True, exist_ok=True)
-    part = done.with_suffix(".part")
-    part.write_text(json.dumps(record))
-    part.replace(done)
+    write_json(done, record)
 
 
 def _await(done: Path, cases: Sequence[Case]) -> tuple[list[PreparedEntry], list[Rejection]]:

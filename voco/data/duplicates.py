@@ -14,6 +14,7 @@ from pathlib import Path
 
 from voco.data.prepare import PreparedEntry
 from voco.errors import InputError
+from voco.files import write_json, write_text
 
 FILE = "duplicates.csv"
 # Correlation of the fine detail of two aligned scans from which on they are one; measured in docs/leaks.md.
@@ -117,8 +118,6 @@ class Duplicates:
             out: folder.
             parts: case id to part, of each fold of a split that was kept although it parts them.
         """
-        from voco.data.split_files import write_text
-
         if not self.pairs:
             (out / FILE).unlink(missing_ok=True)
             return
@@ -182,10 +181,7 @@ def find_duplicates(
 
 def _keep(path: Path, found: Duplicates, needed: bool) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps([asdict(pair) for pair in found.pairs]))
-        part.replace(path)
+        write_json(path, [asdict(pair) for pair in found.pairs])
     except OSError as error:
         if needed:  # a complete cache may be read-only, but then nobody else learns of the result
             raise InputError(f"{path} cannot be written ({error.strerror}), and other processes wait for it") from None

@@ -23,6 +23,7 @@ import numpy as np
 from voco.data.landmarks import LANDMARKS, WIDTH, Landmarks, find_landmarks
 from voco.data.privacy import hash_patient_id
 from voco.errors import InputError
+from voco.files import write_bytes
 from voco.short_repr import short_repr
 
 if TYPE_CHECKING:
@@ -283,9 +284,7 @@ class Fingerprints:
 
     def write(self, path: str | Path) -> None:
         """Write the file, whole or not at all."""
-        from voco.data.cache import write_atomic
-
-        write_atomic(Path(path), self.to_bytes())
+        write_bytes(path, self.to_bytes())
 
 
 def _read(path: Path) -> dict[str, bytes]:

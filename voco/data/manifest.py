@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import os
 import re
 from collections import Counter
@@ -17,6 +18,7 @@ from voco.data.manifest_patients import assign_patients, exclude_patients
 from voco.data.progress import Progress
 from voco.data.walk import is_foreign, stem, walk_files
 from voco.errors import InputError
+from voco.files import write_text
 
 _LISTED_REASONS = 5
 
@@ -382,11 +384,8 @@ def write_series(path: str | Path, rows: Sequence[dict]) -> None:
 
 
 def _write_rows(path: str | Path, columns: list[str], rows: Sequence[dict]) -> None:
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    # File names need not be UTF-8: bytes that are not are written as \\udcXX.
-    with open(temporary, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        writer = csv.DictWriter(file, columns, extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(temporary, path)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns, extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())

@@ -11,7 +11,6 @@ import functools
 import json
 import os
 import shutil
-import time
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from voco import __version__
-from voco.data.cache import TEMPORARY, entry_key, entry_path, read_footer, write_atomic, write_entry
+from voco.data.cache import entry_key, entry_path, read_footer, write_entry
 from voco.data.fingerprint import scan_fingerprint
 from voco.data.manifest import Case, Rejection, name_outside
 from voco.data.masks import mask_box, read_mask
@@ -31,9 +30,9 @@ from voco.data.resample import AIR_HU, body_box, parse_spacing, resample, rescal
 from voco.data.synthetic import is_synthetic
 from voco.data.volume import last_line
 from voco.errors import InputError, ScanError
+from voco.files import sweep, write_bytes
 
 _REJECTED = ".rejected.json"
-_STALE_SECONDS = 6 * 3600
 # After so many new entries their mean size foretells what the rest will need.
 _SAMPLE = 8
 _MAX_OFFSET = 65536.0
@@ -194,13 +193,9 @@ def _cache_folder(cache_dir: str | Path) -> Path:
     cache = Path(cache_dir)
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        names = [entry.name for entry in os.scandir(cache) if entry.name.startswith(TEMPORARY)]
     except OSError as error:
         raise InputError(f"the cache folder {cache} cannot be used: {error.strerror}") from None
-    for name in names:  # left by a process that was killed; young ones may belong to a process that still runs
-        with contextlib.suppress(OSError):
-            if time.time() - (cache / name).stat().st_mtime > _STALE_SECONDS:
-                (cache / name).unlink()
+    sweep(cache)
     return cache
 
 
@@ -359,7 +354,7 @@ def _reject(job: _Job, reason: str, sticky: bool) -> Rejection:
     if sticky:
         with contextlib.suppress(OSError):
             text = json.dumps({"reader": _reader(), "path": job.case.path, "reason": reason})
-            write_atomic(job.cache / f"{job.key}{_REJECTED}", text.encode())
+            write_bytes(job.cache / f"{job.key}{_REJECTED}", text.encode())
     return Rejection(job.case.path, reason, job.case.patient)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from voco.data.fold import Fold, Splits
 from voco.data.layouts.labeled import SPLITS, LabeledCase, read_table
 from voco.data.walk import stem
 from voco.errors import InputError
+from voco.files import encoded, write_text
 
 COLUMNS = ("case", "patient", "path", "fold", "split", "in_fraction")
 _MEANING = [name for name in COLUMNS if name != "path"]  # splits.csv of version 0.1 had no paths
@@ -34,21 +34,6 @@ def split_text(splits: Splits) -> str:
 def write_splits(path: str | Path, splits: Splits) -> Path:
     """Write ``splits.csv``, whole or not at all."""
     return write_text(path, split_text(splits))
-
-
-def write_text(path: str | Path, text: str) -> Path:
-    """Write a small file, whole or not at all; what is no text (names of files need not be) is written as bytes."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_bytes(encoded(text))
-    os.replace(part, path)
-    return path
-
-
-def encoded(text: str) -> bytes:
-    """What ``write_text`` writes."""
-    return text.encode("utf-8", errors="backslashreplace")
 
 
 def is_split(path: Path, text: str) -> bool:

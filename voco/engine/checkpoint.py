@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from voco.errors import InputError
+from voco.files import whole
 
 _PREFIX = "step-"
 _FORMAT = 1
@@ -142,9 +143,8 @@ def save_weights(accelerator, module: nn.Module, path: Path) -> None:
     from safetensors.torch import save_file
 
     if accelerator.is_main_process:
-        part = path.with_suffix(".part")
-        save_file({name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}, part)
-        part.replace(path)
+        with whole(path) as place:
+            save_file({name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}, place)
     accelerator.wait_for_everyone()
 
 

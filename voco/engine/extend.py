@@ -12,6 +12,7 @@ from voco.config import changed, flatten
 from voco.engine.checkpoint import find_checkpoint, list_checkpoints
 from voco.engine.record import read_record
 from voco.errors import InputError
+from voco.files import whole
 
 # Of what ``Watch`` remembers: the best model stays the best; how long it has been so, and how far the learning rate has
 # fallen since, begin anew.
@@ -132,7 +133,6 @@ def begin_extension(state, run: Path, changes: Sequence[str], log, best: Path) -
     state.watch = {name: value for name, value in state.watch.items() if name in _KEPT}
     log.inherit(run, state.step)
     if log.accelerator.is_main_process and (run / best.name).is_file():
-        part = best.with_suffix(".part")
-        shutil.copyfile(run / best.name, part)
-        part.replace(best)
+        with whole(best) as place:
+            shutil.copyfile(run / best.name, place)
     log.accelerator.wait_for_everyone()

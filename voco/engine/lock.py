@@ -8,6 +8,7 @@ import socket
 from pathlib import Path
 
 from voco.errors import InputError
+from voco.files import sweep
 
 _NAME = ".lock"
 
@@ -17,6 +18,8 @@ class FolderLock:
 
     The lock goes when the process ends, however it ends, and is not inherited by the loader's processes. The file
     stays: removing it would let two runs lock two files of one name.
+
+    What a killed run left half written in the folder is removed.
 
     Args:
         folder: is created.
@@ -52,6 +55,7 @@ class FolderLock:
         self._file.truncate(0)
         self._file.write(f"{os.getpid()} on {socket.gethostname()}\n")
         self._file.flush()
+        sweep(self.path.parent)
         return self
 
     def __exit__(self, *_exc) -> None:

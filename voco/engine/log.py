@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 import time
 from pathlib import Path
+
+from voco.files import write_text
 
 
 class MetricLog:
@@ -36,9 +37,7 @@ class MetricLog:
             if path.is_file():
                 lines = [] if step is None else path.read_text().splitlines(keepends=True)
                 kept = [line for line in lines if _row_step(line) <= step]
-                part = path.with_suffix(".part")
-                part.write_text("".join(kept))
-                os.replace(part, path)
+                write_text(path, "".join(kept))
 
     def inherit(self, run: Path, step: int) -> None:
         """Take over the rows of another run up to ``step``."""
@@ -46,9 +45,7 @@ class MetricLog:
             return
         for name in ("metrics.jsonl", "timings.jsonl"):
             rows = (run / name).read_text().splitlines(keepends=True) if (run / name).is_file() else []
-            part = (self.out / name).with_suffix(".part")
-            part.write_text("".join(line for line in rows if _row_step(line) <= step))
-            os.replace(part, self.out / name)
+            write_text(self.out / name, "".join(line for line in rows if _row_step(line) <= step))
 
     def metrics(self, step: int, row: dict[str, float]) -> None:
         """Write one row of finite numbers (others become null, which JSON allows)."""

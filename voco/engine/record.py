@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import subprocess
 import time
 from importlib import metadata
 from pathlib import Path
+
+from voco.files import write_json
 
 _PACKAGES = ("voco-ct", "torch", "monai", "accelerate", "SimpleITK", "blosc2", "numpy", "timm", "torchvision")
 
@@ -59,12 +60,7 @@ class RunRecord:
 
     def _write(self) -> None:
         if self.active:
-            part = self.path.with_suffix(".part")
-            with part.open("w") as file:
-                file.write(json.dumps(self.values, indent=1, default=str))
-                file.flush()
-                os.fsync(file.fileno())  # else a power cut may leave the new name on an empty file
-            os.replace(part, self.path)
+            write_json(self.path, self.values, indent=1, default=str)
 
 
 def read_record(out: Path) -> dict:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from voco.files import whole
+
 WIDTH = 1200
 DPI = 120
 INK, MUTED, FAINT, PALE = "#222222", "#666666", "#dddddd", "#f3f3f3"
@@ -37,15 +39,11 @@ def new_figure(height: int, width: int = WIDTH):
 
 def save(figure, path: str | Path) -> Path:
     """Write a PNG, whole or not at all; the same figure gives the same bytes."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), whole(path) as place:
         # classes may have names in any script, of which the font draws some as boxes; results.json has them in full
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        figure.savefig(part, format="png", dpi=DPI, metadata={"Software": None})
-    part.replace(path)
-    return path
+        figure.savefig(place, format="png", dpi=DPI, metadata={"Software": None})
+    return Path(path)
 
 
 def headline(figure, title: str, subtitle: str = "") -> None:

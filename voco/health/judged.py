@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from voco.files import write_json
 from voco.health.judgement import for_card, in_numbers
 from voco.health.report import HEADLINE, PARTS, POSITION_SCORES, HealthReport, better_of, mean_of
 from voco.health.verdict import RULE, judgements, nameless, verdict
@@ -49,11 +49,11 @@ class Judged:
             "references": self.references,
             "report": self.latest.to_dict(),
         }
-        write_json(self.out / REPORT_FILE, record)
+        write_json(self.out / REPORT_FILE, record, default=float)
 
     def write_lines(self) -> None:
         """Leave the lines in ``health_lines.json``."""
-        write_json(self.out / LINES_FILE, {name: line.to_dict() for name, line in self.lines.items()})
+        write_json(self.out / LINES_FILE, {name: line.to_dict() for name, line in self.lines.items()}, default=float)
 
     def judged(self) -> list[dict]:
         """What the verdict rests on, in numbers: value, lines, differences and limit of each score that decides."""
@@ -87,10 +87,3 @@ def lines_of(states: Mapping[str, Sequence[HealthReport]]) -> dict[str, HealthRe
         "untrained": mean_of(networks, "untrained"),
         "histogram": states["histogram"][0],
     }
-
-
-def write_json(path: Path, values) -> None:
-    """Write a file whole or not at all."""
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(values, default=float))
-    part.replace(path)

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from voco.errors import InputError
-from voco.health.judged import REPORT_FILE, Judged, lines_of, write_json
+from voco.files import write_json
+from voco.health.judged import REPORT_FILE, Judged, lines_of
 from voco.health.report import HealthReport, joined
 from voco.health.verdict import fallen, judgements
 
@@ -81,7 +82,8 @@ class Recipe(Judged):
 
 def write_states(out: Path, states: Mapping[str, Sequence[HealthReport]]) -> None:
     """Keep what the lines of a fold were made of, see ``lines_of``: which state is better is asked of all folds."""
-    write_json(out / STATES_FILE, {name: [state.to_dict() for state in found] for name, found in states.items()})
+    values = {name: [state.to_dict() for state in found] for name, found in states.items()}
+    write_json(out / STATES_FILE, values, default=float)
 
 
 def _read_states(folder: Path) -> dict[str, list[HealthReport]]:

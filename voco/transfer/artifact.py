@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from voco.errors import InputError
+from voco.files import write_together
 from voco.tasks import create_task
 from voco.tasks.base import Output, Task
 from voco.transfer.heads import NeighbourHead, Standardise
@@ -61,7 +61,6 @@ def save_model(folder: Path, model: StudyModel, task: Task, view: View, *, mode:
     """
     from safetensors.torch import save
 
-    folder.mkdir(parents=True, exist_ok=True)
     head = {
         k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items() if not k.startswith("encoder.")
     }
@@ -80,10 +79,8 @@ def save_model(folder: Path, model: StudyModel, task: Task, view: View, *, mode:
         **facts,
     }
     # model.json comes last: a folder that has it is whole
-    for name, data in ((HEAD_FILE, save(head)), (MODEL_FILE, (json.dumps(record, indent=1) + "\n").encode())):
-        part = folder / f".{name}.{os.getpid()}.tmp"
-        part.write_bytes(data)
-        part.replace(folder / name)
+    text = json.dumps(record, indent=1) + "\n"
+    write_together({folder / HEAD_FILE: save(head), folder / MODEL_FILE: text.encode()})
     return folder
 
 

@@ -19,6 +19,7 @@ from voco.data.alike import PICTURE_CORRELATION, landmark_pairs
 from voco.data.fingerprint import Fingerprints, data_set_digest
 from voco.data.pictures import nearest
 from voco.errors import InputError
+from voco.files import write_text
 from voco.transfer.data_sets import canonical_name, is_not_ct, shared, with_parts
 
 if TYPE_CHECKING:
@@ -242,10 +243,7 @@ def summary(verdicts: pd.DataFrame) -> str:
 def write_leaks(verdicts: pd.DataFrame, out: str | Path) -> Path:
     """Write ``leaks.csv`` into a folder; returns its path."""
     path = Path(out) / FILE
-    part = path.with_suffix(".part")
-    verdicts.to_csv(part, index=False)
-    part.replace(path)
-    return path
+    return write_text(path, verdicts.to_csv(index=False))
 
 
 def refuse_seen(verdicts: pd.DataFrame, allow_seen: bool = False) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from voco.errors import InputError
+from voco.files import whole, write_text
 from voco.tasks.base import KEYS
 
 if TYPE_CHECKING:
@@ -37,9 +37,7 @@ def write_predictions(out: str | Path, frame: pd.DataFrame) -> Path:
             f"{frame['case'][bad].iloc[0]}); the network has diverged: lower --train.lr, or use --train.precision fp32"
         )
     path = Path(out) / PREDICTIONS
-    frame.sort_values(keys).to_csv(beside(path), index=False)
-    os.replace(beside(path), path)
-    return path
+    return write_text(path, frame.sort_values(keys).to_csv(index=False))
 
 
 def read_predictions(out: str | Path) -> pd.DataFrame:
@@ -61,8 +59,8 @@ def read_predictions(out: str | Path) -> pd.DataFrame:
 def write_images(out: str | Path, frame: pd.DataFrame) -> Path:
     """Write ``predictions_images.parquet``; whole or not at all."""
     path = Path(out) / IMAGES
-    frame.to_parquet(beside(path), index=False)
-    os.replace(beside(path), path)
+    with whole(path) as place:
+        frame.to_parquet(place, index=False)
     return path
 
 
@@ -72,8 +70,3 @@ def read_images(out: str | Path) -> pd.DataFrame | None:
 
     path = Path(out) / IMAGES
     return pd.read_parquet(path) if path.is_file() else None
-
-
-def beside(path: Path) -> Path:
-    """Where a file is written before it takes its name."""
-    return path.with_name(f".{path.name}.{os.getpid()}")

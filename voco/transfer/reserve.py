@@ -7,6 +7,7 @@ from pathlib import Path
 
 from voco.data.layouts.labeled import SPLITS, LabeledCase, LabeledManifest
 from voco.errors import InputError
+from voco.files import write_text
 
 
 def reserve(
@@ -39,7 +40,7 @@ def reserve(
         InputError: the cohort cannot be read or parted, or other files stand where these belong.
     """
     from voco.data.manifest_patients import exclude_patients
-    from voco.data.split_files import exclusion_text, is_split, split_text, write_text
+    from voco.data.split_files import exclusion_text, is_split, split_text
     from voco.data.splits import make_splits
 
     if not 0 < test < 1:

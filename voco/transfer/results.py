@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from voco.errors import InputError
+from voco.files import write_json
 from voco.stats import LEVEL
 from voco.tasks.base import Task
 from voco.transfer.intervals import PartFigures
-from voco.transfer.prediction_files import beside, read_images, read_predictions, write_images, write_predictions
+from voco.transfer.prediction_files import read_images, read_predictions, write_images, write_predictions
 from voco.transfer.verdict import candidates, constant_scores, verdict
 
 if TYPE_CHECKING:
@@ -109,10 +109,7 @@ def summarise(
 def write_results(out: str | Path, results: Mapping[str, Any]) -> Path:
     """Write ``results.json``, whole or not at all."""
     path = Path(out) / RESULTS
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside(path).write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
-    os.replace(beside(path), path)
-    return path
+    return write_json(path, results, indent=1, nan=False)
 
 
 def read_results(out: str | Path) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
 import torch
@@ -13,6 +12,7 @@ from voco import __version__
 from voco.encoders.base import ENCODERS, Encoder
 from voco.encoders.spec import InputSpec
 from voco.errors import InputError
+from voco.files import write_together
 from voco.weights.card import model_card
 from voco.weights.folder import (
     CARD_FILE,
@@ -68,22 +68,14 @@ def save_encoder(
         CARD_FILE: model_card(config, card).encode(),
         CONFIG_FILE: (json.dumps(config, indent=2) + "\n").encode(),
     }
-    temporary = {name: folder / f".{name}.{os.getpid()}.tmp" for name in contents}
-    try:
-        for name, data in contents.items():
-            with temporary[name].open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+
+    def make_room() -> None:
         # Without its config the folder is no encoder, so new weights never stand beside an old config.
         (folder / CONFIG_FILE).unlink(missing_ok=True)
         for old in {path.name for path in folder.glob(FINGERPRINTS)} - set(seen):
             (folder / old).unlink()
-        for name, path in temporary.items():
-            path.replace(folder / name)
-    finally:
-        for path in temporary.values():
-            path.unlink(missing_ok=True)
+
+    write_together({folder / name: data for name, data in contents.items()}, make_room)
     return folder
 
 

@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from voco.health.judged import write_json
+from voco.files import write_json
 from voco.health.judgement import Judgement, for_card, in_numbers
 from voco.health.monitor import NETWORKS
 from voco.health.video.batches import ClipBatches
@@ -112,7 +112,7 @@ class VideoMonitor:
             step0, *untrained = found
             untrained = mean_of(untrained, "untrained")
             self.lines = {"step0": replace(step0, name="step0"), "untrained": untrained, "single_frame": single}
-            write_json(path, {name: line.to_dict() for name, line in self.lines.items()})
+            write_json(path, {name: line.to_dict() for name, line in self.lines.items()}, default=float)
 
     def _single_frame(self) -> ClipLine | None:
         known = [(_thumbnails(batch["frames"]), batch["label"].numpy()) for batch in self.train]
@@ -156,7 +156,7 @@ class VideoMonitor:
             "report": self.latest.to_dict(),
             "clips": [self.names[c] for c in self.latest.case],
         }
-        write_json(self.out / "video.json", record)
+        write_json(self.out / "video.json", record, default=float)
         return self.latest.metrics("heldout")
 
     def _named(self, unreadable: dict[str, str]):
