@@ -39,7 +39,7 @@ def test_arrays_tensors_and_long_lists_are_short_wherever_they_are():
         "Held(name='a', one=float32 (3, 4), two={'x': float32 (2, 5)}, three=(float64 (2,),), "
         "four=[0, 1, 2, … 1000 in all])"
     ).replace("Held(", f"{Held.__name__}(")
-    many = Embedded([f"case{i}" for i in range(500)], ["p"] * 500, np.zeros((500, 96)), [])
-    assert "features=float64 (500, 96)" in repr(many) and len(repr(many)) < 200
+    many = Embedded([f"case{i}" for i in range(500)], ["p"] * 500, ["a.nii"] * 500, np.zeros((500, 96)), [])
+    assert "features=float64 (500, 96)" in repr(many) and len(repr(many)) < 250
     window = EvalWindow(0, 0, ("a", 1), np.zeros((64, 64, 64), np.int16), None, 0, 0.0, "")
     assert "hu=int16 (64, 64, 64), slabs=None" in repr(window) and len(repr(window)) < 200

@@ -168,7 +168,7 @@ def describe_encoders(pattern: str) -> Iterator[str]:
         InputError: nothing matches.
     """
     from voco.encoders import ENCODERS
-    from voco.weights.sources import sources_of
+    from voco.weights.sources import all_sources, sources_of
 
     architectures, weights = [], []
     under = next((prefix for prefix in ENCODERS.prefixes if pattern.startswith(prefix)), None)
@@ -189,6 +189,9 @@ def describe_encoders(pattern: str) -> Iterator[str]:
         for prefix, summary in ENCODERS.prefixes.items()
         if not under and fnmatch.fnmatch(f"{prefix}NAME", pattern)
     ]
+    if not under:  # recorded files of networks that are listed by their prefix alone
+        named = [s for s in all_sources().values() if s.arch.startswith(tuple(ENCODERS.prefixes))]
+        weights += [_source_row(s) for s in named if fnmatch.fnmatch(f"{s.arch}.{s.tag}", pattern)]
     if not architectures:
         known = f"`voco encoders '{under}*'` lists all" if under else f"known: {', '.join(ENCODERS)}"
         raise InputError(f"no encoder matches {pattern!r}; {known}")

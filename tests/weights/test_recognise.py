@@ -159,7 +159,11 @@ def test_every_record_is_complete():
     """What a user needs to decide, and what the code needs to feed a network rightly."""
     for source in all_sources().values():
         arch = ENCODERS[source.arch]
-        assert source.url.startswith("https://") and source.licence and source.citation, source.name
+        assert (
+            source.url.startswith("the Python package" if source.packages else "https://")
+            and source.licence
+            and source.citation
+        ), source.name
         assert source.file or not source.download, source.name  # some lists of models do not tell the file's name
         assert source.data, source.name
         arch.check_arguments(source.arch, dict(source.arguments))
