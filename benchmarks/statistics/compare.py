@@ -15,11 +15,10 @@ import numpy as np
 
 from benchmarks.read.pairing import mismatch, why_not_paired
 from benchmarks.statistics.influence import Influence, influence
-from benchmarks.statistics.metric_parts import metric_range
 from benchmarks.statistics.mrmc import Analysis, Side, analyse, crossed, limits, p_value
 from benchmarks.statistics.power import detectable, detectable_kappa, holm
 from voco.errors import InputError
-from voco.stats import LEVEL
+from voco.stats.bootstrap import LEVEL
 from voco.tasks.base import Task
 
 if TYPE_CHECKING:
@@ -105,7 +104,7 @@ def interval(task: Task, runs: Sequence[pd.DataFrame | Influence]) -> Interval:
         InputError: no run, or runs on different test sets.
     """
     (side,), first = _read(task, [runs])
-    low, high = metric_range(task.main_metric)
+    low, high = task.main.range
     facts = _facts(task, first, side, len(runs))
     if not _defined([side], facts):
         return Interval(**facts)
@@ -139,7 +138,7 @@ def difference(
     if paired and len(a) != len(b):
         raise InputError(f"{len(a)} runs cannot be paired with {len(b)}: give runs of the same seeds, or paired=False")
     (x, y), first = _read(task, [a, b])
-    low, high = metric_range(task.main_metric)
+    low, high = task.main.range
     facts = _facts(task, first, x + y, min(len(a), len(b)))
     one, other = _side(x), _side(y, -1)
     facts["point"] = float(one.values.mean() - other.values.mean())

@@ -115,10 +115,10 @@ def _code() -> str:
     import voco.tasks
 
     here, tasks = Path(__file__).parent, Path(voco.tasks.__file__).parent
-    own = ("compare", "influence", "metric_parts", "mrmc")
-    files = [*(here / f"{name}.py" for name in own), here.parent / "read" / "pairing.py", tasks.parent / "stats.py"]
+    own = ("compare", "influence", "mrmc")
+    files = [*(here / f"{name}.py" for name in own), here.parent / "read" / "pairing.py"]
     digest = hashlib.sha256()
-    for path in (*files, *sorted(tasks.glob("*.py"))):
+    for path in (*files, *sorted(tasks.glob("*.py")), *sorted((tasks.parent / "stats").glob("*.py"))):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 

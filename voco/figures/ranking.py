@@ -9,7 +9,7 @@ import numpy as np
 
 from voco.figures import style
 from voco.figures.style import BLUE, INK, MUTED, SKY
-from voco.stats import Interval, Ranking, bootstrap, resample_counts
+from voco.stats.bootstrap import Interval, Ranking, bootstrap, resample_counts
 
 _GRID = np.linspace(0, 1, 201)
 _DRAWS = 300
