@@ -24,6 +24,8 @@ from benchmarks.report import main, write_report
 from benchmarks.statistics.compare import METHOD, Difference, Interval
 from benchmarks.statistics.measure import Comparison, Plan, Statistics, measure
 from tests.benchmarks.run_maker import KINETICS, SYNTHETIC, VOCO, write_run
+from tests.tasks.tables import Brier
+from voco.tasks.metrics import METRICS
 
 # Words that no report may use, whatever comes out.
 FORBIDDEN = r"\b(best|winner|superior|outperform\w*|clinical\w*|diagnos\w*|radiologist\w*|state.of.the.art)\b"
@@ -311,8 +313,8 @@ def test_a_primary_that_does_not_hold_after_holm_is_not_shown(sets):
 def test_where_lower_is_better_the_words_turn_round(sets, monkeypatch):
     shown, one = comparison(sets)
     for row in (shown.pair.a, shown.pair.b):
-        monkeypatch.setattr(row.first.task, "higher_is_better", False)
-    monkeypatch.setattr(one.task, "higher_is_better", False)
+        monkeypatch.setattr(row.first.task.main, "higher_is_better", False)
+    monkeypatch.setattr(one.task.main, "higher_is_better", False)
     text = finding(shown, one)
     assert "scratch was lower than voco3d by 0.100 [0.050, 0.150] (lower is better)" in text
 
@@ -419,6 +421,31 @@ def test_the_page_names_its_method_and_the_rule_of_verdicts(page, out, root, set
         patch.setitem(runs[0].results["verdict"], "rule", {"name": "nested folds", "version": 2})
         words = facts_of(one)
         assert f"by the rule nested folds 2; of {len(runs) - 1} of {len(runs)} runs under an older rule" in words
+
+
+def test_an_own_metric_is_compared_and_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(METRICS._items, "brier", Brier)
+    monkeypatch.setattr(Chart, "_pdf", lambda chart, path: path.write_text("%PDF"))
+    folders = []
+    for name, gain, provenance in (("scratch", 0.5, []), ("voco", 4.0, [VOCO])):
+        for seed in range(2):
+            folder = tmp_path / f"{name}-{seed}"
+            folders.append(write_run(folder, seed=seed, gain=gain, provenance=provenance, metric="brier"))
+    assert main([*map(str, folders), "--out", str(tmp_path / "out"), "--no-paper"]) == 0
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "brier ↓ lower is better" in text and "Brier score: mean squared error of probabilities" in text
+    rows = group_runs([read_run(folder) for folder in folders])[0][0].rows
+    expected = {
+        row.source: np.mean([((u["score_label"] - u["label_label"]) ** 2).mean() for u in (r.units for r in row.runs)])
+        for row in rows
+    }
+    kept = Statistics(tmp_path / "numbers.json")
+    for row in rows:
+        found = kept.interval(row)
+        assert found.point == pytest.approx(expected[row.source]) and 0 < found.low < found.point < found.high < 1
+    (pair,) = pairs_of(group_runs([read_run(folder) for folder in folders])[0][0])
+    found = kept.difference(pair)
+    assert found.direction == "lower" and abs(found.point) == pytest.approx(abs(np.subtract(*expected.values())))
 
 
 def test_old_options_of_the_bootstrap_are_still_taken(root, tmp_path):

@@ -78,7 +78,7 @@ def test_the_check_is_passed_where_scratch_is_surely_above_cheap_lines(measured,
     line = next(row for row in one.rows if row.first.cheap)
     if rows in ("untrained", "unjudged"):
         monkeypatch.setitem(scratch.first.results["verdict"], "trained", False if rows == "untrained" else None)
-    monkeypatch.setattr(one.task, "higher_is_better", rows != "lower")
+    monkeypatch.setattr(one.task.main, "higher_is_better", rows != "lower")
     values = {"units": 40, "patients": 40, "runs": 2, "direction": "higher"}
     high = 0.9 if rows != "lower" else low + 0.05  # with a metric of which less is better the upper end decides
     intervals = {id(scratch): Interval(0.8, low, high, **values), id(line): Interval(0.5, 0.5, 0.5, **values)}
