@@ -10,7 +10,7 @@ from benchmarks.read.rows import Pair, Row, TestSet
 from benchmarks.read.run import Run, plural
 
 if TYPE_CHECKING:
-    from benchmarks.statistics.compare import Interval
+    from benchmarks.statistics.compare import RunInterval
 
 CEILING = 0.95
 FEW_SEEDS = 5
@@ -125,7 +125,7 @@ def own_marks(marks: Sequence[str]) -> list[str]:
     return [mark for mark in marks if not mark.startswith(("synthetic", "pretraining of the encoder"))]
 
 
-def flags_of(row: Row, found: Interval, said: Sequence[str] = ()) -> list[str]:
+def flags_of(row: Row, found: RunInterval, said: Sequence[str] = ()) -> list[str]:
     """What must be said beside the figure of a row; ``said``: marks that stand at its test set already."""
     flags = []
     metric = row.first.task.main

@@ -101,8 +101,12 @@ def influence(task: Task, units: pd.DataFrame) -> Influence:
 
 
 def main_parts(task: Task, units: pd.DataFrame) -> list[Part | WholeMetric]:
-    """Parts of the main metric on one fold; their mean over those that are defined is the number."""
-    return task.main.parts(units) or [WholeMetric(task, units)]
+    """Parts of the main metric on one fold; their mean over those that are defined is the number.
+
+    Version 1 of the method leaves out one patient after the other for a metric of one label among several.
+    """
+    parts = task.main.parts(units) if task.main.outputs == task.outputs else None
+    return parts or [WholeMetric(task, units)]
 
 
 def _over_folds(folds, patients: int) -> tuple[np.ndarray, np.ndarray]:

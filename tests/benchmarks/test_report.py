@@ -21,7 +21,7 @@ from benchmarks.read.flops import forward_flops
 from benchmarks.read.rows import Pair, group_runs, pairs_of
 from benchmarks.read.run import read_run
 from benchmarks.report import main, write_report
-from benchmarks.statistics.compare import METHOD, Difference, Interval
+from benchmarks.statistics.compare import METHOD, Difference, RunInterval
 from benchmarks.statistics.measure import Comparison, Plan, Statistics, measure
 from tests.benchmarks.run_maker import KINETICS, SYNTHETIC, VOCO, write_run
 from tests.tasks.tables import Brier
@@ -478,7 +478,7 @@ def test_rows_say_when_their_pretraining_did_not_learn_and_when_seeds_change_not
             settings.replace("weights: null", f"weights: {tmp_path}/pretraining/encoder")
         )
     (row,) = group_runs([read_run(tmp_path / f"voco-{seed}") for seed in range(2)])[0][0].rows
-    found = Interval(0.6, 0.5, 0.7, units=20, patients=20, runs=2, direction="higher")
+    found = RunInterval(0.6, 0.5, 0.7, units=20, patients=20, runs=2, direction="higher")
     flags = flags_of(row, found)
     assert "pretraining voco3d did not learn (see below)" in flags and not any("every seed" in flag for flag in flags)
     for run in row.runs:

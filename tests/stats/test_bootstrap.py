@@ -55,9 +55,9 @@ def test_both_ways_give_the_same_interval(kind, slow):
         named = bootstrap(frame, groups, lambda rows: {"m": plain(rows)}, n=25, folds=own)["m"]
         if kind == "auroc":  # AP without positives is NaN in the one and left out in the other all the same
             assert fast.undefined == named.undefined
-        assert (fast.value, fast.low, fast.high) == pytest.approx((named.value, named.low, named.high), abs=1e-12)
+        assert (fast.point, fast.low, fast.high) == pytest.approx((named.point, named.low, named.high), abs=1e-12)
     expected = np.mean([plain(frame[folds == f]) for f in range(3)])
-    assert fast.value == pytest.approx(expected, abs=1e-12) and fast.patients == 200
+    assert fast.point == pytest.approx(expected, abs=1e-12) and fast.patients == 200
 
 
 def test_patients_are_drawn_whole():
@@ -90,9 +90,9 @@ def test_undefined_draws_are_counted_and_too_many_give_no_interval():
     half = bootstrap(rare, rare["patient"], lambda rows: 1.0 if rows["y"].sum() > 3 else np.nan, n=200)
     assert half.low is None and "not defined" in half.reason
     mostly = bootstrap(rare, rare["patient"], lambda rows: 1.0 if len(set(rows["patient"])) == 12 else None, n=200)
-    assert mostly.low is None and mostly.value == 1.0 and "of 200 resamples" in mostly.reason
+    assert mostly.low is None and mostly.point == 1.0 and "of 200 resamples" in mostly.reason
     alone = bootstrap(rare, ["a"] * 12, Ranking("y", "s"), n=10)
-    assert alone.low is None and alone.value == pytest.approx(0.5 / 11)
+    assert alone.low is None and alone.point == pytest.approx(0.5 / 11)
     assert bootstrap(rare[:0], [], Ranking("y", "s")).reason == "no rows"
 
 
@@ -103,11 +103,11 @@ def test_few_patients_have_no_interval_of_percentiles_and_nobody_has_one_of_no_w
     right = bootstrap(frame, frame["patient"], lambda rows: 1.0, n=50)
     assert right.low is None and "the same in every resample" in right.reason
     blind = bootstrap(frame.assign(s=0.3), frame["patient"], Ranking("y", "s"), n=50)
-    assert blind.value == 0.5 and blind.low is None and "the same" in blind.reason
+    assert blind.point == 0.5 and blind.low is None and "the same" in blind.reason
     for n in (1, 2, 3, 20, 200):  # scores that part the classes perfectly
         y = np.repeat([0.0, 1.0], n)
         found = bootstrap(pd.DataFrame({"y": y, "s": y}), np.arange(2 * n), Ranking("y", "s"), n=200)
-        assert found.value == found.high == 1.0 and found.low < 1 - 1 / (2 * n + 1)
+        assert found.point == found.high == 1.0 and found.low < 1 - 1 / (2 * n + 1)
         assert found.low == auroc_interval(1.0, n, n)[0]
 
 

@@ -9,7 +9,8 @@ import numpy as np
 
 from voco.figures import style
 from voco.figures.style import BLUE, INK, MUTED, SKY
-from voco.stats.bootstrap import Interval, Ranking, bootstrap, resample_counts
+from voco.stats.bootstrap import Ranking, bootstrap, resample_counts
+from voco.stats.interval import Interval
 
 _GRID = np.linspace(0, 1, 201)
 _DRAWS = 300
@@ -86,9 +87,9 @@ def roc_pr(
 
 
 def _words(area: Interval) -> str:
-    if not np.isfinite(area.value):
+    if not np.isfinite(area.point):
         return "not defined"
-    return f"{area.value:.3f}" + (f" ({area.low:.3f} to {area.high:.3f})" if area.low is not None else "")
+    return f"{area.point:.3f}" + (f" ({area.low:.3f} to {area.high:.3f})" if area.low is not None else "")
 
 
 def _draw(axes, frame, curve, seed: int) -> None:

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 import numpy as np
 
 from voco.rng import derive_seed
+from voco.stats.interval import LEVEL, Interval
 from voco.stats.ranking import auroc, average_precision
 
 if TYPE_CHECKING:
     import pandas as pd
 
-LEVEL = 0.95
 # From fewer than this share of the resamples no interval is given: what is left of them is not the whole range.
 _LEAST_DEFINED = 0.5
 # Percentiles of a bootstrap over fewer patients are too narrow: seen in the table of docs/finetune.md.
@@ -33,22 +33,15 @@ _SAME = 1e-9
 
 
 @dataclass(frozen=True)
-class Interval:
-    """A number with its 95 % interval.
+class Resampled(Interval):
+    """An interval from resamples; attributes as ``Interval``.
 
     Attributes:
-        value: of the sample itself, NaN where it is not defined.
-        low, high: None where there is no interval.
-        patients: that it is of.
         resamples: draws.
         undefined: draws for which the number is not defined, such as an AUROC without positives; they are left out.
         reason: why there is no interval.
     """
 
-    value: float
-    low: float | None = None
-    high: float | None = None
-    patients: int = 0
     resamples: int = 0
     undefined: int = 0
     reason: str = ""
@@ -112,7 +105,7 @@ def bootstrap(
     n: int = 2000,
     seed: int = 0,
     folds: Sequence | None = None,
-) -> Interval | dict[str, Interval]:
+) -> Resampled | dict[str, Resampled]:
     """A number of a table, or several, with percentile intervals over groups of rows drawn with replacement.
 
     Args:
@@ -129,7 +122,7 @@ def bootstrap(
     """
     names, member = np.unique(np.asarray(groups).astype(str), return_inverse=True)
     if not len(frame):
-        return Interval(float("nan"), reason="no rows")
+        return Resampled(float("nan"), reason="no rows")
     fold = np.zeros(len(frame), int) if folds is None else np.unique(np.asarray(folds), return_inverse=True)[1]
     rows = [np.flatnonzero(fold == f) for f in range(fold.max() + 1)]
     parts = [frame.iloc[own] for own in rows]
@@ -177,7 +170,7 @@ def _mean(values: np.ndarray) -> np.ndarray:
     return np.divide(total, count, out=np.full(values.shape[1], np.nan), where=count > 0)
 
 
-def _interval(value: float, draws: np.ndarray, patients: int) -> Interval:
+def _interval(value: float, draws: np.ndarray, patients: int) -> Resampled:
     fine = draws[np.isfinite(draws)]
     undefined = len(draws) - len(fine)
     reason = ""
@@ -194,26 +187,26 @@ def _interval(value: float, draws: np.ndarray, patients: int) -> Interval:
     elif _all_same(fine):
         reason = "the same in every resample, so nothing is known of how it varies"
     if reason:
-        return Interval(value, None, None, patients, len(draws), undefined, reason)
+        return Resampled(value, None, None, patients, len(draws), undefined, reason)
     low, high = np.percentile(fine, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
-    return Interval(value, float(low), float(high), patients, len(draws), undefined)
+    return Resampled(value, float(low), float(high), patients, len(draws), undefined)
 
 
 def _all_same(draws: np.ndarray) -> bool:
     return len(draws) > 0 and float(np.ptp(draws)) < _SAME
 
 
-def _few_cases(found: Interval, labels: np.ndarray, member: np.ndarray, fold: np.ndarray, draws) -> Interval:
+def _few_cases(found: Resampled, labels: np.ndarray, member: np.ndarray, fold: np.ndarray, draws) -> Resampled:
     """An AUROC with the interval of Newcombe where there are few cases, or where resamples reach 0 or 1."""
     known = ~np.isnan(labels)
-    same = _all_same(draws[np.isfinite(draws)]) and 0 < found.value < 1  # a constant predictor
-    if not np.isfinite(found.value) or found.patients < 2 or not len(draws) or same:
+    same = _all_same(draws[np.isfinite(draws)]) and 0 < found.point < 1  # a constant predictor
+    if not np.isfinite(found.point) or found.patients < 2 or not len(draws) or same:
         return found
     positives, negatives, parts = _sides(labels[known], member[known], fold[known])
     inside = found.low is not None and found.low > 0 and found.high < 1
     if inside and min(positives, negatives) * parts >= LEAST_SIDE:
         return found
-    low, high = auroc_interval(found.value, positives, negatives, parts)
+    low, high = auroc_interval(found.point, positives, negatives, parts)
     return replace(found, low=low, high=high, reason="")
 
 

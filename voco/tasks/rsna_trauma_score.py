@@ -105,7 +105,9 @@ class Losses(Metric):
             self.words = "Score: weighted log loss of the RSNA 2023 challenge"
 
     def value(self, units: pd.DataFrame, images: pd.DataFrame | None = None) -> float:
-        return classes.mean_defined([classes.log_loss(y, p, WEIGHTS[name]) for name, (_, y, p) in self._terms(units)])
+        return classes.mean_defined(
+            [classes.log_loss(y, p, WEIGHTS[name]) for name, (_, y, p) in self._terms(units, True)]
+        )
 
     def why_not(self, units: pd.DataFrame, images: pd.DataFrame | None = None) -> str:
         if self._complete:
@@ -113,7 +115,7 @@ class Losses(Metric):
         return f"no patient with a known label{f' of {self.only}' if self.only else ''}"
 
     def of(self, rows: pd.DataFrame) -> Weighted:
-        terms = self._terms(rows)
+        terms = self._terms(rows, official=True)
 
         def of_weights(weights: np.ndarray) -> np.ndarray:
             found = np.empty((len(weights), len(terms)))
@@ -144,20 +146,27 @@ class Losses(Metric):
     def _complete(self) -> bool:
         return len(self.outputs) == len(ORGANS)
 
-    def _labeled(self, units: pd.DataFrame) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Labels (n,), NaN where they do not count, and probabilities (n, grades) of each loss."""
+    def _labeled(self, units: pd.DataFrame, official: bool = False) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Labels (n,), NaN where they do not count, and probabilities (n, grades) of each loss.
+
+        ``official``: the official function divides rows by their sum itself, a second time, which can move the last
+        digit.
+        """
         known = {output.name: own for output, own in zip(self.outputs, graded(units, self.outputs))}
         if self._complete:  # of patients whose labels are all known, as a sixth loss any injury
             labels = {name: own for name, (own, _) in known.items()}
             unknown = np.isnan(list(labels.values())).any(0)
             labels = {name: np.where(unknown, np.nan, own) for name, own in labels.items()}
-            known = _with_any(labels, {name: classes.normalised(rows, name) for name, (_, rows) in known.items()})
+            rows = {name: classes.normalised(own, name) if official else own for name, (_, own) in known.items()}
+            known = _with_any(labels, rows)
         return {name: own for name, own in known.items() if not self.only or name == self.only}
 
-    def _terms(self, units: pd.DataFrame) -> list[tuple[str, tuple[np.ndarray, np.ndarray, np.ndarray]]]:
+    def _terms(
+        self, units: pd.DataFrame, official: bool = False
+    ) -> list[tuple[str, tuple[np.ndarray, np.ndarray, np.ndarray]]]:
         """Of each loss the rows that count, their labels and their probabilities."""
         found = []
-        for name, (labels, rows) in self._labeled(units).items():
+        for name, (labels, rows) in self._labeled(units, official).items():
             known = np.flatnonzero(~np.isnan(labels))
             found.append((name, (known, labels[known].astype(int), rows[known])))
         return found

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from voco.stats.bootstrap import Interval, bootstrap
+from voco.stats.bootstrap import Resampled, bootstrap
 from voco.tasks.base import Output, Task
 from voco.tasks.metrics import Metric
 
@@ -65,9 +65,9 @@ class PartFigures:
         frame = self.units if frame is None else frame
         return bootstrap(frame, frame["patient"], statistic, n=n, seed=self.seed, folds=frame["fold"])
 
-    def _intervals(self, values: dict[str, float]) -> dict[str, Interval]:
+    def _intervals(self, values: dict[str, float]) -> dict[str, Resampled]:
         """The main metric and what is fast by all draws, everything else by fewer and only where it is defined."""
-        found = {metric.name: Interval(float("nan")) for metric in self.task.metrics}
+        found = {metric.name: Resampled(float("nan")) for metric in self.task.metrics}
         slow = []
         for metric in self.task.metrics:
             defined = math.isfinite(values[metric.name])
@@ -122,7 +122,7 @@ def _fold_mean(values: Sequence[float | None]) -> float:
     return float(np.mean(fine)) if fine else float("nan")
 
 
-def _figure(value: float, interval: Interval, metric: Metric, reason: str) -> dict[str, Any]:
+def _figure(value: float, interval: Resampled, metric: Metric, reason: str) -> dict[str, Any]:
     defined = math.isfinite(value)
     return {
         "value": value if defined else None,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from voco.errors import InputError
-from voco.stats.bootstrap import LEVEL
+from voco.stats.interval import LEVEL
 from voco.tasks.base import Task
 from voco.transfer.intervals import PartFigures
 from voco.transfer.prediction_files import beside, read_images, read_predictions, write_images, write_predictions
