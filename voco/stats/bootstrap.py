@@ -12,13 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from statistics import NormalDist
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from voco.rng import derive_seed
 from voco.stats.interval import LEVEL, Interval
-from voco.stats.ranking import auroc, average_precision
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,31 +60,6 @@ class Statistic(Protocol):
 
     def sides(self, rows: pd.DataFrame) -> np.ndarray | None:
         """(n,) labels where it is an AUROC, NaN where they are not known; else None."""
-
-
-@dataclass(frozen=True)
-class Ranking:
-    """AUROC or average precision of a column of scores.
-
-    Attributes:
-        label, score: columns; rows whose label is NaN do not count.
-        kind: ``auroc`` or ``ap``.
-    """
-
-    label: str
-    score: str
-    kind: Literal["auroc", "ap"] = "auroc"
-    all_draws: ClassVar[bool] = True
-
-    def of(self, rows: pd.DataFrame) -> Callable[[np.ndarray], np.ndarray]:
-        """See ``Statistic``."""
-        compute = {"auroc": auroc, "ap": average_precision}[self.kind]
-        labels, scores = rows[self.label].to_numpy(float), rows[self.score].to_numpy(float)
-        return lambda weights: compute(labels, scores, weights)
-
-    def sides(self, rows: pd.DataFrame) -> np.ndarray | None:
-        """See ``Statistic``."""
-        return rows[self.label].to_numpy(float) if self.kind == "auroc" else None
 
 
 @lru_cache(maxsize=8)

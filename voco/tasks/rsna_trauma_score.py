@@ -105,13 +105,12 @@ class Losses(Metric):
             self.words = "Score: weighted log loss of the RSNA 2023 challenge"
 
     def value(self, units: pd.DataFrame, images: pd.DataFrame | None = None) -> float:
-        return classes.mean_defined(
-            [classes.log_loss(y, p, WEIGHTS[name]) for name, (_, y, p) in self._terms(units, True)]
-        )
+        terms = self._terms(units, official=True)
+        return classes.mean_defined([classes.log_loss(y, p, WEIGHTS[name]) for name, _, y, p in terms])
 
     def why_not(self, units: pd.DataFrame, images: pd.DataFrame | None = None) -> str:
         if self._complete:
-            return "" if len(self._terms(units)[0][1][0]) else "no patient whose labels are all known"
+            return "" if len(self._terms(units)[0][1]) else "no patient whose labels are all known"
         return f"no patient with a known label{f' of {self.only}' if self.only else ''}"
 
     def of(self, rows: pd.DataFrame) -> Weighted:
@@ -119,7 +118,7 @@ class Losses(Metric):
 
         def of_weights(weights: np.ndarray) -> np.ndarray:
             found = np.empty((len(weights), len(terms)))
-            for k, (name, (known, y, p)) in enumerate(terms):
+            for k, (name, known, y, p) in enumerate(terms):
                 places = (np.repeat(np.arange(len(y)), own.astype(int)) for own in weights[:, known])
                 found[:, k] = [classes.log_loss(y[own], p[own], WEIGHTS[name]) for own in places]
             return np.array([classes.mean_defined(each) for each in found])
@@ -129,7 +128,7 @@ class Losses(Metric):
     def parts(self, units: pd.DataFrame) -> list[Part]:
         return [
             mean_part(known, _costs(p)[np.arange(len(y)), y], np.asarray(WEIGHTS[name])[y])
-            for name, (known, y, p) in self._terms(units)
+            for name, known, y, p in self._terms(units)
         ]
 
     def shuffled(self, units: pd.DataFrame, places: np.ndarray) -> np.ndarray:
@@ -163,12 +162,12 @@ class Losses(Metric):
 
     def _terms(
         self, units: pd.DataFrame, official: bool = False
-    ) -> list[tuple[str, tuple[np.ndarray, np.ndarray, np.ndarray]]]:
+    ) -> list[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
         """Of each loss the rows that count, their labels and their probabilities."""
         found = []
         for name, (labels, rows) in self._labeled(units, official).items():
             known = np.flatnonzero(~np.isnan(labels))
-            found.append((name, (known, labels[known].astype(int), rows[known])))
+            found.append((name, known, labels[known].astype(int), rows[known]))
         return found
 
 
