@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -101,11 +103,14 @@ def test_an_own_metric_needs_nothing_but_its_number():
     assert none.values["first_half"] is None and none.reasons["first_half"] == "not defined for these cases"
 
 
-def test_a_registered_metric_is_offered_for_its_kind_of_label(monkeypatch):
-    monkeypatch.setitem(METRICS._items, "brier", Brier)
+def test_the_example_in_the_docs_is_offered_for_its_kind_of_label(monkeypatch):
+    page = (Path(__file__).parents[2] / "docs" / "tasks.md").read_text()
+    monkeypatch.setattr(METRICS, "_items", dict(METRICS._items))
+    exec(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1], {})
     task = of_table("multilabel", "brier", ("x", "y"))
-    assert not task.higher_is_better and task.main.title == "brier"
+    assert not task.higher_is_better and task.main.title == "brier" and task.main.words.startswith("Brier score")
     units = units_of(task, n=30)
     each = [task.measure(units).values[f"brier_{name}"] for name in "xy"]
-    assert task.main_value(units) == pytest.approx(np.mean(each))
+    own = Brier(task.outputs[1:]).value(units)
+    assert task.main_value(units) == pytest.approx(np.mean(each)) and each[1] == pytest.approx(own)
     assert "brier" not in [metric.name for metric in of_table("regression", "").metrics]
