@@ -146,17 +146,15 @@ def _session(config: dict, record):
     """Data, view and split exactly as the finetune stage makes them of the same settings."""
     from finetune.cohort import prepare_studies
     from finetune.folds import Session
-    from finetune.run import build_encoder, build_view
+    from finetune.run import build_encoder, build_task, build_view
     from finetune.splitting import split_cohort
-    from voco.config import save_yaml, to_dict
-    from voco.tasks import create_task
+    from voco.config import save_yaml
 
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
     out = Path(config["out"])
-    options = {name: value for name, value in to_dict({"o": config["task"]})["o"].items() if name != "name"}
-    task = create_task(config["task"].name, **options)
+    task = build_task(config)
     manifest = task.read(config["data"].root)
     encoder = build_encoder(config)
     view, mask_channel = build_view(config, task, encoder)

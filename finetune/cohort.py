@@ -194,9 +194,8 @@ def join_duplicates(cohort: Cohort, duplicates: Duplicates) -> Cohort:
 
 def study_targets(task: Task, study: Study) -> dict[str, float]:
     """Targets of a study; those that hang on where its slices lie need the prepared scan."""
-    by_place = getattr(task, "targets_from_slices", None)
-    if by_place is not None and study.labeled.slices:
-        return by_place(study.labeled, *study.slices)
+    if task.slice_labels and study.labeled.slices:
+        return task.targets_from_slices(study.labeled, *study.slices)
     return task.targets(study.labeled)
 
 

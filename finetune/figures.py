@@ -57,7 +57,7 @@ def _draw_output(session: Session, output: Output, rows, folder: Path) -> list[P
         np.add.at(matrix, (labels.astype(int), answers), 1)
         right = (answers == labels).astype(float)
         return [
-            confusion(matrix, output.classes, folder / f"confusion_{output.name}.png", noun=f"{session.task.unit}s"),
+            confusion(matrix, output.classes, folder / f"confusion_{output.name}.png", noun=f"{session.task.noun}s"),
             reliability(
                 right, scores.max(1), folder / f"calibration_{output.name}.png", name=output.name, event="right"
             ),

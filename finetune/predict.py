@@ -182,12 +182,10 @@ def check_masks(manifest, task, view) -> bool:
     Raises:
         InputError: the model saw scans through masks, and these have none.
     """
-    from finetune.run import mask_use
-
-    channel = mask_use(task.options) == "channel"
+    channel = task.mask_use == "channel"
     if (channel or view.mask) and not any(labeled.case.mask for labeled in manifest.cases):
         raise InputError(
-            f"this model sees scans through their masks (task.masks {task.options.masks}), and these have none: give "
+            f"this model sees scans through their masks (task.masks {task.mask_name}), and these have none: give "
             "the folder of the data set with --layout labeled or unlabeled"
         )
     return channel
@@ -306,8 +304,8 @@ def write(config: dict, models: list, cohort, cases, images, leaks) -> None:
     print(f"leak guard: {summary(leaks)}", file=sys.stderr)
     if images is not None:
         written.append(write_images(out, images))
-    if hasattr(task, "write_submission") and config["layout"] == "unlabeled":
-        written.append(task.write_submission(out / "submission.csv", cases))
+    if config["layout"] == "unlabeled" and (path := task.write_submission(out / "submission.csv", cases, images)):
+        written.append(path)
     labeled = cases[task.label_columns].notna().any(axis=1)
     if labeled.any():
         results = summarise_new(config, models, cohort, cases[labeled], images, points, leaks)

@@ -152,10 +152,8 @@ def _run(config: dict, rank: int, world: int) -> int:
 def _read(config: dict, encoder, say: Callable[[str], None]):
     """Task, its data set, view, and whether masks are a channel."""
     from finetune.cohort import check_varied
-    from voco.tasks import create_task
 
-    options = {name: value for name, value in to_dict({"o": config["task"]})["o"].items() if name != "name"}
-    task = create_task(config["task"].name, **options)
+    task = build_task(config)
     manifest = task.read(config["data"].root)
     for note in manifest.notes:
         say(f"note: {note}")
@@ -170,6 +168,14 @@ def _read(config: dict, encoder, say: Callable[[str], None]):
     view, mask_channel = build_view(config, task, encoder)
     check_together(config, task, view)
     return task, manifest, view, mask_channel
+
+
+def build_task(config: dict):
+    """The task with its options."""
+    from voco.tasks import create_task
+
+    options = {name: value for name, value in to_dict({"o": config["task"]})["o"].items() if name != "name"}
+    return create_task(config["task"].name, **options)
 
 
 def _to_stderr(text: str) -> None:
@@ -235,7 +241,7 @@ def build_encoder(config: dict):
     arguments = settings.arguments | ({"depth_stride": settings.depth_stride} if settings.depth_stride else {})
     window = config["input"].window
     pairs = list(zip(window[::2], window[1::2])) or None
-    if config["task"] is not None and mask_use(config["task"]) == "channel":
+    if config["task"] is not None and build_task(config).mask_use == "channel":
         pairs = _two_channels(settings, pairs)
     name = settings.name or _name_of(settings.weights)
     encoder = create_encoder(name, checkpoint=settings.weights, which=settings.which, window=pairs, **arguments)
@@ -276,11 +282,6 @@ def _name_of(weights: str) -> str:
     )
 
 
-def mask_use(task_options) -> str:
-    """``crop``, ``fill``, ``channel`` or "" for a task whose data set has masks."""
-    return getattr(task_options, "mask_use", "") if getattr(task_options, "masks", "none") != "none" else ""
-
-
 def _two_channels(settings, pairs):
     """The Hounsfield window twice: once for the scan, once for the scan inside its mask."""
     from voco.encoders import create_encoder
@@ -310,7 +311,7 @@ def build_view(config: dict, task, encoder):
     from voco.transfer.views import make_view
 
     settle_view(config, encoder)
-    settings, use = config["input"], mask_use(config["task"])
+    settings, use = config["input"], task.mask_use
     spacing = [None if value == "native" else value for value in settings.spacing]
     view = make_view(
         config["view"], encoder.input_spec, size=settings.size, spacing=spacing, stride=settings.stride,
@@ -326,13 +327,15 @@ def check_together(config: dict, task, view) -> None:
             f"--learn window needs labels of slices and --view slice_windows; task {task.name} with view {view.kind} "
             "has --learn study"
         )
+    if task.unit == "voxel":
+        raise InputError(f"task {task.name} scores voxels; this stage scores studies, and slices by their windows")
     train, turn = config["train"], config["augment"].turn_prob
     if config["mode"] == "full" and train.augment and turn > 0 and view.size[1] != view.size[2]:
         raise InputError(
             f"--augment.turn_prob {turn} turns windows by 90 degrees, which must be as high as wide; found "
             f"--input.size {' '.join(map(str, view.size))} (D H W)"
         )
-    if train.class_weights == "task" and not hasattr(task, "class_weights"):
+    if train.class_weights == "task" and not task.class_weights():
         raise InputError(f"--train.class_weights task: task {task.name} has none; use balanced or none")
 
 

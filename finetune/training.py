@@ -125,8 +125,8 @@ def _ready_to_train(run: FoldRun, weights, expected, prior):
 
     train, model = run.config["train"], run.build_model()
     model.head.set_prior(prior)
-    if (scale_of := getattr(run.task, "target_scale", None)) is not None:
-        model.head.set_scale(scale_of([study.labeled for study in run.train]))
+    if scale := run.task.target_scale([study.labeled for study in run.train]):
+        model.head.set_scale(scale)
     method = FineTuner(
         model, run.task, class_weights=weights, expected=expected, label_smoothing=train.label_smoothing,
         freeze_steps=train.freeze_steps, batchnorm=train.batchnorm, ema=train.ema,
@@ -202,7 +202,7 @@ def validate(run: FoldRun, model, class_weights: Mapping | None) -> tuple[Predic
     )  # fmt: skip
     units = run.task.to_units(found.frame())
     row = {"validation_loss": found.loss()}
-    for name, value in run.task.metrics(units, found.image_frame()).values.items():
+    for name, value in run.task.measure(units, found.image_frame()).values.items():
         if value is not None:
             row[f"validation_{name}"] = value
     return found, {name: value for name, value in row.items() if np.isfinite(value)}

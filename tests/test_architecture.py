@@ -52,6 +52,8 @@ RULES = {
     "voco/methods": ("voco.engine", "voco.health", "voco.data"),
     "voco/encoders": ("voco.engine", "voco.health", "voco.data", "voco.methods"),
     "voco/weights": ("voco.engine", "voco.health", "voco.data", "voco.methods"),
+    "voco/stats": ("voco.tasks", "voco.transfer", "voco.engine", "voco.data", "voco.encoders", "torch"),
+    "voco/tasks": ("voco.transfer", "voco.engine", "voco.encoders", "voco.weights", "voco.methods", "voco.health"),
     "voco/health": ("voco.engine", "voco.weights"),
     "voco/phantom": ("voco.engine", "voco.health", "voco.methods", "voco.encoders", "voco.weights"),
 }
@@ -61,6 +63,18 @@ RULES = {
 def test_parts_know_only_what_they_stand_on(folder):
     wrong = {module(p): under(imports(p), *RULES[folder]) for p in (ROOT / folder).rglob("*.py")}
     assert not {k: v for k, v in wrong.items() if v}
+
+
+def test_nothing_asks_a_task_or_a_metric_whether_it_has_something():
+    """What stages ask of them is declared on ``Task`` and ``Metric``, with a default."""
+    asked = []
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "hasattr"):
+                subject = ast.unparse(node.args[0]).split(".")[-1]
+                if subject in ("task", "metric", "main"):
+                    asked.append(f"{module(path)}: {ast.unparse(node)}")
+    assert not asked
 
 
 @pytest.mark.parametrize("name", ["crops", "losses", "heads", "distributed", "geometry"])

@@ -102,6 +102,10 @@ class Registry(Generic[T]):
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._items))
 
+    def values(self) -> list[T]:
+        """Registered objects in the order in which they were registered."""
+        return list(self._items.values())
+
     def names(self, pattern: str = "*") -> list[str]:
         """Registered names that match a shell pattern, sorted; those under a prefix if the pattern begins with it."""
         listings = [listing for prefix, (_, listing, _) in self._prefixes.items() if pattern.startswith(prefix)]

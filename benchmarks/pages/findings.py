@@ -8,7 +8,6 @@ from benchmarks.pages.sentences import (
     FEW_SEEDS,
     SYNTHETIC_TITLE,
     bracket,
-    metric_words,
     names_of,
     number,
     share,
@@ -36,7 +35,7 @@ def finding(c: Comparison, test_set: TestSet) -> str:
     if c.silent:
         said = " and ".join(f"{row.label} did not in {_failures(row)}" for row in (pair.a, pair.b))
         return f"{names}: nothing is said of their difference, because neither trained: {said}."
-    head = ", ".join(filter(None, (metric_words(task.main_metric), _common(pair))))
+    head = ", ".join(filter(None, (task.main.title, _common(pair))))
     if d is None or d.low is None:
         return f"{head}: {a} and {b}: no interval ({'; '.join(d.notes) if d else 'no numbers'})."
     if c.apart:

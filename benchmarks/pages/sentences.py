@@ -10,13 +10,12 @@ from benchmarks.read.rows import Pair, Row, TestSet
 from benchmarks.read.run import Run, plural
 
 if TYPE_CHECKING:
-    from benchmarks.statistics.compare import Interval
+    from benchmarks.statistics.compare import RunInterval
 
 CEILING = 0.95
 FEW_SEEDS = 5
 FEW_PATIENTS = 10  # of validation: with fewer, a verdict on training hangs on one or two of them
 SYNTHETIC_TITLE = "pipeline check, says nothing about sources"
-_BOUNDED = ("auroc", "ap", "auc", "kappa", "accuracy", "f1", "recall", "precision", "sensitivity", "specificity")
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -35,19 +34,6 @@ def bracket(low: float | None, high: float | None, sign: bool = False) -> str:
         return "(no interval)"
     form = signed if sign else number
     return f"[{form(low)}, {form(high)}]"
-
-
-def metric_words(name: str) -> str:
-    """A metric as papers write it."""
-    return {"auroc": "AUROC", "ap": "AP", "mae": "MAE"}.get(name, name.replace("_", " "))
-
-
-# What a reader must know of a metric beside its direction.
-_METRICS = {
-    "auroc": "AUROC: area under the ROC curve; 0.5 where scores rank no better than chance",
-    "kappa": "Kappa: Cohen's, unweighted; 0 where agreement is no better than chance",
-    "score": "Score: weighted log loss of the RSNA 2023 challenge",
-}
 
 
 def arrow(higher_is_better: bool) -> str:
@@ -92,7 +78,7 @@ def names_of(pair: Pair) -> tuple[str, str]:
 def title_of(one: TestSet) -> str:
     """Heading of a test set."""
     who = f"{one.counts['patients']} {'synthetic ' if one.synthetic else ''}patients"
-    metric = f"{metric_words(one.task.main_metric)} {arrow(one.task.higher_is_better)}"
+    metric = f"{one.task.main.title} {arrow(one.task.higher_is_better)}"
     note = f" ({one.note})" if one.note else ""
     return f"{one.task.name} v{one.task.version}{note}, {one.split}, {who}: {metric}"
 
@@ -106,8 +92,8 @@ def facts_of(one: TestSet) -> str:
     folds = f" in {one.folds} folds, figures averaged over folds" if one.folds > 1 else ""
     # scans of one drawn anatomy are split and drawn together, as those of a patient are
     people = "drawn anatomies, which count as patients" if one.synthetic else "patients"
-    parts = [f"{counts['units']} {plural(task.unit)} of {counts['patients']} {people}{folds}", classes]
-    parts.append(_METRICS.get(task.main_metric, ""))
+    parts = [f"{counts['units']} {plural(task.noun)} of {counts['patients']} {people}{folds}", classes]
+    parts.append(task.main.words)
     parts.append(f"Split rule: {one.run.split_rule or 'not said'}")
     if one.split == "test":
         own = sum(len(row.runs) for row in one.rows)
@@ -139,12 +125,11 @@ def own_marks(marks: Sequence[str]) -> list[str]:
     return [mark for mark in marks if not mark.startswith(("synthetic", "pretraining of the encoder"))]
 
 
-def flags_of(row: Row, found: Interval, said: Sequence[str] = ()) -> list[str]:
+def flags_of(row: Row, found: RunInterval, said: Sequence[str] = ()) -> list[str]:
     """What must be said beside the figure of a row; ``said``: marks that stand at its test set already."""
     flags = []
-    metric = row.first.task.main_metric.lower()
-    bounded = any(word in metric.split("_") for word in _BOUNDED)
-    if row.first.task.higher_is_better and bounded and found.point > CEILING:
+    metric = row.first.task.main
+    if metric.higher_is_better and metric.range[1] == 1 and found.point > CEILING:
         flags.append(f"ceiling (above {CEILING:g}: no room left to tell sources apart)")
     if any(run.synthetic for run in row.runs):
         flags.append("synthetic")

@@ -363,8 +363,8 @@ def why_not_comparable(a: Run, b: Run) -> str:
         return f"figures of other parts ({a.split}, {b.split})"
     mine, other = (set(zip(run.units["fold"], run.units["unit"])) for run in (a, b))
     if mine != other:
-        return f"other {a.split} {plural(a.task.unit)} ({len(mine)} and {len(other)}, {len(mine & other)} in common)"
-    return f"the same {a.split} {plural(a.task.unit)} have other labels"
+        return f"other {a.split} {plural(a.task.noun)} ({len(mine)} and {len(other)}, {len(mine & other)} in common)"
+    return f"the same {a.split} {plural(a.task.noun)} have other labels"
 
 
 def setting_differences(a: Run, b: Run) -> list[str]:

@@ -15,11 +15,10 @@ import numpy as np
 
 from benchmarks.read.pairing import mismatch, why_not_paired
 from benchmarks.statistics.influence import Influence, influence
-from benchmarks.statistics.metric_parts import metric_range
 from benchmarks.statistics.mrmc import Analysis, Side, analyse, crossed, limits, p_value
 from benchmarks.statistics.power import detectable, detectable_kappa, holm
 from voco.errors import InputError
-from voco.stats import LEVEL
+from voco.stats.interval import LEVEL, Interval
 from voco.tasks.base import Task
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ __all__ = [
     "METHOD",
     "Difference",
     "Influence",
-    "Interval",
+    "RunInterval",
     "detectable",
     "detectable_kappa",
     "difference",
@@ -45,29 +44,22 @@ _TINY = 1e-12  # of a standard error: below, nothing varies
 
 
 @dataclass(frozen=True)
-class Interval:
-    """A main metric, mean over runs, with its 95 % interval.
+class RunInterval(Interval):
+    """A main metric, mean over runs. Its interval is for other patients and other runs; for other patients alone where
+    there is one run.
 
     Attributes:
-        point: the number, NaN where it is not defined.
-        low, high: for other patients and other runs; for other patients alone where there is one run. None where there
-            is no interval; ``notes`` say why.
         units: test units (those of several folds or repeats once).
-        patients: of the test set.
         runs: that were averaged (of the side with fewer, in a difference).
         direction: ``higher`` or ``lower``: which way is better.
-        notes: what must be said with the number.
+        notes: what must be said with the number, also why there is no interval.
         error, freedom: standard error and degrees of freedom behind ``low`` and ``high``.
         fixed_low, fixed_high: for other patients and these very runs.
     """
 
-    point: float
-    low: float | None
-    high: float | None
-    units: int
-    patients: int
-    runs: int
-    direction: str
+    units: int = 0
+    runs: int = 0
+    direction: str = "higher"
     notes: list[str] = field(default_factory=list)
     error: float | None = None
     freedom: float | None = None
@@ -76,8 +68,8 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class Difference(Interval):
-    """Main metric of a minus that of b; attributes as ``Interval``.
+class Difference(RunInterval):
+    """Main metric of a minus that of b; attributes as ``RunInterval``.
 
     Attributes:
         p: two-sided, of the test that the interval belongs to; None where there is no interval.
@@ -92,7 +84,7 @@ class Difference(Interval):
     runs_b: int = 1
 
 
-def interval(task: Task, runs: Sequence[pd.DataFrame | Influence]) -> Interval:
+def interval(task: Task, runs: Sequence[pd.DataFrame | Influence]) -> RunInterval:
     """The main metric of one row of a table, mean over runs.
 
     Limits of metrics with a smallest and a largest value are computed as logits, so that they stay between.
@@ -105,18 +97,18 @@ def interval(task: Task, runs: Sequence[pd.DataFrame | Influence]) -> Interval:
         InputError: no run, or runs on different test sets.
     """
     (side,), first = _read(task, [runs])
-    low, high = metric_range(task.main_metric)
+    low, high = task.main.range
     facts = _facts(task, first, side, len(runs))
     if not _defined([side], facts):
-        return Interval(**facts)
+        return RunInterval(**facts)
     found = analyse([_side(side)], first.sizes, first.patients)
     if not _varies(found, facts):
-        return Interval(**facts)
+        return RunInterval(**facts)
     if np.isfinite([low, high]).all():
         facts |= _logit_limits(found, low, high)
     else:
         facts |= _limits(found, low, high)
-    return Interval(**facts)
+    return RunInterval(**facts)
 
 
 def difference(
@@ -139,7 +131,7 @@ def difference(
     if paired and len(a) != len(b):
         raise InputError(f"{len(a)} runs cannot be paired with {len(b)}: give runs of the same seeds, or paired=False")
     (x, y), first = _read(task, [a, b])
-    low, high = metric_range(task.main_metric)
+    low, high = task.main.range
     facts = _facts(task, first, x + y, min(len(a), len(b)))
     one, other = _side(x), _side(y, -1)
     facts["point"] = float(one.values.mean() - other.values.mean())

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from benchmarks.read.pairing import by_unit
-from benchmarks.statistics.metric_parts import Part, Ranking, Sum, main_parts, placements
 from voco.errors import InputError
+from voco.stats.parts import Part, RankingPart, SumPart, mean_placement
+from voco.stats.ranking import placements
 from voco.tasks.base import Task
 
 if TYPE_CHECKING:
@@ -48,6 +49,18 @@ class Influence:
     sums: np.ndarray
     sizes: np.ndarray
     why_not: str = ""
+
+
+@dataclass(frozen=True)
+class WholeMetric:
+    """The main metric of a task as its only part, for one that has no others."""
+
+    task: Task
+    units: pd.DataFrame
+
+    def value(self) -> float:
+        """The number itself."""
+        return self.task.main_value(self.units)
 
 
 class _Undefined(Exception):
@@ -87,6 +100,15 @@ def influence(task: Task, units: pd.DataFrame) -> Influence:
     return Influence(units, key, len(names), value, sums, sizes)
 
 
+def main_parts(task: Task, units: pd.DataFrame) -> list[Part | WholeMetric]:
+    """Parts of the main metric on one fold; their mean over those that are defined is the number.
+
+    Version 1 of the method leaves out one patient after the other for a metric of one label among several.
+    """
+    parts = task.main.parts(units) if task.main.outputs == task.outputs else None
+    return parts or [WholeMetric(task, units)]
+
+
 def _over_folds(folds, patients: int) -> tuple[np.ndarray, np.ndarray]:
     """(G, P) sums over folds, and (G,) patients of each group."""
     sums: dict[tuple, np.ndarray] = {}
@@ -105,7 +127,7 @@ def _over_folds(folds, patients: int) -> tuple[np.ndarray, np.ndarray]:
     return np.stack(list(sums.values())), sizes
 
 
-def of_part(part: Part, member: np.ndarray, patients: int):
+def of_part(part: Part | WholeMetric, member: np.ndarray, patients: int):
     """Sums of the patients in one part of a metric, on one fold.
 
     Args:
@@ -116,10 +138,10 @@ def of_part(part: Part, member: np.ndarray, patients: int):
     Yields:
         A name of the group, (P,) sums, and (P,) whether a patient is in the group.
     """
-    if isinstance(part, Ranking):
+    if isinstance(part, RankingPart):
         yield from of_ranking(part.labels, part.scores, member[part.rows], patients)
         return
-    rows = part.rows if isinstance(part, Sum) else np.arange(len(member))
+    rows = part.rows if isinstance(part, SumPart) else np.arange(len(member))
     names, own = np.unique(member[rows], return_inverse=True)
     if len(names) < 2:
         raise _Undefined("one patient alone: no interval")
@@ -131,7 +153,7 @@ def of_part(part: Part, member: np.ndarray, patients: int):
     found = np.zeros(patients)
     found[names] = np.sqrt((n - 1) / n) * (without.mean() - without)
     kinds = np.zeros(n)
-    if isinstance(part, Sum) and part.kinds is not None:  # a patient with several units is of the highest class
+    if isinstance(part, SumPart) and part.kinds is not None:  # a patient with several units is of the highest class
         np.maximum.at(kinds, own, part.kinds)
     for kind in np.unique(kinds):
         present = np.zeros(patients, bool)
@@ -142,7 +164,8 @@ def of_part(part: Part, member: np.ndarray, patients: int):
 def of_ranking(labels: np.ndarray, scores: np.ndarray, member: np.ndarray, patients: int):
     """Sums of the patients in AUROCs of the same units; arguments and result as ``of_part``, (…, n) scores and sums."""
     positive = labels == 1
-    auroc, up, down = placements(positive, scores)
+    up, down = placements(positive, scores)
+    auroc = mean_placement(up, down)
     for kind, placed in ((1, up), (0, down)):
         own = member[positive if kind else ~positive]
         present = np.bincount(own, minlength=patients) > 0
@@ -158,11 +181,10 @@ def of_ranking(labels: np.ndarray, scores: np.ndarray, member: np.ndarray, patie
         yield kind, single, present
 
 
-def _left_out(part: Part, own: np.ndarray, patients: int) -> np.ndarray:
+def _left_out(part: SumPart | WholeMetric, own: np.ndarray, patients: int) -> np.ndarray:
     """(P,) values of a part without the units of each patient in turn."""
-    if not isinstance(part, Sum):
-        values = [part.task.main_value(part.units.iloc[np.flatnonzero(own != p)]) for p in range(patients)]
-        return np.array([np.nan if value is None else value for value in values], float)
+    if not isinstance(part, SumPart):
+        return np.array([part.task.main_value(part.units.iloc[np.flatnonzero(own != p)]) for p in range(patients)])
     found, block = np.empty(patients), max(1, _CELLS // len(own))
     for first in range(0, patients, block):
         some = np.arange(first, min(first + block, patients))

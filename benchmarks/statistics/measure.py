@@ -17,7 +17,7 @@ from voco.files import write_json
 
 if TYPE_CHECKING:
     from benchmarks.read.run import Run
-    from benchmarks.statistics.compare import Difference, Influence, Interval
+    from benchmarks.statistics.compare import Difference, Influence, RunInterval
 
 _SAVE_EVERY_SECONDS = 20.0
 _KEPT_BYTES = 2**28  # of influences, in memory
@@ -52,14 +52,14 @@ class Statistics:
                 name = f"{old['name']} {old['version']}" if isinstance(old, dict) else "an older method"
                 say(f"numbers in {path} are those of {name}; all are computed again")
 
-    def interval(self, row: Row) -> Interval:
+    def interval(self, row: Row) -> RunInterval:
         """Main metric of a row, mean over its runs."""
-        from benchmarks.statistics.compare import Interval, interval
+        from benchmarks.statistics.compare import RunInterval, interval
 
-        def compute() -> Interval:
+        def compute() -> RunInterval:
             return interval(row.first.task, self._influence(row.runs))
 
-        return Interval(**self._keep(["interval", [run.digest for run in row.runs]], compute))
+        return RunInterval(**self._keep(["interval", [run.digest for run in row.runs]], compute))
 
     def difference(self, pair: Pair) -> Difference:
         """Paired difference of two rows."""
@@ -112,10 +112,10 @@ def _code() -> str:
     import voco.tasks
 
     here, tasks = Path(__file__).parent, Path(voco.tasks.__file__).parent
-    own = ("compare", "influence", "metric_parts", "mrmc")
-    files = [*(here / f"{name}.py" for name in own), here.parent / "read" / "pairing.py", tasks.parent / "stats.py"]
+    own = ("compare", "influence", "mrmc")
+    files = [*(here / f"{name}.py" for name in own), here.parent / "read" / "pairing.py"]
     digest = hashlib.sha256()
-    for path in (*files, *sorted(tasks.glob("*.py"))):
+    for path in (*files, *sorted(tasks.glob("*.py")), *sorted((tasks.parent / "stats").glob("*.py"))):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -228,7 +228,7 @@ class Comparison:
 
 def measure(
     sets: Sequence[tuple[TestSet, Sequence[Pair]]], statistics: Statistics, plan: Plan | None = None
-) -> tuple[dict[int, Interval], list[Comparison], list[str]]:
+) -> tuple[dict[int, RunInterval], list[Comparison], list[str]]:
     """Intervals of all rows and all comparisons.
 
     Args:

@@ -14,7 +14,8 @@ import numpy as np
 
 from benchmarks.statistics.mrmc import TWO_RUNS
 from voco.errors import InputError
-from voco.stats import LEVEL
+from voco.stats.interval import LEVEL
+from voco.tasks import standard
 from voco.tasks.base import Task
 
 if TYPE_CHECKING:
@@ -171,15 +172,15 @@ def detectable_in(task: Task, units: pd.DataFrame, **settings) -> tuple[float, s
         The difference (infinite where nothing could be detected), and in words what it rests on. Metrics other than
         AUROC and kappa take the variance of a constant predictor's metric over patients.
     """
-    name = task.main_metric
-    if name == "auroc" and all(output.kind == "binary" for output in task.outputs):
+    metric = task.main if task.main.outputs == task.outputs else None
+    if isinstance(metric, standard.AUROC) and all(output.kind == "binary" for output in task.outputs):
         found = []
         for output in task.outputs:
             labels = units[output.label_column].dropna()
             found.append(detectable(len(labels), int((labels == 1).sum()), **settings))
         # the mean over several outputs varies no more than the one that varies most
         return max(found), "Hanley and McNeil (1982, 1983)"
-    if name == "kappa":
+    if isinstance(metric, standard.Kappa):
         labels = units[task.outputs[0].label_column].dropna().to_numpy(int)
         share = np.bincount(labels) / max(1, len(labels))
         return detectable_kappa(len(labels), float((share**2).sum()), **settings), "Cohen (1960)"

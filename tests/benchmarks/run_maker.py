@@ -42,6 +42,7 @@ def write_run(
     labels_seed: int = 1,
     trained: bool | None = None,
     weights: str | None = None,
+    metric: str = "",
 ) -> Path:
     """One finished run of the task ``table`` with one binary label; scores of positives are higher by ``gain`` logits.
 
@@ -49,9 +50,10 @@ def write_run(
         labels_seed: of labels: runs with the same one share a test set.
         trained: replaces the verdict.
         weights: where the encoder came from.
+        metric: main metric in place of AUROC.
     """
     folder.mkdir(parents=True)
-    task = create_task("table", labels=["label"], kind="binary")
+    task = create_task("table", labels=["label"], kind="binary", metric=metric)
     truth = np.random.default_rng(labels_seed).permutation(np.arange(2 * patients) % 2).astype(float)
     words = "/".join(str(entry.get("method", entry.get("source"))) for entry in provenance)
     rng = np.random.default_rng([seed, int(100 * fraction), *map(ord, words + encoder)])

@@ -4,54 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks.statistics.influence import LEAST_PATIENTS, influence
-from benchmarks.statistics.metric_parts import Whole, main_parts, mean_of, metric_range
+from benchmarks.statistics.influence import LEAST_PATIENTS, WholeMetric, influence, main_parts
 from tests.benchmarks.tables import PE, table
+from tests.tasks.tables import TASKS, of_table, units_of
 from voco.errors import InputError
-from voco.tasks import create_task
-from voco.tasks.table import Table, TableOptions
-
-
-def of_table(kind, metric, labels=("x",), classes=()):
-    task = Table(
-        TableOptions(labels=list(labels), kind=kind, metric=metric, classes={name: list(classes) for name in labels})
-    )
-    task._define()
-    return task
-
-
-TASKS = {
-    "pe": create_task("rsna_pe"),
-    "nine labels": create_task("rsna_pe", heads="exam", indeterminate="negative"),
-    "kappa": create_task("imageclef_tb"),
-    "official score": create_task("rsna_trauma"),
-    "some organs": create_task("rsna_trauma", organs=["liver", "bowel"]),
-    "several labels": of_table("multilabel", "auroc", ("x", "y")),
-    "average precision": of_table("multilabel", "ap", ("x", "y")),
-    "one against the rest": of_table("multiclass", "auroc", classes="abc"),
-    "balanced accuracy": of_table("multiclass", "balanced_accuracy", classes="abc"),
-    "accuracy": of_table("multiclass", "accuracy", classes="abc"),
-    "mae": of_table("regression", "mae", ("x", "y")),
-    "rmse": of_table("regression", "rmse"),
-    "r2": of_table("regression", "r2"),
-}
-
-
-def units_of(task, n=40, unknown=3):
-    rng = np.random.default_rng(len(task.score_columns))
-    frame = pd.DataFrame({"unit": [f"u{i}" for i in range(n)], "patient": [f"p{i}" for i in range(n)]})
-    for output in task.outputs:
-        if output.kind == "regression":
-            frame[output.label_column] = rng.normal(size=n)
-            frame[output.score_columns[0]] = rng.normal(size=n)
-            continue
-        labels = rng.integers(0, max(2, output.width), n).astype(float)
-        scores = rng.dirichlet(np.ones(max(2, output.width)), n).round(2).clip(0.01)  # rounded: there are ties
-        frame[output.label_column] = labels
-        frame[list(output.score_columns)] = scores if output.width > 1 else scores[:, 1:]
-    if task.name != "rsna_pe" or len(task.outputs) == 1:
-        frame.loc[: unknown - 1, task.outputs[0].label_column] = np.nan
-    return frame
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -59,10 +15,10 @@ def test_parts_are_the_metric_of_the_task(name):
     task = TASKS[name]
     units = units_of(task)
     parts = main_parts(task, units)
-    assert not any(isinstance(part, Whole) for part in parts)
-    assert mean_of(parts) == pytest.approx(task.main_value(units), abs=1e-9)
-    low, high = metric_range(task.main_metric)
-    assert low <= mean_of(parts) <= high
+    assert not any(isinstance(part, WholeMetric) for part in parts)
+    mean = np.nanmean([part.value() for part in parts])
+    assert mean == pytest.approx(task.main_value(units), abs=1e-9)
+    assert task.main.range[0] <= mean <= task.main.range[1]
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -176,11 +132,3 @@ def test_a_metric_without_parts_is_left_out_by_the_task_itself():
     found = influence(task, units)
     without = np.array([task.main_value(units.drop(index=i)) for i in range(20)])
     assert (found.sums**2).sum() == pytest.approx(19 / 20 * ((without - without.mean()) ** 2).sum())
-
-
-def test_a_task_that_computes_something_else_is_asked_itself(monkeypatch):
-    task = create_task("rsna_pe")
-    units = units_of(task)
-    monkeypatch.setattr(task, "main_value", lambda rows: 0.123)
-    (part,) = main_parts(task, units)
-    assert isinstance(part, Whole) and part.value() == 0.123

@@ -21,9 +21,11 @@ from benchmarks.read.flops import forward_flops
 from benchmarks.read.rows import Pair, group_runs, pairs_of
 from benchmarks.read.run import read_run
 from benchmarks.report import main, write_report
-from benchmarks.statistics.compare import METHOD, Difference, Interval
+from benchmarks.statistics.compare import METHOD, Difference, RunInterval
 from benchmarks.statistics.measure import Comparison, Plan, Statistics, measure
 from tests.benchmarks.run_maker import KINETICS, SYNTHETIC, VOCO, write_run
+from tests.tasks.tables import Brier
+from voco.tasks.metrics import METRICS
 
 # Words that no report may use, whatever comes out.
 FORBIDDEN = r"\b(best|winner|superior|outperform\w*|clinical\w*|diagnos\w*|radiologist\w*|state.of.the.art)\b"
@@ -311,8 +313,8 @@ def test_a_primary_that_does_not_hold_after_holm_is_not_shown(sets):
 def test_where_lower_is_better_the_words_turn_round(sets, monkeypatch):
     shown, one = comparison(sets)
     for row in (shown.pair.a, shown.pair.b):
-        monkeypatch.setattr(row.first.task, "higher_is_better", False)
-    monkeypatch.setattr(one.task, "higher_is_better", False)
+        monkeypatch.setattr(row.first.task.main, "higher_is_better", False)
+    monkeypatch.setattr(one.task.main, "higher_is_better", False)
     text = finding(shown, one)
     assert "scratch was lower than voco3d by 0.100 [0.050, 0.150] (lower is better)" in text
 
@@ -421,6 +423,31 @@ def test_the_page_names_its_method_and_the_rule_of_verdicts(page, out, root, set
         assert f"by the rule nested folds 2; of {len(runs) - 1} of {len(runs)} runs under an older rule" in words
 
 
+def test_an_own_metric_is_compared_and_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(METRICS._items, "brier", Brier)
+    monkeypatch.setattr(Chart, "_pdf", lambda chart, path: path.write_text("%PDF"))
+    folders = []
+    for name, gain, provenance in (("scratch", 0.5, []), ("voco", 4.0, [VOCO])):
+        for seed in range(2):
+            folder = tmp_path / f"{name}-{seed}"
+            folders.append(write_run(folder, seed=seed, gain=gain, provenance=provenance, metric="brier"))
+    assert main([*map(str, folders), "--out", str(tmp_path / "out"), "--no-paper"]) == 0
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "brier ↓ lower is better" in text and "Brier score: mean squared error of probabilities" in text
+    rows = group_runs([read_run(folder) for folder in folders])[0][0].rows
+    expected = {
+        row.source: np.mean([((u["score_label"] - u["label_label"]) ** 2).mean() for u in (r.units for r in row.runs)])
+        for row in rows
+    }
+    kept = Statistics(tmp_path / "numbers.json")
+    for row in rows:
+        found = kept.interval(row)
+        assert found.point == pytest.approx(expected[row.source]) and 0 < found.low < found.point < found.high < 1
+    (pair,) = pairs_of(group_runs([read_run(folder) for folder in folders])[0][0])
+    found = kept.difference(pair)
+    assert found.direction == "lower" and abs(found.point) == pytest.approx(abs(np.subtract(*expected.values())))
+
+
 def test_old_options_of_the_bootstrap_are_still_taken(root, tmp_path):
     words = [str(root / "scratch-0"), "--out", str(tmp_path), "--no-paper", "--resamples", "200", "--seed", "1"]
     assert main(words) == 0
@@ -451,7 +478,7 @@ def test_rows_say_when_their_pretraining_did_not_learn_and_when_seeds_change_not
             settings.replace("weights: null", f"weights: {tmp_path}/pretraining/encoder")
         )
     (row,) = group_runs([read_run(tmp_path / f"voco-{seed}") for seed in range(2)])[0][0].rows
-    found = Interval(0.6, 0.5, 0.7, units=20, patients=20, runs=2, direction="higher")
+    found = RunInterval(0.6, 0.5, 0.7, units=20, patients=20, runs=2, direction="higher")
     flags = flags_of(row, found)
     assert "pretraining voco3d did not learn (see below)" in flags and not any("every seed" in flag for flag in flags)
     for run in row.runs:

@@ -13,7 +13,7 @@ from benchmarks.pages.document import Bullets, Fold, Table
 from benchmarks.pages.sentences import facts_of, flags_of
 from benchmarks.read.rows import group_runs, pairs_of
 from benchmarks.read.run import read_run
-from benchmarks.statistics.compare import Interval
+from benchmarks.statistics.compare import RunInterval
 from benchmarks.statistics.measure import Plan, Statistics, measure
 from tests.benchmarks.run_maker import KINETICS, SYNTHETIC, VOCO, write_run
 
@@ -78,10 +78,10 @@ def test_the_check_is_passed_where_scratch_is_surely_above_cheap_lines(measured,
     line = next(row for row in one.rows if row.first.cheap)
     if rows in ("untrained", "unjudged"):
         monkeypatch.setitem(scratch.first.results["verdict"], "trained", False if rows == "untrained" else None)
-    monkeypatch.setattr(one.task, "higher_is_better", rows != "lower")
+    monkeypatch.setattr(one.task.main, "higher_is_better", rows != "lower")
     values = {"units": 40, "patients": 40, "runs": 2, "direction": "higher"}
     high = 0.9 if rows != "lower" else low + 0.05  # with a metric of which less is better the upper end decides
-    intervals = {id(scratch): Interval(0.8, low, high, **values), id(line): Interval(0.5, 0.5, 0.5, **values)}
+    intervals = {id(scratch): RunInterval(0.8, low, high, **values), id(line): RunInterval(0.5, 0.5, 0.5, **values)}
     lines = [line] if rows != "alone" else []
     assert check_verdict(one, [scratch] if rows != "none" else [], lines, intervals).startswith(verdict)
 
@@ -137,7 +137,7 @@ def test_verdicts_from_few_patients_are_flagged(tmp_path, patients, flag):
     results["verdict"]["trained"] = None
     (unjudged / "results.json").write_text(json.dumps(results))
     ((one,), _) = group_runs([read_run(write_run(tmp_path / "run", patients=patients)), read_run(unjudged)])
-    found = Interval(0.6, 0.5, 0.7, units=9, patients=9, runs=1, direction="higher")
+    found = RunInterval(0.6, 0.5, 0.7, units=9, patients=9, runs=1, direction="higher")
     assert (f"training judged on {patients} validation patients" in flags_of(one.rows[0], found)) is flag
 
 

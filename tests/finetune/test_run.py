@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import brier_score_loss, roc_auc_score
 
 import finetune.features
 import finetune.figures
@@ -21,12 +21,15 @@ import finetune.training
 import voco
 from finetune.run import main
 from tests.finetune.made import in_processes, kill_at, write_scan
+from tests.tasks.tables import Brier
 from voco.data.cache import PreparedVolume
 from voco.data.fingerprint import Fingerprints
 from voco.data.layouts.labeled import SPLITS
 from voco.data.manifest import Case
 from voco.data.prepare import PreparedEntry
 from voco.encoders import create_encoder
+from voco.errors import InputError
+from voco.tasks.metrics import METRICS
 from voco.transfer.results import recompute
 from voco.weights.export import save_encoder
 
@@ -128,6 +131,22 @@ def test_a_run_leaves_what_it_promises(finished, cohort):
     assert all("validation_loss" in r for r in rows if "validation_auroc" in r)
     text = "".join((finished / n).read_text() for n in ("metrics.jsonl", "predictions.csv", "splits.csv", "leaks.csv"))
     assert str(cohort) not in text
+
+
+def test_an_own_metric_decides_what_is_kept_and_is_judged(arguments, work, cohort, monkeypatch):
+    monkeypatch.setitem(METRICS._items, "brier", Brier)
+    assert main(arguments("brier", "--task.metric", "brier")) == 0
+    out, found = work / "brier", results(work / "brier")
+    cases = predictions(out)
+    brier = brier_score_loss(cases["label_label"], cases["score_label"])
+    assert found["main"]["name"] == "brier" and found["main"]["value"] == pytest.approx(brier, abs=1e-12)
+    assert found["main"]["higher_is_better"] is False and recompute(out) == found
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    each = {row["step"]: row["validation_brier"] for row in rows if "validation_brier" in row}
+    assert found["facts"]["training"]["0"]["best_step"] == min(each, key=each.get) and len(each) == 2
+    monkeypatch.delitem(METRICS._items, "brier")
+    with pytest.raises(InputError, match="'brier' is not one of auroc, ap"):
+        recompute(out)
 
 
 def test_every_table_has_the_path_and_the_same_patient(finished, cohort):

@@ -27,7 +27,7 @@ def test_metrics_against_scikit_learn(seed):
     rng = np.random.default_rng(seed)
     labels, scores = rng.integers(0, 5, 50), rng.dirichlet(np.ones(5), 50)
     units = TASK.to_units(predictions(labels, scores))
-    got = TASK.metrics(units).values
+    got = TASK.measure(units).values
     predicted = scores.argmax(1)
     assert got["kappa"] == pytest.approx(sk.cohen_kappa_score(labels, predicted), abs=1e-9)
     assert got["accuracy"] == pytest.approx(sk.accuracy_score(labels, predicted), abs=1e-9)
@@ -38,13 +38,13 @@ def test_metrics_against_scikit_learn(seed):
 
 
 def test_missing_classes_and_no_labels():
-    got = TASK.metrics(TASK.to_units(predictions([0, 0, 3], np.eye(5)[[0, 1, 3]])))
+    got = TASK.measure(TASK.to_units(predictions([0, 0, 3], np.eye(5)[[0, 1, 3]])))
     assert got.values["recall_focal"] is None and got.reasons["recall_focal"] == "no scan of this type"
     assert got.values["balanced_accuracy"] == 0.75
     assert got.values["kappa"] == pytest.approx(sk.cohen_kappa_score([0, 0, 3], [0, 1, 3]), abs=1e-9)
-    got = TASK.metrics(TASK.to_units(predictions([np.nan], [[1, 0, 0, 0, 0]])))
+    got = TASK.measure(TASK.to_units(predictions([np.nan], [[1, 0, 0, 0, 0]])))
     assert got.values["kappa"] is None and got.reasons["kappa"] == "no scan with a known type"
-    got = TASK.metrics(TASK.to_units(predictions([2, 2], np.eye(5)[[2, 2]])))
+    got = TASK.measure(TASK.to_units(predictions([2, 2], np.eye(5)[[2, 2]])))
     assert got.values["kappa"] is None and "one type" in got.reasons["kappa"]
     assert got.values["accuracy"] == 1
 

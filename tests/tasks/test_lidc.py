@@ -50,11 +50,11 @@ def test_metrics():
     images["score"] = rng.random(200)
     images.loc[:20, "score"] = np.nan
     task = create_task("lidc")
-    found = task.metrics(units, images).values
+    found = task.measure(units, images).values
     known = images[images["unit"].ne("other") & images["score"].notna()]
     assert found["auroc"] == pytest.approx(roc_auc_score(units["label_nodule"], units["score_nodule"]))
     assert found["ap"] == pytest.approx(average_precision_score(units["label_nodule"], units["score_nodule"]))
     assert found["image_auroc"] == pytest.approx(roc_auc_score(known["label"], known["score"]))
-    assert task.main_value(units) == found["auroc"] and task.metrics(units).values["image_auroc"] is None
-    empty = task.metrics(units[units["label_nodule"] == 0])
+    assert task.main_value(units) == found["auroc"] and task.measure(units).values["image_auroc"] is None
+    empty = task.measure(units[units["label_nodule"] == 0])
     assert empty.values["auroc"] is None and "no positive" in empty.reasons["ap"]

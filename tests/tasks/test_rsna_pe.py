@@ -184,7 +184,7 @@ def frames(seed=0, studies=40):
 def test_metrics_of_nine_heads():
     units, images, state = frames()
     task = create_task("rsna_pe", heads="exam")
-    found = task.metrics(task.to_units(units), images).values
+    found = task.measure(task.to_units(units), images).values
     row = {unit: k for k, unit in enumerate(units["unit"])}
     args = (
         units[[f"label_{n}" for n in EXAM_LABELS]].to_numpy(), units[[f"score_{n}" for n in EXAM_LABELS]].to_numpy(),
@@ -213,12 +213,12 @@ def test_what_is_not_defined_says_why():
         (images[images["unit"] != "c0"], "1 of 6 exams have no image scores"),
         (images.assign(score=images["score"].where(images.index != 3)), "1 of 30 images have no score"),
     ):
-        found = exam.metrics(units, given)
+        found = exam.measure(units, given)
         assert found.values["log_loss"] is None and why in found.reasons["log_loss"]
     units["label_pe"], units["score_pe"] = [1.0] * 6, 0.5
-    found = pe.metrics(units)
+    found = pe.measure(units)
     assert found.values["auroc"] is None and "no negative among 6" in found.reasons["auroc"]
     assert "task.heads=exam" in found.reasons["log_loss"] and found.reasons["image_auroc"] == "no image scores"
     assert math.isnan(pe.main_value(units))
     with pytest.raises(InputError, match="lack the columns score_pe"):
-        pe.metrics(units.drop(columns="score_pe"))
+        pe.measure(units.drop(columns="score_pe"))

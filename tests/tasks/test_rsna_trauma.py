@@ -14,8 +14,8 @@ from voco.data.manifest import Case
 from voco.data.splits import make_splits
 from voco.errors import InputError
 from voco.tasks import create_task
-from voco.tasks.base import Task
-from voco.tasks.rsna_trauma import official_score
+from voco.tasks.metrics import Metric
+from voco.tasks.rsna_trauma_score import official_score
 
 GRADES = {"bowel": 2, "extravasation": 2, "kidney": 3, "liver": 3, "spleen": 3}
 TASK = create_task("rsna_trauma")
@@ -161,7 +161,7 @@ def frame(labels, probabilities, units=None):
 def test_metrics_of_predictions():
     labels, probabilities = random_case(3)
     units = TASK.to_units(frame(labels, probabilities))
-    out = TASK.metrics(units)
+    out = TASK.measure(units)
     expected, _ = literal_score(labels, probabilities)
     assert out.values["score"] == pytest.approx(expected, abs=1e-9) == TASK.main_value(units)
     rows = {o: p / p.sum(1, keepdims=True) for o, p in probabilities.items()}
@@ -186,11 +186,11 @@ def test_metrics_of_predictions():
 
 def test_fold_without_injuries_and_without_labels():
     labels, probabilities = no_injury(4)
-    out = TASK.metrics(TASK.to_units(frame(labels, probabilities)))
+    out = TASK.measure(TASK.to_units(frame(labels, probabilities)))
     assert out.values["score"] == pytest.approx(literal_score(labels, probabilities)[0], abs=1e-9)
     assert out.values["auroc_kidney"] is None and out.reasons["auroc_kidney"] == "no positive among 60"
     assert out.values["ap_bowel"] is None and out.reasons["ap_bowel"] == "no patient with an injury"
-    out = TASK.metrics(TASK.to_units(frame({o: np.full(60, np.nan) for o in labels}, probabilities)))
+    out = TASK.measure(TASK.to_units(frame({o: np.full(60, np.nan) for o in labels}, probabilities)))
     assert out.values["score"] is None and out.reasons["score"] == "no patient whose labels are all known"
     assert set(out.values.values()) == {None}
 
@@ -223,7 +223,7 @@ def test_patient_is_put_together_from_series():
 def test_single_organ():
     task = create_task("rsna_trauma", organs=["spleen"])
     labels, probabilities = random_case(5)
-    out = task.metrics(task.to_units(frame(labels, probabilities)))
+    out = task.measure(task.to_units(frame(labels, probabilities)))
     assert [output.name for output in task.outputs] == ["spleen"] and task.main_metric == "loss"
     assert (
         out.values["score"] is None and "bowel, extravasation, kidney, liver were not trained" in out.reasons["score"]
@@ -267,7 +267,7 @@ def test_loss_weights_are_those_of_the_metric():
         class_weights={k: torch.tensor(v) for k, v in TASK.class_weights().items()},
         expected=expected_weights(TASK, targets, np.ones(60), TASK.class_weights()),
     )
-    got = TASK.metrics(TASK.to_units(rows)).values
+    got = TASK.measure(TASK.to_units(rows)).values
     assert {k: float(v) for k, v in terms.items()} == pytest.approx({k: got[f"loss_{k}"] for k in GRADES}, rel=1e-9)
 
 
@@ -293,5 +293,5 @@ def test_scores_of_shuffled_labels_are_those_one_by_one(organs):
         frame = frame.assign(**{output.label_column: labels}, **dict(zip(output.score_columns, scores)))
     frame.loc[3, task.outputs[0].score_columns[0]] = 1e-30
     places = rng.integers(0, 14, (40, 14))
-    fast, slow = task.shuffled_values(frame, places), Task.shuffled_values(task, frame, places)
+    fast, slow = task.main.shuffled(frame, places), Metric.shuffled(task.main, frame, places)
     assert np.isfinite(slow).any() and fast == pytest.approx(slow, abs=1e-12, nan_ok=True)

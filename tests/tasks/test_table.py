@@ -108,7 +108,7 @@ def test_multilabel_metrics(tmp_path):
     labels, scores = rng.integers(0, 2, (40, 3)).astype(float), rng.random((40, 3))
     labels[:7, 1] = np.nan
     labels[:, 2] = 0
-    out = task.metrics(task.to_units(frame(task, labels, scores)))
+    out = task.measure(task.to_units(frame(task, labels, scores)))
     x, y = (sk.roc_auc_score(labels[k:, i], scores[k:, i]) for i, k in ((0, 0), (1, 7)))
     assert out.values["auroc_x"] == pytest.approx(x, abs=1e-9) and out.values["auroc_y"] == pytest.approx(y, abs=1e-9)
     assert out.values["auroc_z"] is None and out.reasons["auroc_z"] == "no positive among 40"
@@ -122,13 +122,13 @@ def test_multiclass_metrics(tmp_path):
     rng = np.random.default_rng(1)
     task, _ = table(tmp_path, {"x": ["a", "b", "c"] * 10})
     labels, scores = rng.integers(0, 3, 30).astype(float), rng.dirichlet(np.ones(3), 30)
-    got = task.metrics(frame(task, labels[:, None], scores)).values
+    got = task.measure(frame(task, labels[:, None], scores)).values
     expected = sk.roc_auc_score(labels, scores, multi_class="ovr", average="macro")
     assert got["auroc"] == pytest.approx(expected, abs=1e-9)
     assert got["accuracy"] == pytest.approx(sk.accuracy_score(labels, scores.argmax(1)), abs=1e-9)
     assert got["balanced_accuracy"] == pytest.approx(sk.balanced_accuracy_score(labels, scores.argmax(1)), abs=1e-9)
     assert got["kappa"] == pytest.approx(sk.cohen_kappa_score(labels, scores.argmax(1)), abs=1e-9)
-    one = task.metrics(frame(task, np.ones((4, 1)), scores[:4]))
+    one = task.measure(frame(task, np.ones((4, 1)), scores[:4]))
     assert one.values["auroc"] is None and one.reasons["auroc"] == "all cases are of one class"
 
 
@@ -136,15 +136,15 @@ def test_regression(tmp_path):
     rng = np.random.default_rng(2)
     task, manifest = table(tmp_path, {"age": [20.5, 40.5, 60.5, 81]}, metric="rmse")
     assert task.main_metric == "rmse" and not task.higher_is_better
-    assert task.directions == {"mae": False, "rmse": False}
+    assert [m.name for m in task.metrics if not m.higher_is_better] == ["mae", "rmse"]
     assert [task.stratum(case) for case in manifest.cases] == ["q1", "q2", "q3", "q4"]
     labels, scores = rng.normal(60, 10, 30).round(), rng.normal(60, 10, 30).round()
-    out = task.metrics(frame(task, labels[:, None], scores[:, None])).values
+    out = task.measure(frame(task, labels[:, None], scores[:, None])).values
     assert out["mae"] == pytest.approx(sk.mean_absolute_error(labels, scores), abs=1e-9)
     assert out["rmse"] == pytest.approx(sk.root_mean_squared_error(labels, scores), abs=1e-9)
     assert out["r2"] == pytest.approx(sk.r2_score(labels, scores), abs=1e-9)
     assert out["spearman"] == pytest.approx(spearmanr(labels, scores).statistic, abs=1e-9)
-    constant = task.metrics(frame(task, labels[:, None], np.full((30, 1), 60.0)))
+    constant = task.measure(frame(task, labels[:, None], np.full((30, 1), 60.0)))
     assert constant.values["spearman"] is None and constant.values["mae"] is not None
 
 

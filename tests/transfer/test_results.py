@@ -11,6 +11,8 @@ from sklearn.metrics import cohen_kappa_score, roc_auc_score
 
 from voco.errors import InputError
 from voco.tasks import create_task
+from voco.tasks.metrics import Metric
+from voco.tasks.standard import AUROC, AveragePrecision, ImageAUROC
 from voco.transfer.results import (
     constant_scores,
     judge,
@@ -146,12 +148,13 @@ def test_rankings_are_averaged_over_folds_and_never_pooled():
 
 
 def test_fast_and_slow_intervals_agree(monkeypatch):
-    """AUROC by weights equals AUROC by the task's own metric on the same draws."""
+    """Metrics by weights equal those of repeated rows on the same draws."""
     frame = binary(150, folds=2, scans=2)
     fast = summarise(PE, frame, slices(frame), n=10)["parts"]["validation"]["metrics"]
-    monkeypatch.setattr("voco.transfer.intervals.find_ranking", lambda *_: None)
     monkeypatch.setattr("voco.transfer.intervals._IMAGE_DRAWS", 60)
-    monkeypatch.setattr("voco.transfer.intervals._EXACT", -1.0)
+    for metric in (AUROC, AveragePrecision, ImageAUROC):
+        monkeypatch.setattr(metric, "of", Metric.of)
+    monkeypatch.setattr(ImageAUROC, "table", "both")
     slow = summarise(PE, frame, slices(frame), n=10)["parts"]["validation"]["metrics"]
     assert {name for name, figure in fast.items() if figure["low"] is not None} == {"auroc", "ap", "image_auroc"}
     for name in ("auroc", "ap", "image_auroc"):

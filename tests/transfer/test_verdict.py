@@ -12,7 +12,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from voco.tasks import create_task
-from voco.tasks.base import Task
+from voco.tasks.metrics import Metric
 from voco.transfer.verdict import LEVEL, candidates, log_arrangements, shuffles, verdict
 
 PE, TB = create_task("rsna_pe"), create_task("imageclef_tb")
@@ -190,5 +190,5 @@ def test_fast_and_plain_metrics_of_shuffled_labels_are_the_same(kind):
         scores = dict(zip(output.score_columns, rng.dirichlet(np.ones(output.width + 1), 25).T))
         units = units.assign(**{output.label_column: labels}, **scores)
     places = rng.integers(0, 25, (30, 25))
-    fast, plain = task.shuffled_values(units, places), Task.shuffled_values(task, units, places)
+    fast, plain = task.main.shuffled(units, places), Metric.shuffled(task.main, units, places)
     assert np.isfinite(plain).all() and fast == pytest.approx(plain, abs=1e-12)

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from scipy.stats import rankdata
 
-from voco.stats import weighted_auroc
+from voco.stats import ranking
 from voco.tasks import create_task
 from voco.tasks.base import Output
 from voco.tasks.rsna_pe import RSNAPE
@@ -61,7 +61,7 @@ def new_rule(owner, label, scores, among: int = 1, folds=0, seed: int = 0) -> bo
 def plain_rule(owner, label, scores, rng) -> bool:
     count = owner.max() + 1
     draws = rng.multinomial(count, np.full(count, 1 / count), size=DRAWS)[:, owner]
-    values = weighted_auroc(label, scores, draws)
+    values = ranking.auroc(label, scores, draws)
     values = values[np.isfinite(values)]
     return len(values) >= DRAWS / 2 and bool(np.percentile(values, 2.5) > 0.5)
 

@@ -9,7 +9,10 @@ import numpy as np
 
 from voco.figures import style
 from voco.figures.style import BLUE, INK, MUTED, SKY
-from voco.stats import Interval, Ranking, bootstrap, resample_counts
+from voco.stats.bootstrap import bootstrap, resample_counts
+from voco.stats.interval import Interval
+from voco.tasks.outputs import Output
+from voco.tasks.standard import AUROC, AveragePrecision
 
 _GRID = np.linspace(0, 1, 201)
 _DRAWS = 300
@@ -44,15 +47,15 @@ def roc_pr(
     import pandas as pd
 
     frame = pd.DataFrame(
-        {"y": np.asarray(labels, float), "s": np.asarray(scores, float), "p": list(map(str, patients))}
+        {"label_": np.asarray(labels, float), "score_": np.asarray(scores, float), "p": list(map(str, patients))}
     )
     frame["f"] = 0 if folds is None else np.asarray(folds)
-    frame = frame[frame["y"].notna()].reset_index(drop=True)
+    frame = frame[frame["label_"].notna()].reset_index(drop=True)
     areas = {
-        kind: bootstrap(frame, frame["p"], Ranking("y", "s", kind), folds=frame["f"], seed=seed)
-        for kind in ("auroc", "ap")
+        metric.name: bootstrap(frame, frame["p"], metric((Output(""),)), folds=frame["f"], seed=seed)
+        for metric in (AUROC, AveragePrecision)
     }
-    count, positive = len(frame), int(frame["y"].sum())
+    count, positive = len(frame), int(frame["label_"].sum())
     figure = style.new_figure(640)
     panels = [style.pixels(figure, 76 + column * 590, 148, 420, 420) for column in range(2)]
     _draw(panels[0], frame, _roc, seed)
@@ -86,23 +89,25 @@ def roc_pr(
 
 
 def _words(area: Interval) -> str:
-    if not np.isfinite(area.value):
+    if not np.isfinite(area.point):
         return "not defined"
-    return f"{area.value:.3f}" + (f" ({area.low:.3f} to {area.high:.3f})" if area.low is not None else "")
+    return f"{area.point:.3f}" + (f" ({area.low:.3f} to {area.high:.3f})" if area.low is not None else "")
 
 
 def _draw(axes, frame, curve, seed: int) -> None:
-    parts = [own for _, own in frame.groupby("f") if 0 < own["y"].sum() < len(own)]
+    parts = [own for _, own in frame.groupby("f") if 0 < own["label_"].sum() < len(own)]
     if not parts:
         axes.text(0.5, 0.5, "not defined: one class only", transform=axes.transAxes, ha="center", color=MUTED,
             bbox={"facecolor": "white", "edgecolor": "none"})  # fmt: skip
         return
     names, member = np.unique(frame["p"], return_inverse=True)
-    plain = [curve(own["y"].to_numpy(), own["s"].to_numpy(), np.ones(len(own))) for own in parts]
+    plain = [curve(*_arrays(own), np.ones(len(own))) for own in parts]
     if len(names) > 1:
         draws = []
         for counts in resample_counts(len(names), _DRAWS, seed):
-            each = [curve(own["y"].to_numpy(), own["s"].to_numpy(), counts[member[own.index]]) for own in parts]
+            each = [
+                curve(own["label_"].to_numpy(), own["score_"].to_numpy(), counts[member[own.index]]) for own in parts
+            ]
             each = [values for values in each if values is not None]
             if each:
                 draws.append(np.mean(each, 0))
@@ -112,6 +117,10 @@ def _draw(axes, frame, curve, seed: int) -> None:
         for values in plain:
             axes.plot(_GRID, values, color=SKY, linewidth=0.8, alpha=0.8)
     axes.plot(_GRID, np.mean(plain, 0), color=BLUE, linewidth=2.2)
+
+
+def _arrays(own) -> tuple[np.ndarray, np.ndarray]:
+    return own["label_"].to_numpy(), own["score_"].to_numpy()
 
 
 def _counts(y: np.ndarray, s: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:

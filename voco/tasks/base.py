@@ -1,8 +1,8 @@
 """What every task offers: labels in, training targets and official numbers out.
 
 A task reads a data set as published (``read``), says what is learned from a case (``outputs``, ``targets``), turns
-network outputs into score columns (``scores``), and computes every metric from the rows of ``predictions.csv`` alone
-(``metrics``), so that anybody can recompute them.
+network outputs into score columns (``scores``), and has a list of metrics (``metrics``), each computed from the rows of
+``predictions.csv`` alone, so that anybody can recompute them. Whatever the stages ask of a task is declared here.
 """
 
 from __future__ import annotations
@@ -16,42 +16,15 @@ import numpy as np
 
 from voco.data.layouts.labeled import LabeledCase, LabeledManifest
 from voco.errors import InputError
+from voco.tasks.metrics import Metric
+from voco.tasks.outputs import Output, check_columns, known_labels
 
 if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor
 
+__all__ = ["KEYS", "Output", "Scores", "Task", "known_labels"]
 KEYS = ("case", "patient", "unit", "fold", "split")
-
-
-@dataclass(frozen=True)
-class Output:
-    """One thing that is predicted: a head of the model.
-
-    Attributes:
-        name: used in columns, ``label_<name>`` and ``score_<name>``.
-        kind: ``binary`` (one logit, sigmoid), ``multiclass`` (one logit per class, softmax), or ``regression``.
-        classes: names of the classes of ``multiclass``, in the order of the logits; columns ``score_<name>_<class>``.
-    """
-
-    name: str
-    kind: Literal["binary", "multiclass", "regression"] = "binary"
-    classes: tuple[str, ...] = ()
-
-    @property
-    def width(self) -> int:
-        """Number of logits."""
-        return len(self.classes) if self.kind == "multiclass" else 1
-
-    @property
-    def score_columns(self) -> tuple[str, ...]:
-        if self.kind == "multiclass":
-            return tuple(f"score_{self.name}_{name}" for name in self.classes)
-        return (f"score_{self.name}",)
-
-    @property
-    def label_column(self) -> str:
-        return f"label_{self.name}"
 
 
 @dataclass
@@ -81,29 +54,34 @@ class Task:
     Attributes:
         name, version: of the task; the version rises when a number would change.
         Options: dataclass of its settings; its first field is ``name``.
-        unit: word for what is scored: study, scan or patient.
-        main_metric: name in ``metrics(...).values``.
-        higher_is_better: direction of the main metric.
-        directions: direction of every metric that is not "higher is better": name to False.
+        unit: what has a score and a label of its own.
+        noun: word for one of them in tables and sentences: study, scan or patient.
+        outputs: heads of the model.
+        metrics: what is computed of predictions, in the order of the results.
+        main_metric: name of one of them.
         flips: axes (0 = D, 1 = H, 2 = W) along which a volume may be flipped without changing any target. A task
             whose labels have sides leaves 2 out, or swaps labels in ``flip_targets``.
         slice_labels: whether cases carry labels of slices, so that windows can be learned on their own.
         data_sets: short names of the public sets that the cases come from, as ``WeightSource.data`` has them.
         evaluation: how own figures must be called where the official test labels are not public.
+        mask_use: ``crop``, ``fill`` or ``channel`` where scans are shown through masks of the data set, else empty.
+        mask_name: which published set of masks that is.
     """
 
     name: ClassVar[str] = ""
     version: ClassVar[int] = 1
     Options: ClassVar[type]
-    unit: str = "study"
+    unit: Literal["study", "slice", "window", "voxel"] = "study"
+    noun: str = "study"
+    outputs: tuple[Output, ...] = ()
+    metrics: Sequence[Metric] = ()
     main_metric: str = "auroc"
-    higher_is_better: bool = True
-    directions: Mapping[str, bool] = {}
     flips: tuple[int, ...] = (0, 1, 2)
     slice_labels: bool = False
     data_sets: tuple[str, ...] = ()
     evaluation: str = ""
-    outputs: tuple[Output, ...] = ()
+    mask_use: Literal["", "crop", "fill", "channel"] = ""
+    mask_name: str = ""
 
     def __init__(self, options: Any):
         self.options = options
@@ -137,6 +115,23 @@ class Task:
     def targets(self, case: LabeledCase) -> dict[str, float]:
         """Training target per output: 0 or 1, the number of the class, or the value; NaN where it is not known."""
         return {output.name: float(case.labels[output.name]) for output in self.outputs}
+
+    def targets_from_slices(self, case: LabeledCase, index: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        """Targets of a case with labels of slices, once it is known where the slices lie.
+
+        Args:
+            case: of ``read``.
+            index, labels: (P,) of ``SliceTable.positions``, from the lowest to the highest.
+
+        Raises:
+            ScanError: the task needs an order of slices, and the scan has none.
+        """
+        return self.targets(case)
+
+    def target_scale(self, cases: Sequence[LabeledCase]) -> dict[str, tuple[float, float]]:
+        """Mean and standard deviation of the targets of the training cases, per output that a head gives in these
+        units; asked once before training."""
+        return {}
 
     def flip_targets(self, targets: dict[str, float], axes: Sequence[int]) -> dict[str, float]:
         """Targets of a volume that was flipped along ``axes`` of ``flips``."""
@@ -199,34 +194,59 @@ class Task:
         grouped = predictions.groupby("unit", sort=True)
         return grouped.agg({**dict.fromkeys(first, "first"), **how}).reset_index()
 
-    def metrics(self, units: pd.DataFrame, images: pd.DataFrame | None = None) -> Scores:
+    @property
+    def main(self) -> Metric:
+        """The main metric."""
+        for metric in self.metrics:
+            if metric.name == self.main_metric:
+                return metric
+        raise ValueError(f"task {self.name}: main_metric {self.main_metric!r} is none of its metrics")
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Direction of the main metric."""
+        return self.main.higher_is_better
+
+    def measure(self, units: pd.DataFrame, images: pd.DataFrame | None = None) -> Scores:
         """Every metric of rows of units.
 
         Args:
             units: what ``to_units`` gave: label and score columns, one row per unit.
             images: rows of ``predictions_images.parquet`` (``unit``, ``label``, ``score``), where slices are scored.
+
+        Raises:
+            InputError: a column is missing.
         """
-        raise NotImplementedError
+        check_columns(units, self.outputs)
+        found = Scores()
+        for metric in self.metrics:
+            value = metric.value(units, images)
+            undefined = value is None or not np.isfinite(value)
+            found.add(metric.name, value, metric.why_not(units, images) if undefined else "")
+        return found
 
     def main_value(self, units: pd.DataFrame) -> float:
-        """The main metric alone, for bootstraps and early stopping; NaN where it is not defined."""
-        value = self.metrics(units).values.get(self.main_metric)
-        return float("nan") if value is None else value
+        """The main metric alone; NaN where it is not defined."""
+        value = self.main.value(units)
+        return float("nan") if value is None else float(value)
 
-    def shuffled_values(self, units: pd.DataFrame, places: np.ndarray) -> np.ndarray:
-        """The main metric where units have the labels of others; a task may know a faster way than one by one.
+    def write_submission(
+        self, path: str | Path, predictions: pd.DataFrame, images: pd.DataFrame | None = None
+    ) -> Path | None:
+        """Write the file that an official evaluation takes; None where a task has none.
 
         Args:
-            units: n rows.
-            places: (R, n) row from which each unit takes its labels, R times.
-
-        Returns:
-            (R,) values.
+            path: file to write.
+            predictions: rows of ``predictions.csv`` of the official test cases.
+            images: rows of ``predictions_images.parquet``, where slices are scored.
         """
-        labels = units[self.label_columns].to_numpy(float)
-        return np.array([self.main_value(units.assign(**dict(zip(self.label_columns, labels[p].T)))) for p in places])
+        return None
 
     # From logits to a loss
+
+    def class_weights(self) -> dict[str, list[float]]:
+        """Weights of the classes in the official metric, per output; empty where it has none."""
+        return {}
 
     def sample_weights(
         self, targets: Mapping[str, Tensor], class_weights: Mapping[str, Tensor] | None = None
@@ -294,22 +314,6 @@ class Task:
             # a tensor: a GPU divides by a plain number as times its rounded inverse
             terms[output.name] = (each * weights[output.name].to(z)).sum() / z.new_full((), whole)
         return terms
-
-
-def known_labels(units: pd.DataFrame, output: Output) -> tuple[np.ndarray, np.ndarray]:
-    """Labels (n,) and scores (n, width) of the rows whose label is known.
-
-    Raises:
-        InputError: a column is missing.
-    """
-    columns = [output.label_column, *output.score_columns]
-    if missing := [name for name in columns if name not in units]:
-        raise InputError(
-            f"predictions lack the columns {', '.join(missing)}; found {', '.join(map(str, units.columns))}"
-        )
-    labels = units[output.label_column].to_numpy(float)
-    known = ~np.isnan(labels)
-    return labels[known], units[list(output.score_columns)].to_numpy(float)[known]
 
 
 def _sigmoid(z: np.ndarray) -> np.ndarray:

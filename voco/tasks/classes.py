@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from voco.errors import InputError
-from voco.tasks.ranking import auroc, average_precision
+from voco.stats.ranking import auroc, average_precision
 
 # The official trauma metric calls scikit-learn's log_loss and names no constant; since scikit-learn 1.2 (December 2022,
 # before that challenge) this clips at the machine precision of the probabilities, float64. Until 1.1 it was 1e-15.
@@ -38,45 +38,56 @@ def confusion(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.nda
     return np.bincount(flat, minlength=classes * classes).reshape(classes, classes)
 
 
-def cohen_kappa(matrix: np.ndarray) -> float:
+def confusions(labels: np.ndarray, predicted: np.ndarray, classes: int, weights: np.ndarray) -> np.ndarray:
+    """(R, K, K) sums of weights; rows are true classes, columns predicted ones.
+
+    Args:
+        labels, predicted, classes: as ``confusion``.
+        weights: (R, n) how often each case counts.
+    """
+    cells = np.zeros((len(labels), classes * classes))
+    cells[np.arange(len(labels)), labels.astype(int) * classes + predicted] = 1
+    return (weights @ cells).reshape(-1, classes, classes)
+
+
+def cohen_kappa(matrix: np.ndarray) -> np.ndarray:
     """Unweighted Cohen's kappa: agreement beyond the chance agreement of the two margins.
 
     Args:
-        matrix: (K, K) counts.
+        matrix: (…, K, K) counts.
 
     Returns:
-        (p_o - p_e) / (1 - p_e), at most 1; NaN without cases, and where both margins are one and the same class.
+        (…) (p_o - p_e) / (1 - p_e), at most 1; NaN without cases, and where both margins are one and the same class.
     """
     matrix = np.asarray(matrix, np.float64)
-    n = matrix.sum()
-    if n == 0:
-        return float("nan")
+    n = matrix.sum((-2, -1))
     # n^2 times the chance agreement: exact for counts, so that "all in one class" is seen as such
-    chance = float(matrix.sum(1) @ matrix.sum(0))
-    if chance == n * n:
-        return float("nan")
-    return float((n * np.trace(matrix) - chance) / (n * n - chance))
+    chance = (matrix.sum(-1) * matrix.sum(-2)).sum(-1)
+    return _shares(n * matrix.trace(axis1=-2, axis2=-1) - chance, n * n - chance)
 
 
-def accuracy(matrix: np.ndarray) -> float:
-    """Share of cases on the diagonal; NaN without cases."""
-    total = matrix.sum()
-    return float(np.trace(matrix) / total) if total else float("nan")
+def accuracy(matrix: np.ndarray) -> np.ndarray:
+    """(…) share of cases on the diagonal of (…, K, K) counts; NaN without cases."""
+    return _shares(matrix.trace(axis1=-2, axis2=-1), matrix.sum((-2, -1)))
 
 
 def recalls(matrix: np.ndarray) -> np.ndarray:
-    """(K,) share of the cases of each class that are found; NaN for a class without cases."""
-    count = matrix.sum(1)
-    return np.where(count > 0, np.diag(matrix) / np.maximum(count, 1), np.nan)
+    """(…, K) share of the cases of each class that are found; NaN for a class without cases."""
+    return _shares(np.diagonal(matrix, axis1=-2, axis2=-1), matrix.sum(-1))
 
 
 def precisions(matrix: np.ndarray) -> np.ndarray:
-    """(K,) share of the predictions of each class that are right.
+    """(…, K) share of the predictions of each class that are right.
 
     0 for a class that has cases and is never predicted, NaN for one without cases.
     """
-    right = np.diag(matrix) / np.maximum(matrix.sum(0), 1)
-    return np.where(matrix.sum(1) > 0, right, np.nan)
+    right = np.diagonal(matrix, axis1=-2, axis2=-1) / np.maximum(matrix.sum(-2), 1)
+    return np.where(matrix.sum(-1) > 0, right, np.nan)
+
+
+def _shares(part, whole) -> np.ndarray:
+    """Quotients, NaN where there is nothing to divide by."""
+    return np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=np.asarray(whole) > 0)
 
 
 def mean_defined(values: Sequence[float] | np.ndarray) -> float:

@@ -11,13 +11,15 @@ import numpy as np
 from voco.data.layouts.imageclef_tb import SUFFIX, TYPE, TYPES, read_imageclef_tb, read_imageclef_tb_test
 from voco.data.layouts.labeled import LabeledCase, LabeledManifest
 from voco.errors import InputError
-from voco.tasks.base import Output, Scores, Task, known_labels
-from voco.tasks.classes import accuracy, cohen_kappa, confusion, mean_defined, recalls
+from voco.tasks.base import Output, Task
+from voco.tasks.standard import Accuracy, BalancedAccuracy, Kappa, Recall
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _CLASSES = tuple(TYPES.values())
+_OUTPUTS = (Output("tb_type", "multiclass", _CLASSES),)
+_NONE = "no scan with a known type"
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,17 @@ class ImageCLEFTB(Task):
 
     name = "imageclef_tb"
     Options: ClassVar[type] = ImageCLEFTBOptions
-    unit = "scan"
+    noun = "scan"
+    outputs = _OUTPUTS
+    metrics = (
+        Kappa(_OUTPUTS, unknown=_NONE, undefined="all scans are of one type and predicted as it"),
+        Accuracy(_OUTPUTS, unknown=_NONE),
+        BalancedAccuracy(_OUTPUTS, unknown=_NONE),
+        *(
+            Recall(_OUTPUTS, f"recall_{name}", number, unknown=_NONE, undefined="no scan of this type")
+            for number, name in enumerate(_CLASSES)
+        ),
+    )
     main_metric = "kappa"
     # The types have no side, so W may be flipped. A flip along D or H would change no label either, but it shows scans
     # that no scanner makes: head first for feet first, table above the chest.
@@ -53,7 +65,14 @@ class ImageCLEFTB(Task):
         "made on the training scans by splits of this run (with --folds and --repeats: repeated cross-validation); the "
         "labels of the official test scans were never published"
     )
-    outputs = (Output("tb_type", "multiclass", _CLASSES),)
+
+    @property
+    def mask_use(self) -> str:
+        return self.options.mask_use if self.options.masks != "none" else ""
+
+    @property
+    def mask_name(self) -> str:
+        return self.options.masks
 
     def read(self, root: str | Path) -> LabeledManifest:
         """The labeled scans; with ``masks``, ``Case.mask`` is the file of that set."""
@@ -84,31 +103,7 @@ class ImageCLEFTB(Task):
     def stratum(self, case: LabeledCase) -> str:
         return TYPES.get(int(case.labels.get(TYPE, 0)), "")
 
-    def metrics(self, units: pd.DataFrame, images: pd.DataFrame | None = None) -> Scores:
-        labels, scores = known_labels(units, self.outputs[0])
-        matrix = confusion(labels, scores.argmax(1), len(_CLASSES))
-        out = Scores()
-        none = "" if len(labels) else "no scan with a known type"
-        out.add("kappa", cohen_kappa(matrix), none or "all scans are of one type and predicted as it")
-        out.add("accuracy", accuracy(matrix), none)
-        each = recalls(matrix)
-        out.add("balanced_accuracy", mean_defined(each), none)
-        for name, value in zip(_CLASSES, each):
-            out.add(f"recall_{name}", value, none or "no scan of this type")
-        return out
-
-    def main_value(self, units: pd.DataFrame) -> float:
-        labels, scores = known_labels(units, self.outputs[0])
-        return cohen_kappa(confusion(labels, scores.argmax(1), len(_CLASSES)))
-
-    def shuffled_values(self, units: pd.DataFrame, places: np.ndarray) -> np.ndarray:
-        labels, scores = units[self.label_columns[0]].to_numpy(float), units[self.score_columns].to_numpy(float)
-        predicted, given = scores.argmax(1), labels[places]
-        known = ~np.isnan(given)
-        pairs = zip(given, known)
-        return np.array([cohen_kappa(confusion(own[k].astype(int), predicted[k], len(_CLASSES))) for own, k in pairs])
-
-    def write_submission(self, path: str | Path, predictions: pd.DataFrame) -> Path:
+    def write_submission(self, path: str | Path, predictions: pd.DataFrame, images: pd.DataFrame | None = None) -> Path:
         """Write the submission file of the challenge: one line ``TST_0001.nii.gz,2`` a scan, no header.
 
         Args:

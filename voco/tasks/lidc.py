@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args, get_type_hints
+from typing import Literal, get_args, get_type_hints
 
 import numpy as np
 
 from voco.data.layouts.labeled import LabeledCase, LabeledManifest
 from voco.data.layouts.lidc import read_lidc
 from voco.errors import InputError, ScanError
-from voco.tasks.base import Output, Scores, Task, known_labels
-from voco.tasks.ranking import auroc, average_precision, image_auroc, why_undefined
+from voco.tasks.base import Output, Task
 from voco.tasks.slices import any_positive_window, window_label
+from voco.tasks.standard import AUROC, AveragePrecision, ImageAUROC
 
-if TYPE_CHECKING:
-    import pandas as pd
+_OUTPUTS = (Output("nodule"),)
 
 
 @dataclass(frozen=True)
@@ -60,14 +59,13 @@ class LIDC(Task):
 
     name = "lidc"
     Options = LIDCOptions
-    unit = "study"
-    main_metric = "auroc"
+    outputs = _OUTPUTS
+    metrics = (AUROC(_OUTPUTS), AveragePrecision(_OUTPUTS), ImageAUROC())
     flips = (0, 1, 2)
     slice_labels = True
     # LUNA16 is a part of LIDC-IDRI.
     data_sets = ("LIDC-IDRI", "LUNA16")
     evaluation = "own split: LIDC-IDRI has no official one"
-    outputs = (Output("nodule"),)
 
     def read(self, root: str | Path) -> LabeledManifest:
         """The CT series under ``root``, see ``voco.data.layouts.lidc.read_lidc``."""
@@ -86,15 +84,7 @@ class LIDC(Task):
         return {"nodule": float(case.labels.get("nodule", np.nan))}
 
     def targets_from_slices(self, case: LabeledCase, index: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        """Targets once it is known where the slices lie; differs from ``targets`` where label windows are asked for.
-
-        Args:
-            case: of ``read``.
-            index, labels: (P,) of ``SliceTable.positions``, from the lowest to the highest.
-
-        Raises:
-            ScanError: label windows are asked for, and the scan has no order of slices.
-        """
+        """See ``Task``; differs from ``targets`` where label windows are asked for."""
         if self.options.study_label == "slice":
             return self.targets(case)
         if not len(labels):
@@ -106,16 +96,3 @@ class LIDC(Task):
 
     def window_targets(self, labels: np.ndarray) -> dict[str, float]:
         return {"nodule": window_label(labels, self.options.min_positive_slices)}
-
-    def metrics(self, units: pd.DataFrame, images: pd.DataFrame | None = None) -> Scores:
-        """AUROC and AP of studies, AUROC of images."""
-        labels, scores = known_labels(units, self.outputs[0])
-        out, why = Scores(), why_undefined(labels)
-        out.add("auroc", auroc(labels, scores[:, 0]), why)
-        out.add("ap", average_precision(labels, scores[:, 0]), why)
-        out.add("image_auroc", *image_auroc(units, images))
-        return out
-
-    def main_value(self, units: pd.DataFrame) -> float:
-        labels, scores = known_labels(units, self.outputs[0])
-        return auroc(labels, scores[:, 0])

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, get_args, get_type_hints
+from typing import TYPE_CHECKING, Literal, get_args, get_type_hints
 
 import numpy as np
 
 from voco.data.layouts.labeled import LabeledCase, LabeledManifest
 from voco.data.layouts.rsna_pe import read_rsna_pe
 from voco.errors import InputError, ScanError
-from voco.tasks.base import Output, Scores, Task
-from voco.tasks.ranking import auroc, average_precision, image_auroc, why_undefined
-from voco.tasks.rsna_pe_loss import EXAM_LABELS, THRESHOLD, breaks_rules, official_loss, repair, submission
+from voco.tasks.base import Output, Task
+from voco.tasks.outputs import check_columns
+from voco.tasks.rsna_pe_loss import EXAM_LABELS, LOSSES, THRESHOLD, repair, submission
 from voco.tasks.slices import any_positive_window, window_label
+from voco.tasks.standard import AUROC, AveragePrecision, ImageAUROC
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -79,9 +80,6 @@ class RSNAPE(Task):
 
     name = "rsna_pe"
     Options = RSNAPEOptions
-    unit = "study"
-    main_metric = "auroc"
-    directions: ClassVar = {"log_loss": False, "log_loss_repaired": False, "inconsistent_exams": False}
     # Upside down or back to front no patient is scanned; published runs flip nothing.
     flips = (2,)
     slice_labels = True
@@ -95,6 +93,12 @@ class RSNAPE(Task):
         self.least = options.min_positive_slices or preset[1]
         names = EXAM_LABELS if options.heads == "exam" else ("pe",)
         self.outputs = tuple(Output(name) for name in names)
+        self.metrics = (
+            AUROC(self.outputs, arrays=self._embolism),
+            AveragePrecision(self.outputs, arrays=self._embolism),
+            ImageAUROC(),
+            *(loss(self.outputs) for loss in LOSSES),
+        )
 
     # What the data set holds
 
@@ -145,15 +149,7 @@ class RSNAPE(Task):
         return {output.name: float(case.labels.get(output.name, np.nan)) for output in self.outputs}
 
     def targets_from_slices(self, case: LabeledCase, index: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        """Targets once it is known where the slices lie; differs from ``targets`` where label windows are asked for.
-
-        Args:
-            case: of ``read``.
-            index, labels: (P,) of ``SliceTable.positions``, from the lowest to the highest.
-
-        Raises:
-            ScanError: label windows are asked for, and the scan has no order of slices.
-        """
+        """See ``Task``; differs from ``targets`` where label windows are asked for."""
         targets = self.targets(case)
         if self.least > 1 and not case.labels["indeterminate"]:
             if not len(labels):
@@ -195,68 +191,15 @@ class RSNAPE(Task):
             return np.asarray(columns["score_pe"], np.float64)
         return np.maximum(0.0, 1.0 - sum(np.asarray(columns[f"score_{name}"], np.float64) for name in _STATES))
 
-    def metrics(self, units: pd.DataFrame, images: pd.DataFrame | None = None) -> Scores:
-        """AUROC and AP of studies, AUROC of images, and with nine heads the official loss before and after repair."""
-        self._check_columns(units)
-        labels, scores = self._pe_labels(units), self.window_score(units)
-        out = Scores()
-        why = why_undefined(labels)
-        out.add("auroc", auroc(labels, scores), why)
-        out.add("ap", average_precision(labels, scores), why)
-        out.add("image_auroc", *image_auroc(units, images))
-        self._official(out, units, images)
-        return out
-
-    def main_value(self, units: pd.DataFrame) -> float:
-        self._check_columns(units)
-        return auroc(self._pe_labels(units), self.window_score(units))
-
-    def _check_columns(self, units: pd.DataFrame) -> None:
-        if missing := [name for name in (*self.label_columns, *self.score_columns) if name not in units]:
-            raise InputError(
-                f"predictions lack the columns {', '.join(missing)}; found {', '.join(map(str, units.columns))}"
-            )
-
-    def _pe_labels(self, units: pd.DataFrame) -> np.ndarray:
+    def _embolism(self, units: pd.DataFrame) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Labels (n,), NaN where an exam counts as neither, and scores (n, 1) of embolism, whatever the heads."""
+        check_columns(units, self.outputs)
+        scores = self.window_score(units)[:, None]
         if self.options.heads == "pe":
-            return units["label_pe"].to_numpy(np.float64)
+            return [(units["label_pe"].to_numpy(np.float64), scores)]
         negative, indeterminate = (units[f"label_{name}"].to_numpy(np.float64) for name in _STATES)
         as_label = {"exclude": np.nan, "negative": 0.0, "positive": 1.0}[self.indeterminate]
-        return np.where(indeterminate == 1, as_label, 1.0 - negative)
-
-    def _official(self, out: Scores, units: pd.DataFrame, images: pd.DataFrame | None) -> None:
-        if images is not None:
-            images = images[images["unit"].isin(units["unit"])]
-        names = ("log_loss", "log_loss_repaired", "inconsistent_exams")
-        why = self._why_no_loss(units, images)
-        if why:
-            for name in names:
-                out.add(name, None, why)
-            return
-        row = {unit: k for k, unit in enumerate(units["unit"])}
-        exam = images["unit"].map(row).to_numpy(np.int64)
-        labels, probs = (
-            units[[f"{kind}_{name}" for name in EXAM_LABELS]].to_numpy(float) for kind in ("label", "score")
-        )
-        y, p = images["label"].to_numpy(float), images["score"].to_numpy(float)
-        any_image = np.bincount(exam, p > THRESHOLD, minlength=len(units)) > 0
-        out.add(names[0], official_loss(labels, probs, y, p, exam))
-        out.add(names[1], official_loss(labels, repair(probs, any_image), y, p, exam))
-        out.add(names[2], float(breaks_rules(probs, any_image).sum()))
-
-    def _why_no_loss(self, units: pd.DataFrame, images: pd.DataFrame | None) -> str:
-        if self.options.heads != "exam":
-            return "the official loss needs the nine exam labels as outputs: task.heads=exam"
-        if not len(units) or units[self.label_columns].isna().any(axis=None):
-            return "an exam label is not known"
-        if images is None or not len(images):
-            return "the official loss needs image scores"
-        if without := len(set(units["unit"]) - set(images["unit"])):
-            return f"{without} of {len(units)} exams have no image scores"
-        for name in ("label", "score"):
-            if lacking := int(images[name].isna().sum()):
-                return f"{lacking} of {len(images)} images have no {name}"
-        return ""
+        return [(np.where(indeterminate == 1, as_label, 1.0 - negative), scores)]
 
     def submission(self, units: pd.DataFrame, images: pd.DataFrame) -> list[tuple[str, float]]:
         """Rows ``id,label`` of the official submission file, exam scores repaired by the rules.

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+from voco.tasks.metrics import Metric
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # Published weights of the nine exam labels and of an image (times the share of positive images of its exam).
 EXAM_WEIGHTS = {
@@ -142,6 +148,82 @@ def _raise_highest(probs: np.ndarray, rows: np.ndarray, columns: Sequence[int]) 
     none = rows & (probs[:, columns] <= THRESHOLD).all(1)
     best = np.array(columns)[probs[:, columns].argmax(1)]
     probs[none, best[none]] = _ABOVE
+
+
+class _OfExams(Metric):
+    """A number of the nine exam labels and the images of each exam."""
+
+    higher_is_better = False
+    range = (0.0, float("inf"))
+    table = "both"
+
+    def value(self, units: pd.DataFrame, images: pd.DataFrame | None = None) -> float:
+        images = self._own(units, images)
+        if self._why(units, images):
+            return float("nan")
+        row = {unit: k for k, unit in enumerate(units["unit"])}
+        exam = images["unit"].map(row).to_numpy(np.int64)
+        labels, probs = (
+            units[[f"{kind}_{name}" for name in EXAM_LABELS]].to_numpy(float) for kind in ("label", "score")
+        )
+        y, p = images["label"].to_numpy(float), images["score"].to_numpy(float)
+        any_image = np.bincount(exam, p > THRESHOLD, minlength=len(units)) > 0
+        return self.of_exams(labels, probs, any_image, y, p, exam)
+
+    def of_exams(self, labels, probs, any_image, image_labels, image_probs, image_exam) -> float:
+        """The number; arguments as those of ``official_loss`` and ``breaks_rules``."""
+        raise NotImplementedError
+
+    def why_not(self, units: pd.DataFrame, images: pd.DataFrame | None = None) -> str:
+        return self._why(units, self._own(units, images))
+
+    @staticmethod
+    def _own(units: pd.DataFrame, images: pd.DataFrame | None) -> pd.DataFrame | None:
+        return None if images is None else images[images["unit"].isin(units["unit"])]
+
+    def _why(self, units: pd.DataFrame, images: pd.DataFrame | None) -> str:
+        if tuple(output.name for output in self.outputs) != EXAM_LABELS:
+            return "the official loss needs the nine exam labels as outputs: task.heads=exam"
+        if not len(units) or units[[output.label_column for output in self.outputs]].isna().any(axis=None):
+            return "an exam label is not known"
+        if images is None or not len(images):
+            return "the official loss needs image scores"
+        if without := len(set(units["unit"]) - set(images["unit"])):
+            return f"{without} of {len(units)} exams have no image scores"
+        for name in ("label", "score"):
+            if lacking := int(images[name].isna().sum()):
+                return f"{lacking} of {len(images)} images have no {name}"
+        return ""
+
+
+class LogLoss(_OfExams):
+    """The official loss of scores as they are."""
+
+    name = "log_loss"
+
+    def of_exams(self, labels, probs, any_image, image_labels, image_probs, image_exam) -> float:
+        return official_loss(labels, probs, image_labels, image_probs, image_exam)
+
+
+class RepairedLogLoss(_OfExams):
+    """The official loss once scores keep the rules."""
+
+    name = "log_loss_repaired"
+
+    def of_exams(self, labels, probs, any_image, image_labels, image_probs, image_exam) -> float:
+        return official_loss(labels, repair(probs, any_image), image_labels, image_probs, image_exam)
+
+
+class InconsistentExams(_OfExams):
+    """Exams that break a rule."""
+
+    name = "inconsistent_exams"
+
+    def of_exams(self, labels, probs, any_image, image_labels, image_probs, image_exam) -> float:
+        return float(breaks_rules(probs, any_image).sum())
+
+
+LOSSES = (LogLoss, RepairedLogLoss, InconsistentExams)
 
 
 def submission(

@@ -14,12 +14,11 @@ from voco.data.cells import number
 from voco.data.layouts.labeled import LabeledCase, LabeledManifest
 from voco.data.layouts.table import read_label_table
 from voco.errors import InputError
-from voco.tasks.base import Output, Scores, Task
+from voco.tasks.base import Output, Task
 from voco.tasks.column_names import column_names
-from voco.tasks.table_metrics import MAIN_METRIC, lower_is_better, metric_names, shuffled_metric, table_metrics
+from voco.tasks.standard import metrics_of
 
 if TYPE_CHECKING:
-    import pandas as pd
     from torch import Tensor
 
 KINDS = ("binary", "multilabel", "multiclass", "regression")
@@ -63,8 +62,7 @@ class Table(Task):
 
     name = "table"
     Options: ClassVar[type] = TableOptions
-    unit = "scan"
-    evaluation = ""
+    noun = "scan"
 
     def __init__(self, options: TableOptions):
         super().__init__(replace(options, labels=list(options.labels)))
@@ -134,8 +132,6 @@ class Table(Task):
             classes = tuple(column_names(options.classes[name])) if kind == "multiclass" else ()
             outputs.append(Output(safe, kind, classes))
         self.adopt(outputs)
-        if options.metric and options.metric not in (names := metric_names(options.kind, self.outputs)):
-            raise InputError(f"task.metric {options.metric!r} is not one of {', '.join(names)}")
 
     def adopt(self, outputs: Sequence[Output]) -> None:
         """Take outputs as the names of labels and classes, e.g. those of a model of another version."""
@@ -149,10 +145,16 @@ class Table(Task):
             raise InputError(f"column {single[0]} has one class only; there is nothing to learn")
         self.outputs = tuple(outputs)
         self.columns = dict(zip((output.name for output in outputs), options.labels))
-        names = metric_names(options.kind, self.outputs)
-        self.main_metric = options.metric or MAIN_METRIC[options.kind]
-        self.directions = {name: False for name in names if lower_is_better(name)}
-        self.higher_is_better = self.main_metric not in self.directions
+        self.metrics, kind = [], outputs[0].kind
+        for metric in metrics_of(kind):
+            if len(outputs) > 1:
+                self.metrics += [metric((output,), f"{metric.name}_{output.name}") for output in outputs]
+            self.metrics.append(metric(self.outputs))
+        names = [metric.name for cls in metrics_of(kind) for metric in self.metrics if metric.name == cls.name]
+        names += [metric.name for metric in self.metrics if metric.name not in names]
+        if options.metric and options.metric not in names:
+            raise InputError(f"task.metric {options.metric!r} is not one of {', '.join(names)}")
+        self.main_metric = options.metric or names[0]
 
     def words(self, output: Output) -> tuple[str, ...]:
         return tuple(self.options.classes.get(self.columns[output.name], ()))
@@ -219,16 +221,6 @@ class Table(Task):
     def loss(self, logits: Mapping[str, Tensor], targets: Mapping[str, Tensor], **settings) -> dict[str, Tensor]:
         terms = super().loss(logits, targets, **settings)
         return {name: term / self._std.get(name, 1.0) ** 2 for name, term in terms.items()}
-
-    def metrics(self, units: pd.DataFrame, images: pd.DataFrame | None = None) -> Scores:
-        return table_metrics(self.options.kind, self.outputs, units)
-
-    def main_value(self, units: pd.DataFrame) -> float:
-        value = table_metrics(self.options.kind, self.outputs, units, only=self.main_metric).values[self.main_metric]
-        return float("nan") if value is None else value
-
-    def shuffled_values(self, units: pd.DataFrame, places: np.ndarray) -> np.ndarray:
-        return shuffled_metric(self.options.kind, self.outputs, units, places, self.main_metric)
 
     def _said(self, values: Mapping[str, Sequence[str]]) -> str:
         """What was taken, column by column."""

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from voco.stats import Interval, Ranking, bootstrap, is_rank_metric
+from voco.stats.bootstrap import Resampled, bootstrap
 from voco.tasks.base import Output, Task
+from voco.tasks.metrics import Metric
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 # Metrics other than the main one and rankings are slow to recompute, and their limits need fewer draws.
 FEWER = 200
 _IMAGE_DRAWS = 100
-_EXACT = 1e-12
 
 
 class PartFigures:
@@ -36,13 +35,15 @@ class PartFigures:
 
     def block(self) -> dict[str, Any]:
         """As it stands in ``results.json``."""
-        scores = [self.task.metrics(units, self._images(fold)) for fold, units in zip(self.numbers, self.by_fold)]
-        names = list(dict.fromkeys(name for found in scores for name in found.values))
+        scores = [self.task.measure(units, self._images(fold)) for fold, units in zip(self.numbers, self.by_fold)]
+        names = [metric.name for metric in self.task.metrics]
+        values = {name: _fold_mean([found.values[name] for found in scores]) for name in names}
         reasons = {name: next((s.reasons[name] for s in scores if s.reasons.get(name)), "") for name in names}
-        intervals = self._intervals(names, scores)
+        intervals = self._intervals(values)
         return {
             "metrics": {
-                name: _figure(interval, better(self.task, name), reasons[name]) for name, interval in intervals.items()
+                metric.name: _figure(values[metric.name], intervals[metric.name], metric, reasons[metric.name])
+                for metric in self.task.metrics
             },
             "folds": [
                 {
@@ -53,7 +54,7 @@ class PartFigures:
                 }
                 for fold, found, units in zip(self.numbers, scores, self.by_fold)
             ],
-            "pooled": self._pooled(names) if len(self.numbers) > 1 else None,
+            "pooled": self._pooled() if len(self.numbers) > 1 else None,
             "counts": {"cases": int(self.rows["case"].nunique()), **_counts(self.task, self.units)},
         }
 
@@ -64,64 +65,42 @@ class PartFigures:
         frame = self.units if frame is None else frame
         return bootstrap(frame, frame["patient"], statistic, n=n, seed=self.seed, folds=frame["fold"])
 
-    def _intervals(self, names: Sequence[str], scores) -> dict[str, Interval]:
-        """Rankings by weights, the main metric by all draws, everything else by fewer."""
-        task, found = self.task, {}
-        values = {name: _fold_mean([s.values.get(name) for s in scores]) for name in names}
-        for name in names:
-            ranking = find_ranking(task, self.by_fold, name, [s.values.get(name) for s in scores])
-            if ranking is not None:
-                found[name] = self._bootstrap(ranking, self.n)
-            elif name == task.main_metric:
-                found[name] = self._bootstrap(task.main_value, self.n)
-        rest = [name for name in names if name not in found and math.isfinite(values[name])]
-        plain = [task.metrics(units).values for units in self.by_fold]
-        by_units = [name for name in rest if any(one.get(name) is not None for one in plain)]
-        if by_units:
-            drawn = self._bootstrap(lambda units: task.metrics(units).values, min(self.n, FEWER))
-            found |= {name: drawn[name] for name in by_units}
-        found |= self._image_intervals([name for name in rest if name not in by_units], values)
-        found |= {name: Interval(float("nan")) for name in names if name not in found}
-        return {name: dataclasses.replace(found[name], value=values[name]) for name in names}
-
-    def _image_intervals(self, names: Sequence[str], values: Mapping[str, float]) -> dict[str, Interval]:
-        """Metrics that need the rows of slices, which are drawn with their patient."""
-        found: dict[str, Interval] = {}
-        defined = list(names)
-        if not defined or self.images is None:
-            return found
-        images = self.images.assign(_score=self.images["score"], _label=self.images["label"].astype(float))
-        images.loc[images["score"].isna(), "_label"] = np.nan
-        images["_score"] = images["_score"].fillna(0.0)
-        ranking = Ranking("_label", "_score")
-        if "image_auroc" in defined:
-            fast = self._bootstrap(ranking, min(self.n, FEWER), images)
-            if abs(fast.value - values["image_auroc"]) < _EXACT:
-                found["image_auroc"] = fast
-                defined.remove("image_auroc")
-        if defined:
-            slow = self._bootstrap(_WithImages(self.task, images, defined), min(self.n, _IMAGE_DRAWS))
-            found |= {name: slow[name] for name in defined if name in slow}
+    def _intervals(self, values: dict[str, float]) -> dict[str, Resampled]:
+        """The main metric and what is fast by all draws, everything else by fewer and only where it is defined."""
+        found = {metric.name: Resampled(float("nan")) for metric in self.task.metrics}
+        slow = []
+        for metric in self.task.metrics:
+            defined = math.isfinite(values[metric.name])
+            if metric.table == "units" and (metric.all_draws or metric is self.task.main):
+                found[metric.name] = self._bootstrap(metric, self.n)
+            elif metric.table == "units" and defined:
+                found[metric.name] = self._bootstrap(metric, min(self.n, FEWER))
+            elif metric.table == "images" and defined:
+                found[metric.name] = self._bootstrap(metric, min(self.n, FEWER), self.images)
+            elif defined:
+                slow.append(metric)
+        if slow:  # the rows of slices are drawn with their patient
+            found |= self._bootstrap(_WithImages(slow, self.images), min(self.n, _IMAGE_DRAWS))
         return found
 
-    def _pooled(self, names: Sequence[str]) -> dict[str, Any]:
-        values = self.task.metrics(self.units).values
+    def _pooled(self) -> dict[str, Any]:
+        values = self.task.measure(self.units).values
         out: dict[str, Any] = {}
-        for name in names:
-            if is_rank_metric(name):
-                out[name] = {"value": None, "reason": "scores of different models are not ranked together"}
-            elif values.get(name) is None:
-                out[name] = {"value": None, "reason": "not defined over all folds without slices"}
+        for metric in self.task.metrics:
+            if metric.ranks:
+                out[metric.name] = {"value": None, "reason": "scores of different models are not ranked together"}
+            elif values[metric.name] is None:
+                out[metric.name] = {"value": None, "reason": "not defined over all folds without slices"}
             else:
-                out[name] = {"value": values[name]}
+                out[metric.name] = {"value": values[metric.name]}
         return out
 
 
 class _WithImages:
     """Metrics of resampled units and the slices of each; a unit that is drawn twice becomes two."""
 
-    def __init__(self, task: Task, images, names: Sequence[str]):
-        self.task, self.names = task, names
+    def __init__(self, metrics: Sequence[Metric], images):
+        self.metrics = metrics
         self.rows = dict(list(images.groupby(["fold", "unit"])))
 
     def __call__(self, units) -> dict[str, float | None]:
@@ -134,42 +113,8 @@ class _WithImages:
             for key, new in zip(zip(units["fold"], units["unit"]), renamed["unit"])
             if key in self.rows
         ]
-        values = self.task.metrics(renamed, pd.concat(own, ignore_index=True) if own else None).values
-        return {name: values.get(name) for name in self.names}
-
-
-def find_ranking(
-    task: Task, by_fold: Sequence[pd.DataFrame], name: str, values: Sequence[float | None]
-) -> Ranking | None:
-    """The label and score column whose AUROC or average precision a metric is, where it is one.
-
-    It is recognised by its name and by giving the same number in every fold.
-
-    Args:
-        by_fold: units of each fold.
-        values: of the metric in each fold.
-    """
-    kind = {"auroc": "auroc", "ap": "ap"}.get(name.split("_")[0])
-    for output in task.outputs if kind else ():
-        # of several outputs the plain name is a mean or one of their own making
-        names = (f"{kind}_{output.name}", kind) if len(task.outputs) == 1 else (f"{kind}_{output.name}",)
-        if output.kind != "binary" or name not in names:
-            continue
-        ranking = Ranking(output.label_column, output.score_columns[0], kind)
-        if all(_same(value, ranking(units)) for value, units in zip(values, by_fold)):
-            return ranking
-    return None
-
-
-def _same(value: float | None, other: float) -> bool:
-    if value is None or math.isnan(value):
-        return math.isnan(other)
-    return abs(value - other) < _EXACT
-
-
-def better(task: Task, name: str) -> bool:
-    """Whether higher values of a metric are better."""
-    return task.higher_is_better if name == task.main_metric else bool(task.directions.get(name, True))
+        together = pd.concat(own, ignore_index=True) if own else None
+        return {metric.name: metric.value(renamed, together) for metric in self.metrics}
 
 
 def _fold_mean(values: Sequence[float | None]) -> float:
@@ -177,17 +122,17 @@ def _fold_mean(values: Sequence[float | None]) -> float:
     return float(np.mean(fine)) if fine else float("nan")
 
 
-def _figure(interval: Interval, higher: bool, reason: str) -> dict[str, Any]:
-    value = interval.value if math.isfinite(interval.value) else None
+def _figure(value: float, interval: Resampled, metric: Metric, reason: str) -> dict[str, Any]:
+    defined = math.isfinite(value)
     return {
-        "value": value,
-        "low": interval.low if value is not None else None,
-        "high": interval.high if value is not None else None,
-        "higher_is_better": higher,
-        "patients": interval.groups,
+        "value": value if defined else None,
+        "low": interval.low if defined else None,
+        "high": interval.high if defined else None,
+        "higher_is_better": metric.higher_is_better,
+        "patients": interval.patients,
         "resamples": interval.resamples,
         "undefined_resamples": interval.undefined,
-        "reason": "" if value is not None and interval.low is not None else (reason or interval.reason),
+        "reason": "" if defined and interval.low is not None else (reason or interval.reason),
     }
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from voco.errors import InputError
 from voco.files import write_json
-from voco.stats import LEVEL
+from voco.stats.interval import LEVEL
 from voco.tasks.base import Task
 from voco.transfer.intervals import PartFigures
 from voco.transfer.prediction_files import read_images, read_predictions, write_images, write_predictions
@@ -84,7 +84,7 @@ def summarise(
         "version": task.version,
         "options": _plain(task.options),
         "outputs": [{"name": o.name, "kind": o.kind, "classes": list(o.classes)} for o in task.outputs],
-        "unit": task.unit,
+        "unit": task.noun,
         "evaluation": task.evaluation,
         "split": split,
         "rule": rule,

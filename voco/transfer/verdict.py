@@ -17,9 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from voco.rng import derive_seed
-from voco.stats import weighted_auroc, weighted_average_precision
 from voco.tasks.base import Task
-from voco.transfer.intervals import find_ranking
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -138,11 +136,12 @@ def _shuffled(task: Task, folds: Sequence[_Fold], chosen: int, seed: int) -> tup
     """p of the mean over folds, times the models it was chosen among, and by how many standard deviations it is off."""
     sign = 1.0 if task.higher_is_better else -1.0
     value = float(np.mean([sign * fold.value for fold in folds]))
-    metrics = [_metric(task, fold) for fold in folds]
     rngs = [np.random.default_rng(derive_seed(seed, "verdict", fold.number)) for fold in folds]
     wanted, draws = max(_LEAST_DRAWS, _DRAWS_PER_CANDIDATE * chosen), np.zeros((len(folds), 0))
     while True:
-        new = [sign * metric(shuffles(fold.blocks, _BLOCK, rng)) for fold, metric, rng in zip(folds, metrics, rngs)]
+        new = [
+            sign * task.main.shuffled(fold.units, shuffles(fold.blocks, _BLOCK, rng)) for fold, rng in zip(folds, rngs)
+        ]
         draws = np.concatenate([draws, new], 1)
         # an arrangement for which the metric is not defined counts as one that does as well
         together = np.sort(np.where(np.isfinite(draws), draws, np.inf), 1).mean(0)
@@ -153,17 +152,6 @@ def _shuffled(task: Task, folds: Sequence[_Fold], chosen: int, seed: int) -> tup
     fine = np.isfinite(together)
     spread = together[fine].std() if fine.any() else 0.0
     return p, float((value - together[fine].mean()) / spread) if spread > _TIE else 0.0
-
-
-def _metric(task: Task, fold: _Fold):
-    """A function of (R, n) places, from where each unit takes its labels, that gives (R,) main metrics."""
-    ranking = find_ranking(task, [fold.units], task.main_metric, [fold.value])
-    if ranking is None:
-        return lambda places: task.shuffled_values(fold.units, places)
-    compute = weighted_auroc if ranking.kind == "auroc" else weighted_average_precision
-    labels, scores = fold.units[ranking.label].to_numpy(float), fold.units[ranking.score].to_numpy(float)
-    sides, twice = np.repeat([1.0, 0.0], len(scores)), np.tile(scores, 2)  # each unit once as either class
-    return lambda places: compute(sides, twice, np.hstack([labels[places] == 1, labels[places] == 0]))
 
 
 def shuffles(blocks: Sequence[np.ndarray], draws: int, rng: np.random.Generator) -> np.ndarray:

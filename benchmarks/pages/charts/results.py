@@ -10,7 +10,6 @@ from benchmarks.pages.sentences import (
     arrow,
     bracket,
     cost_words,
-    metric_words,
     names_of,
     number,
     share,
@@ -55,7 +54,7 @@ def label_curves(
     log = len(spread) > 1
     edge = 1.25 if log else 1.0
     x = Scale(spread[0] / edge, spread[-1] * edge, _LEFT, chart.width - _RIGHT, log)
-    _y_axis(chart, y, low, high, f"{metric_words(task.main_metric)} {arrow(task.higher_is_better)}", top)
+    _y_axis(chart, y, low, high, f"{task.main.title} {arrow(task.higher_is_better)}", top)
     _ceiling(chart, y, low, high, task)
     for value in spread if len(spread) <= 6 else log_ticks(spread[0], spread[-1]):
         chart.text(x(value), bottom + 16, f"{value:g}", color="muted", size=11, anchor="middle")
@@ -133,7 +132,7 @@ def _forest(name: str, title: str, test_set: TestSet, shown: Sequence[Comparison
     chart.text(
         chart.width / 2,
         bottom + 32,
-        f"difference in {metric_words(task.main_metric)}",
+        f"difference in {task.main.title}",
         color="muted",
         size=11,
         anchor="middle",
@@ -176,7 +175,7 @@ def quality_cost(
     known = [hours[id(row)] for row in rows if hours[id(row)]]
     apart = any(not hours[id(row)] for row in rows)
     right = chart.width - _RIGHT - (84 if apart else 0)
-    _y_axis(chart, y, low, high, f"{metric_words(task.main_metric)} {arrow(task.higher_is_better)}", top)
+    _y_axis(chart, y, low, high, f"{task.main.title} {arrow(task.higher_is_better)}", top)
     if known:
         x = Scale(min(known) / 1.6, max(known) * 1.6, _LEFT, right, log=True)
         wide, (unit, of_hour) = max(known) / min(known), _unit(max(known))

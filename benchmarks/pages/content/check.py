@@ -115,7 +115,7 @@ def check_verdict(one: TestSet, whole: Sequence[Row], lines: Sequence[Row], inte
 
 def _figure(one: TestSet, row: Row, intervals: Mapping[int, Any]) -> str:
     figure = intervals[id(row)]
-    return f"{say.metric_words(one.task.main_metric)} {say.number(figure.point)} {say.bracket(figure.low, figure.high)}"
+    return f"{one.task.main.title} {say.number(figure.point)} {say.bracket(figure.low, figure.high)}"
 
 
 def primaries_table(name: str, one: TestSet, primary: Sequence[Comparison]) -> Table:
@@ -137,7 +137,7 @@ def primaries_table(name: str, one: TestSet, primary: Sequence[Comparison]) -> T
         )
     columns = ("first", "second", "difference", "95 % interval", "p (Holm)", "margin", "network", "mode", "labels")
     caption = (
-        f"Named before the test set was opened: differences in {say.metric_words(one.task.main_metric)}, first minus "
+        f"Named before the test set was opened: differences in {one.task.main.title}, first minus "
         f"second. Synthetic: {say.SYNTHETIC_TITLE}."
     )
     return Table(name, caption, columns, rows, frozenset({2, 3, 4, 5, 8}))

@@ -9,6 +9,7 @@ from benchmarks.pages import sentences as say
 from benchmarks.pages.document import Cell, Fold, Paragraph, Part, Table
 from benchmarks.published import SYNTHETIC
 from benchmarks.read.rows import Row, TestSet
+from voco.tasks.metrics import titled
 
 
 def published_parts(sets: Sequence[TestSet], intervals: Mapping[int, Any]) -> list[Part]:
@@ -65,7 +66,7 @@ def _published_cells(number) -> list[Cell]:
         Cell(number.model),
         Cell(number.pretraining.replace("->", "→")),
         Cell(f"{100 * number.fraction:g} %", number.fraction),
-        Cell(say.metric_words(number.metric)),
+        Cell(titled(number.metric)),
         Cell(say.number(number.value), number.value),
         Cell("" if number.low is None else say.bracket(number.low, number.high), number.low),
         Cell(number.certainty, flag=number.certainty in ("second-hand", "unconfirmed")),

@@ -107,7 +107,7 @@ def results_table(name: str, one: TestSet, intervals: Mapping[int, Any]) -> Tabl
                 Cell(str(looks) if looks else "not counted", looks) if one.split == "test" else Cell("validation"),
             ]
         )
-    metric = f"{say.metric_words(task.main_metric)} {'↑' if task.higher_is_better else '↓'}"
+    metric = f"{task.main.title} {'↑' if task.higher_is_better else '↓'}"
     columns = ("source", "labels", metric, "95 % interval", "flags", "seeds", "network", "mode", "leak guard", "looks")
     text = f"{say.title_of(one)}. {'Synthetic: ' + say.SYNTHETIC_TITLE + '.' if one.synthetic else ''}".strip()
     if marks := say.own_marks(one.common_marks):  # a table that is taken to a paper takes them along
@@ -150,7 +150,7 @@ def differences_table(name: str, one: TestSet, comparisons: Sequence[Comparison]
     columns = ("first", "second", "network", "mode", "labels", "kind", "difference", "95 % interval", "runs fixed",
                "p, uncorrected", "p (Holm)", "runs", "remarks")  # fmt: skip
     caption = (
-        f"Differences in {say.metric_words(one.task.main_metric)}, first minus second: {way}. 95 % interval: for other "
+        f"Differences in {one.task.main.title}, first minus second: {way}. 95 % interval: for other "
         "patients and other training runs; runs fixed: the same for other patients and these very runs. Exploratory "
         "comparisons of two rows that did not train have no p."
     )

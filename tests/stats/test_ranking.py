@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from voco.tasks.ranking import auroc, average_precision, why_undefined
+from voco.stats.ranking import auroc, average_precision, why_undefined
 
 
 def literal_auroc(labels, scores):

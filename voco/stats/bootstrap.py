@@ -8,7 +8,6 @@ would vary with other patients of the same kind; how it would vary with another 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -18,127 +17,49 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from voco.rng import derive_seed
+from voco.stats.interval import LEVEL, Interval
 
 if TYPE_CHECKING:
     import pandas as pd
 
-LEVEL = 0.95
 # From fewer than this share of the resamples no interval is given: what is left of them is not the whole range.
 _LEAST_DEFINED = 0.5
 # Percentiles of a bootstrap over fewer patients are too narrow: seen in the table of docs/finetune.md.
 LEAST_GROUPS = 10
 # An AUROC with fewer patients on either side has the interval of Newcombe.
 LEAST_SIDE = 20
-_CELLS = 4_000_000
 _SAME = 1e-9
-_RANKS = re.compile(r"(^|_)(auroc|auc|roc_auc|ap|map|auprc|average_precision|spearman)(_|$)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class Interval:
-    """A number with its 95 % interval.
+class Resampled(Interval):
+    """An interval from resamples; attributes as ``Interval``.
 
     Attributes:
-        value: of the sample itself, NaN where it is not defined.
-        low, high: None where there is no interval.
-        groups: patients that were drawn from.
         resamples: draws.
         undefined: draws for which the number is not defined, such as an AUROC without positives; they are left out.
         reason: why there is no interval.
     """
 
-    value: float
-    low: float | None = None
-    high: float | None = None
-    groups: int = 0
     resamples: int = 0
     undefined: int = 0
     reason: str = ""
 
 
 class Statistic(Protocol):
-    """A number of a table of rows. One that can also ``prepare`` is computed for thousands of resamples at once."""
-
-    def __call__(self, frame: pd.DataFrame) -> float: ...
-
-
-@dataclass(frozen=True)
-class Ranking:
-    """AUROC or average precision of a column of scores, also for weighted rows.
+    """A number of a table of rows that is computed for thousands of resamples at once; metrics of tasks are such.
 
     Attributes:
-        label, score: columns; rows whose label is NaN do not count.
-        kind: ``auroc`` or ``ap``.
+        all_draws: whether it is cheap to compute.
     """
 
-    label: str
-    score: str
-    kind: str = "auroc"
+    all_draws: bool
 
-    def __call__(self, frame: pd.DataFrame) -> float:
-        return float(self.prepare(frame)(np.ones((1, len(frame))))[0])
-
-    def prepare(self, frame: pd.DataFrame) -> Callable[[np.ndarray], np.ndarray]:
+    def of(self, rows: pd.DataFrame) -> Callable[[np.ndarray], np.ndarray]:
         """A function of (R, n) weights of the rows that gives (R,) values."""
-        labels, scores = frame[self.label].to_numpy(float), frame[self.score].to_numpy(float)
-        known = ~np.isnan(labels)
-        compute = weighted_auroc if self.kind == "auroc" else weighted_average_precision
-        return lambda weights: compute(labels[known], scores[known], weights[:, known])
 
-
-def weighted_auroc(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """AUROC where row i counts ``weights[:, i]`` times, ties between scores counted half.
-
-    Args:
-        labels: (n,) 0 or 1.
-        scores: (n,).
-        weights: (R, n) not negative.
-
-    Returns:
-        (R,) values, NaN where positives or negatives have no weight.
-    """
-
-    def from_bins(positive, negative):
-        below = np.cumsum(negative, 1) - negative
-        pairs = positive.sum(1) * negative.sum(1)
-        won = (positive * (below + 0.5 * negative)).sum(1)
-        return np.divide(won, pairs, out=np.full(len(won), np.nan), where=pairs > 0)
-
-    return _by_bins(labels, scores, weights, from_bins)
-
-
-def weighted_average_precision(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Average precision where row i counts ``weights[:, i]`` times; rows of equal score enter together.
-
-    Arguments and result as ``weighted_auroc``; NaN where positives have no weight.
-    """
-
-    def from_bins(positive, negative):
-        positive, negative = positive[:, ::-1], negative[:, ::-1]
-        hits = np.cumsum(positive, 1)
-        taken = hits + np.cumsum(negative, 1)
-        precision = np.divide(hits, taken, out=np.zeros_like(hits), where=taken > 0)
-        total = positive.sum(1)
-        summed = (positive * precision).sum(1)
-        return np.divide(summed, total, out=np.full(len(total), np.nan), where=total > 0)
-
-    return _by_bins(labels, scores, weights, from_bins)
-
-
-def _by_bins(labels, scores, weights, from_bins) -> np.ndarray:
-    """Weights of positives and negatives per distinct score, (R, U) in rising order, in blocks that fit in memory."""
-    labels, weights = np.asarray(labels, np.float64), np.atleast_2d(weights)
-    if not len(labels):
-        return np.full(len(weights), np.nan)
-    order = np.argsort(scores, kind="stable")
-    ranked, positive = np.asarray(scores)[order], labels[order]
-    starts = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]])
-    found, block = [], max(1, _CELLS // len(labels))
-    for first in range(0, len(weights), block):
-        own = weights[first : first + block][:, order].astype(np.float64)
-        hits = np.add.reduceat(own * positive, starts, axis=1)
-        found.append(from_bins(hits, np.add.reduceat(own, starts, axis=1) - hits))
-    return np.concatenate(found)
+    def sides(self, rows: pd.DataFrame) -> np.ndarray | None:
+        """(n,) labels where it is an AUROC, NaN where they are not known; else None."""
 
 
 @lru_cache(maxsize=8)
@@ -153,18 +74,19 @@ def resample_counts(groups: int, resamples: int, seed: int) -> np.ndarray:
 def bootstrap(
     frame: pd.DataFrame,
     groups: Sequence,
-    statistic: Statistic | Callable[[pd.DataFrame], Mapping[str, float]],
+    statistic: Statistic | Callable[[pd.DataFrame], float | Mapping[str, float | None] | None],
     *,
     n: int = 2000,
     seed: int = 0,
     folds: Sequence | None = None,
-) -> Interval | dict[str, Interval]:
+) -> Resampled | dict[str, Resampled]:
     """A number of a table, or several, with percentile intervals over groups of rows drawn with replacement.
 
     Args:
         frame: rows.
         groups: (n,) patient of each row.
-        statistic: of a table of rows, which may repeat; a number, or names to numbers. None and NaN mean undefined.
+        statistic: as ``Statistic``; or a function of a table of rows, which may repeat, that gives a number or names to
+            numbers. None and NaN mean undefined.
         n: resamples.
         seed: of the draws; the same patients are drawn for every statistic, so that two of them can be compared.
         folds: (n,) fold of each row. The number is the mean of those of the folds where it is defined.
@@ -173,30 +95,35 @@ def bootstrap(
         One interval, or one per name.
     """
     names, member = np.unique(np.asarray(groups).astype(str), return_inverse=True)
+    if not len(frame):
+        return Resampled(float("nan"), reason="no rows")
     fold = np.zeros(len(frame), int) if folds is None else np.unique(np.asarray(folds), return_inverse=True)[1]
-    rows = [np.flatnonzero(fold == f) for f in range(fold.max() + 1 if len(fold) else 0)]
+    rows = [np.flatnonzero(fold == f) for f in range(fold.max() + 1)]
     parts = [frame.iloc[own] for own in rows]
-    plain = [statistic(part) for part in parts]
-    several = bool(plain) and isinstance(plain[0], Mapping)
-    values = _average([_numbers(found) for found in plain])
-    counts = resample_counts(len(names), n, seed) if len(names) > 1 and n else None
-    draws = {name: np.full(0, np.nan) for name in values}
-    if counts is not None and hasattr(statistic, "prepare"):
-        each = [statistic.prepare(part)(counts[:, member[own]]) for part, own in zip(parts, rows)]
-        draws = {"": _mean(np.stack(each))}
-    elif counts is not None:
-        found = [
-            _average([_numbers(statistic(p.iloc[np.repeat(np.arange(len(o)), row[member[o]])])) if row[member[o]].any()
-                      else {} for p, o in zip(parts, rows)])
-            for row in counts
-        ]  # fmt: skip
-        draws = {name: np.array([one.get(name, np.nan) for one in found]) for name in values}
-    intervals = {name: _interval(value, draws[name], len(names)) for name, value in values.items()}
-    if len(frame) and getattr(statistic, "kind", "") == "auroc":
-        intervals = {"": _few_cases(intervals[""], frame[statistic.label].to_numpy(float), member, fold, draws[""])}
-    if several:
-        return intervals
-    return intervals.get("", Interval(float("nan"), reason="no rows"))
+    counts = resample_counts(len(names), n, seed) if len(names) > 1 and n else np.zeros((0, len(names)), np.int32)
+    if not callable(statistic):
+        each = [_weighted(statistic.of(part), counts[:, member[own]]) for part, own in zip(parts, rows)]
+        # numpy adds along a row in another order than across rows: either as numbers always were, to the last digit
+        each = np.stack(each) if statistic.all_draws else np.stack(each, 1).T
+        found = _interval(_mean(each[:, :1])[0], _mean(each)[1:], len(names))
+        labels = statistic.sides(frame)
+        return found if labels is None else _few_cases(found, labels, member, fold, _mean(each)[1:])
+    plain = [_numbers(statistic(part)) for part in parts]
+    draws = [
+        _average([_numbers(statistic(p.iloc[np.repeat(np.arange(len(o)), row[member[o]])])) if row[member[o]].any()
+                  else {} for p, o in zip(parts, rows)])
+        for row in counts
+    ]  # fmt: skip
+    found = {
+        name: _interval(value, np.array([one.get(name, np.nan) for one in draws]), len(names))
+        for name, value in _average(plain).items()
+    }
+    return found if set(found) != {""} else found[""]
+
+
+def _weighted(function: Callable[[np.ndarray], np.ndarray], counts: np.ndarray) -> np.ndarray:
+    """Values of the sample itself and of each draw."""
+    return function(np.concatenate([np.ones((1, counts.shape[1]), counts.dtype), counts]))
 
 
 def _numbers(found) -> dict[str, float]:
@@ -217,43 +144,43 @@ def _mean(values: np.ndarray) -> np.ndarray:
     return np.divide(total, count, out=np.full(values.shape[1], np.nan), where=count > 0)
 
 
-def _interval(value: float, draws: np.ndarray, groups: int) -> Interval:
+def _interval(value: float, draws: np.ndarray, patients: int) -> Resampled:
     fine = draws[np.isfinite(draws)]
     undefined = len(draws) - len(fine)
     reason = ""
     if not np.isfinite(value):
         reason = "the number itself is not defined"
-    elif groups < 2:
+    elif patients < 2:
         reason = "one patient cannot be resampled"
     elif not len(draws):
         reason = "no resamples were asked for"
     elif len(fine) < _LEAST_DEFINED * len(draws):
         reason = f"not defined for {undefined} of {len(draws)} resamples"
-    elif groups < LEAST_GROUPS:
-        reason = f"{groups} patients are too few for an interval, {LEAST_GROUPS} are needed"
+    elif patients < LEAST_GROUPS:
+        reason = f"{patients} patients are too few for an interval, {LEAST_GROUPS} are needed"
     elif _all_same(fine):
         reason = "the same in every resample, so nothing is known of how it varies"
     if reason:
-        return Interval(value, None, None, groups, len(draws), undefined, reason)
+        return Resampled(value, None, None, patients, len(draws), undefined, reason)
     low, high = np.percentile(fine, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
-    return Interval(value, float(low), float(high), groups, len(draws), undefined)
+    return Resampled(value, float(low), float(high), patients, len(draws), undefined)
 
 
 def _all_same(draws: np.ndarray) -> bool:
     return len(draws) > 0 and float(np.ptp(draws)) < _SAME
 
 
-def _few_cases(found: Interval, labels: np.ndarray, member: np.ndarray, fold: np.ndarray, draws) -> Interval:
+def _few_cases(found: Resampled, labels: np.ndarray, member: np.ndarray, fold: np.ndarray, draws) -> Resampled:
     """An AUROC with the interval of Newcombe where there are few cases, or where resamples reach 0 or 1."""
     known = ~np.isnan(labels)
-    same = _all_same(draws[np.isfinite(draws)]) and 0 < found.value < 1  # a constant predictor
-    if not np.isfinite(found.value) or found.groups < 2 or not len(draws) or same:
+    same = _all_same(draws[np.isfinite(draws)]) and 0 < found.point < 1  # a constant predictor
+    if not np.isfinite(found.point) or found.patients < 2 or not len(draws) or same:
         return found
     positives, negatives, parts = _sides(labels[known], member[known], fold[known])
     inside = found.low is not None and found.low > 0 and found.high < 1
     if inside and min(positives, negatives) * parts >= LEAST_SIDE:
         return found
-    low, high = auroc_interval(found.value, positives, negatives, parts)
+    low, high = auroc_interval(found.point, positives, negatives, parts)
     return replace(found, low=low, high=high, reason="")
 
 
@@ -299,8 +226,3 @@ def _sides(labels: np.ndarray, member: np.ndarray, fold: np.ndarray) -> tuple[fl
         once[name] = float(np.mean(each)) if each else 0.0
     pairs = {(f, m) for f, m in zip(fold, member)}
     return once["positive"], once["negative"], len(np.unique(member)) * len(np.unique(fold)) / len(pairs)
-
-
-def is_rank_metric(name: str) -> bool:
-    """Whether a metric compares scores with each other, so that scores of different models must not be mixed in it."""
-    return _RANKS.search(name) is not None

@@ -1,0 +1,1 @@
+"""How sure numbers are: rankings, parts of metrics, the bootstrap over patients."""
