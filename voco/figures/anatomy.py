@@ -9,7 +9,6 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +19,7 @@ from voco.short_repr import short_repr
 
 if TYPE_CHECKING:
     import torch
+    from matplotlib.figure import Figure
 
     from voco.geometry import Geometry
 
@@ -54,18 +54,16 @@ def similarity_map(
     cases: Sequence[SimilarityCase],
     geometry: Geometry,
     hu_window: tuple[float, float],
-    path: str | Path,
     *,
     title: str = "",
     note: str = "",
-) -> Path:
+) -> Figure:
     """The picture that explains VoCo: slice with grid and crop, the crop, true overlaps, predicted similarities.
 
     Args:
         cases: one row each.
         geometry: of the method.
         hu_window: (low, high) HU that is black and white.
-        path: PNG to write.
         title: replaces the finding (how many of the shown queries are placed rightly).
         note: added to the line under the title, e.g. how the cases were chosen.
     """
@@ -99,7 +97,7 @@ def similarity_map(
         figure.text(30 / style.WIDTH, middle, _short(case.name),
             rotation=90, fontsize=9.5, color=MUTED, ha="center", va="center")  # fmt: skip
     _colour_bar(figure, top + rows * (edge + gap) + 6)
-    return style.save(figure, path)
+    return figure
 
 
 def _short(name: str, longest: int = 26) -> str:
@@ -225,10 +223,9 @@ def crops_of_case(
     geometry: Geometry,
     draws: Mapping[str, torch.Tensor],
     hu_window: tuple[float, float],
-    path: str | Path,
     *,
     title: str = "",
-) -> Path:
+) -> Figure:
     """Contact sheet of one training sample: window and grid, base crops, random crops, all augmented as drawn.
 
     Shown are central axial slices in the canonical frame after windowing; ``prepare`` of an encoder may still turn axes
@@ -239,7 +236,6 @@ def crops_of_case(
         geometry: of the method.
         draws: of one sample, from ``VoCo3D.sampler``: ``starts``, ``flips``, ``turns``, ``shift``.
         hu_window: (low, high) HU that becomes [0, 1].
-        path: PNG to write.
         title: replaces the default.
     """
     bases, crops = _augmented(hu, geometry, draws, hu_window)
@@ -263,7 +259,7 @@ def crops_of_case(
     _random_sheet(figure, crops, draws, labels, geometry, left=24 + 2 * (whole + 24) - 8, top=top, height=whole)
     foot = "Axial slices, anterior up, patient's left on the right, before any flip or turn."
     figure.text(24 / style.WIDTH, 24 / (top + whole + 66), foot, fontsize=9.5, color=MUTED, va="bottom")
-    return style.save(figure, path)
+    return figure
 
 
 def _augmented(hu, geometry, draws, window) -> tuple[np.ndarray, np.ndarray]:
@@ -300,7 +296,7 @@ def _base_sheet(figure, bases, draws, geometry, *, left, top, size) -> None:
         row, col = divmod(k, cols)
         axes = style.pixels(figure, left + col * cell_w, top + row * cell_h, edge, edge)
         axes.imshow(crop[len(crop) // 2], cmap="gray", vmin=0, vmax=1)
-        _frame(axes, "#999999", 0.8)
+        _frame(axes, MUTED, 0.8)
         axes.text(0.05, 0.96, str(k), transform=axes.transAxes, color="white", fontsize=9, va="top", **_halo())
         axes.text(0.0, -0.02, _words(draws, k, cell_w - 4), transform=axes.transAxes, fontsize=7.5, color=INK, va="top")
         if k == 0:

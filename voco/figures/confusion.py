@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from voco.figures import style
 from voco.figures.style import BLUE, FAINT, INK, MUTED
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _WITH_NUMBERS = 20
 _WITH_NAMES = 60
@@ -16,9 +19,7 @@ _LISTED = 14
 _LONGEST_NAME = 22
 
 
-def confusion(
-    matrix: np.ndarray, classes: Sequence[str], path: str | Path, *, title: str = "", noun: str = "clips"
-) -> Path:
+def confusion(matrix: np.ndarray, classes: Sequence[str], *, title: str = "", noun: str = "clips") -> Figure:
     """Shares of each true class by answer, and beside them the commonest mistakes and the hardest classes.
 
     Up to 20 classes every cell has its number, up to 60 every row has its name; beyond, the list beside the
@@ -27,7 +28,6 @@ def confusion(
     Args:
         matrix: (C, C) counts, true class in rows, answer in columns.
         classes: C names.
-        path: PNG to write.
         title: replaces the finding.
         noun: what is counted, in the plural.
     """
@@ -52,7 +52,7 @@ def confusion(
         "Rows: true class. Columns: answer. Darker: a larger share of the row"
         + (f"; in each cell the number of {noun}." if count <= _WITH_NUMBERS else "."),
     )
-    return style.save(figure, path)
+    return figure
 
 
 def _short(name: str, most: int = _LONGEST_NAME) -> str:

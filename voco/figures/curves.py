@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from voco.figures import style
 from voco.figures.style import BLUE, FAINT, INK, LINES, MUTED, SKY
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _TERMS = (
     ("intra", "intra: the place within the scan"),
@@ -23,13 +26,12 @@ _KINDS = (
 )
 
 
-def loss_curves(metrics_rows: Sequence[Mapping], references: Mapping[str, float], path: str | Path) -> Path:
+def loss_curves(metrics_rows: Sequence[Mapping], references: Mapping[str, float]) -> Figure:
     """Total and each term over steps, training and held-out, with the losses of predictors that know nothing.
 
     Args:
         metrics_rows: rows of metrics.jsonl: ``step``, ``loss``, ``intra``, ``inter``, ``reg``, ``heldout/intra``, ...
         references: fields of ``voco.reference.reference_lines``.
-        path: PNG to write.
     """
     figure = style.new_figure(680)
     shown = [term for term in _TERMS[1:] if len(style.series(metrics_rows, term[0])[0])]
@@ -45,7 +47,7 @@ def loss_curves(metrics_rows: Sequence[Mapping], references: Mapping[str, float]
     small.set_xlabel("step", fontsize=9, color=MUTED) if shown else None
     style.headline(figure, _loss_finding(metrics_rows, references), "Pale: training, each logged step. Blue: training, "
         "running mean. Circles: held-out scans, crops not augmented, 95 % interval over scans.")  # fmt: skip
-    return style.save(figure, path)
+    return figure
 
 
 def _loss_finding(rows, references) -> str:
@@ -119,16 +121,13 @@ def _band(rows, name, steps):
     return (low, high) if np.array_equal(low_steps, steps) else (None, None)
 
 
-def position_scores(
-    metrics_rows: Sequence[Mapping], lines: Mapping, references: Mapping[str, float], path: str | Path
-) -> Path:
+def position_scores(metrics_rows: Sequence[Mapping], lines: Mapping, references: Mapping[str, float]) -> Figure:
     """Position accuracy and disjoint accuracy over steps, of features and through the projector, beside the lines.
 
     Args:
         metrics_rows: rows of metrics.jsonl with ``heldout/...`` scores.
         lines: ``step0``, ``untrained`` and ``histogram`` -> ``HealthReport``.
         references: fields of ``voco.reference.reference_lines``.
-        path: PNG to write.
     """
     figure, highest = style.new_figure(874), _highest(metrics_rows, lines, references)
     for column, (score, words, note) in enumerate(_KINDS):
@@ -147,7 +146,7 @@ def position_scores(
         + (f"Blue band: 95 % interval over {scans[-1]:.0f} scans. " if len(scans) else "")
         + "Green band: how high untrained networks come by their draw.",
     )
-    return style.save(figure, path)
+    return figure
 
 
 def _constant(score: str, references) -> float:
@@ -209,14 +208,13 @@ def _limit(lines, score: str) -> float | None:
     return chance_limit(networks) if len(networks) > 1 else None
 
 
-def heldout_summary(report, lines: Mapping, references: Mapping[str, float], path: str | Path, *, title="") -> Path:
+def heldout_summary(report, lines: Mapping, references: Mapping[str, float], *, title="") -> Figure:
     """Bars of the trained encoder and the lines: encoder features, projector, and features of crops as they are.
 
     Args:
         report: ``HealthReport`` of the trained encoder.
         lines: ``step0``, ``untrained`` and ``histogram`` -> ``HealthReport``.
         references: fields of ``voco.reference.reference_lines``.
-        path: PNG to write.
         title: replaces the finding.
     """
     figure = style.new_figure(975)
@@ -234,7 +232,7 @@ def heldout_summary(report, lines: Mapping, references: Mapping[str, float], pat
         f"score), {report.windows} windows, {report.queries} random crops each. Whiskers: 95 % interval over patients; "
         "dots: single untrained networks, tick: how high one comes by its draw.",
     )
-    return style.save(figure, path)
+    return figure
 
 
 def _summary_finding(report, lines, references) -> str:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from voco.figures import style
-from voco.figures.style import BLUE, INK, MUTED, ORANGE, VERMILLION
+from voco.figures.style import BLUE, FAINT, INK, MUTED, ORANGE, VERMILLION
 from voco.short_repr import short_repr
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _SIDE, _GAP, _TOP = 300, 22, 132
 
@@ -73,17 +76,15 @@ class Evidence:
 
 def evidence(
     cases: Sequence[Evidence],
-    path: str | Path,
     *,
     hu_window: tuple[float, float] = (-160.0, 240.0),
     title: str = "",
     note: str = "",
-) -> Path:
+) -> Figure:
     """One row a study: coronal view and window scores on one z axis, then the slice, plain and with saliency.
 
     Args:
         cases: at least one.
-        path: PNG to write.
         hu_window: (low, high) HU that is black and white.
         title: replaces the finding.
         note: added to the line under the title.
@@ -113,7 +114,7 @@ def evidence(
         "Orange: slices labeled positive. Dashed: the slice shown. Warm colours: what the score depends on most."
         + (f"\n{note}" if note else ""),
     )
-    return style.save(figure, path)
+    return figure
 
 
 def _short(name: str, longest: int = 40) -> str:
@@ -175,7 +176,7 @@ def _curve(axes, case: Evidence, best: int) -> None:
         axes.text(case.score, 1.0, f"study {case.score:.2f}", transform=axes.get_xaxis_transform(), fontsize=8.5,
             color=VERMILLION, ha="left" if case.score < 0.5 else "right", va="top")  # fmt: skip
     style.plain(axes, grid=False)
-    axes.grid(axis="x", color="#eeeeee", linewidth=0.8)
+    axes.grid(axis="x", color=FAINT, linewidth=0.8)
     axes.set_yticks([])
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from voco.figures import style
 from voco.figures.style import BLUE, INK, MUTED, ORANGE, SKY
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _PREFIX = "validation_"
 
@@ -16,19 +19,17 @@ _PREFIX = "validation_"
 def learning_curves(
     folds: Mapping[int, Sequence[Mapping]],
     metric: str,
-    path: str | Path,
     *,
     best_steps: Mapping[int, int] | None = None,
     constant: float | None = None,
     higher_is_better: bool = True,
     title: str = "",
-) -> Path:
+) -> Figure:
     """Training and validation loss on the left, the main metric on validation on the right.
 
     Args:
         folds: fold to rows of its metrics.jsonl (``step``, ``loss``, ``validation_loss``, ``validation_<metric>``).
         metric: name of the main metric.
-        path: PNG to write.
         best_steps: fold to the step whose weights were kept.
         constant: the metric of a constant predictor.
         higher_is_better: direction of the metric.
@@ -61,7 +62,7 @@ def learning_curves(
         "Chosen on validation, so its value at the kept step is optimistic; test patients have no part in this."
         + ("" if single else f" One line for each of {len(folds)} folds."),
     )
-    return style.save(figure, path)
+    return figure
 
 
 def _draw_loss(axes, rows, single: bool) -> list[float]:

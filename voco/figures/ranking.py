@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from voco.figures import style
 from voco.figures.style import BLUE, INK, MUTED, SKY
 from voco.stats import Interval, Ranking, bootstrap, resample_counts
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _GRID = np.linspace(0, 1, 201)
 _DRAWS = 300
@@ -19,13 +22,12 @@ def roc_pr(
     labels: Sequence[float],
     scores: Sequence[float],
     patients: Sequence[str],
-    path: str | Path,
     *,
     folds: Sequence[int] | None = None,
     name: str = "",
     title: str = "",
     seed: int = 0,
-) -> Path:
+) -> Figure:
     """ROC on the left, precision and recall on the right, each with its 95 % band and its area with interval.
 
     With several folds thin lines are the folds, the bold line is their mean at equal false positive rate or recall:
@@ -35,7 +37,6 @@ def roc_pr(
         labels: (n,) 0 or 1; rows with NaN are left out.
         scores: (n,) higher means more likely positive.
         patients: (n,) drawn together.
-        path: PNG to write.
         folds: (n,) fold of each row.
         name: what is predicted, in the headline.
         title: replaces the finding.
@@ -82,7 +83,7 @@ def roc_pr(
         f"Bands: 95 % over {frame['p'].nunique()} patients, drawn with replacement."
         + (f" Thin lines: {shown} folds; bold: their mean." if shown > 1 else ""),
     )
-    return style.save(figure, path)
+    return figure
 
 
 def _words(area: Interval) -> str:

@@ -1,21 +1,32 @@
-"""How every picture of a run looks: size in pixels, colours for the colour-blind, a title that says what was found.
+"""How every picture looks, of a run and of the page of benchmarks: sizes, colours for the colour-blind, titles.
 
-Colours are of Okabe and Ito (2008), and every line also differs in its dashes. matplotlib is imported when something
-is drawn, never pyplot: no global state, no display.
+Colours are of Okabe and Ito (2008), darkened or lightened until they stand out from the ground, and every line also
+differs in its dashes. matplotlib is imported when something is drawn, never pyplot: no global state, no display.
 """
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 
 WIDTH = 1200
 DPI = 120
-INK, MUTED, FAINT, PALE = "#222222", "#666666", "#dddddd", "#f3f3f3"
-BLUE, ORANGE, GREEN, VERMILLION, SKY, YELLOW = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#F0E442"
+# Pictures are drawn in the colours of LIGHT, no two alike; in a page each becomes the variable of its name.
+LIGHT = {
+    "ink": "#222222", "muted": "#666666", "faint": "#dddddd", "pale": "#f3f3f3", "paper": "#ffffff",
+    "c0": "#0072b2", "c1": "#c65200", "c2": "#00805c", "c3": "#a8487f", "c4": "#8a6d00", "c5": "#2b8fcb",
+    "c6": "#4d4d9e", "c7": "#6b6b6b", "bright": "#e69f00",
+}  # fmt: skip
+DARK = {
+    "ink": "#e8ebf2", "muted": "#a3adc0", "faint": "#39404f", "pale": "#232936", "paper": "#171b24",
+    "c0": "#5bb5ec", "c1": "#ff9a52", "c2": "#3ccf9f", "c3": "#e39ac5", "c4": "#e6c34a", "c5": "#9ad4f5",
+    "c6": "#a9a8f0", "c7": "#b5b5b5", "bright": "#f0b43c",
+}  # fmt: skip
+INK, MUTED, FAINT, PALE, PAPER, BLUE, VERMILLION, GREEN, PURPLE, _, SKY, _, GREY, ORANGE = LIGHT.values()
+YELLOW = "#f0e442"  # on scans alone, where the ground is dark
+TITLE, TEXT, NOTE, SMALL = 13, 10.5, 9.5, 9  # sizes of words in points
 
 # line -> (label, colour, dashes)
 LINES = {
@@ -27,34 +38,24 @@ LINES = {
 }
 
 
-def new_figure(height: int, width: int = WIDTH):
+def new_figure(height: float, width: float = WIDTH, dpi: int = DPI):
     """A figure of exactly ``width`` x ``height`` pixels."""
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
-
-
-def save(figure, path: str | Path) -> Path:
-    """Write a PNG, whole or not at all; the same figure gives the same bytes."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    figure.savefig(part, format="png", dpi=DPI, metadata={"Software": None})
-    part.replace(path)
-    return path
+    return Figure(figsize=(width / dpi, height / dpi), dpi=dpi, facecolor=PAPER)
 
 
 def headline(figure, title: str, subtitle: str = "") -> None:
     """Finding in bold at the top left, and under it what is shown, wrapped to the width."""
     height = figure.get_figheight() * DPI
     subtitle = "\n".join(textwrap.fill(line, 138) for line in subtitle.splitlines())
-    figure.text(24 / WIDTH, 1 - 20 / height, title, fontsize=13, fontweight="bold", color=INK, va="top")
+    figure.text(24 / WIDTH, 1 - 20 / height, title, fontsize=TITLE, fontweight="bold", color=INK, va="top")
     figure.text(24 / WIDTH, 1 - 50 / height, subtitle, fontsize=9.5, color=MUTED, va="top", linespacing=1.35)
 
 
 def pixels(figure, left: float, top: float, width: float, height: float):
     """Axes at a place given in pixels from the top left corner."""
-    wide, high = figure.get_figwidth() * DPI, figure.get_figheight() * DPI
+    wide, high = figure.get_size_inches() * figure.dpi
     return figure.add_axes((left / wide, 1 - (top + height) / high, width / wide, height / high))
 
 
