@@ -10,12 +10,13 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
+from voco.figures import ranking
 from voco.figures.calibration import groups_of_scores, reliability, wilson
 from voco.figures.confusion import confusion
 from voco.figures.evidence import Evidence, evidence
 from voco.figures.export import save
 from voco.figures.finetune import learning_curves
-from voco.figures.ranking import _GRID, _precision, _roc, roc_pr
+from voco.figures.ranking import GRID, roc_pr
 
 
 @pytest.fixture
@@ -58,12 +59,12 @@ def test_curves_are_those_of_scikit_learn():
     y, s = scored()
     s = np.round(s, 1)  # ties
     fpr, tpr, _ = roc_curve(y, s, drop_intermediate=False)
-    inside = fpr[fpr > 0].min() < _GRID
-    assert _roc(y, s, np.ones(len(y)))[inside] == pytest.approx(np.interp(_GRID, fpr, tpr)[inside], abs=1e-12)
+    inside = fpr[fpr > 0].min() < GRID
+    assert ranking.roc(y, s, np.ones(len(y)))[inside] == pytest.approx(np.interp(GRID, fpr, tpr)[inside], abs=1e-12)
     precision, recall, _ = precision_recall_curve(y, s)
-    expected = [precision[np.flatnonzero(recall >= r - 1e-9)[-1]] for r in _GRID[1:]]
-    assert _precision(y, s, np.ones(len(y)))[1:] == pytest.approx(expected, abs=1e-12)
-    assert _roc(np.zeros(4), np.arange(4.0), np.ones(4)) is None
+    expected = [precision[np.flatnonzero(recall >= r - 1e-9)[-1]] for r in GRID[1:]]
+    assert ranking.precision(y, s, np.ones(len(y)))[1:] == pytest.approx(expected, abs=1e-12)
+    assert ranking.roc(np.zeros(4), np.arange(4.0), np.ones(4)) is None
 
 
 @pytest.mark.parametrize("folds", [1, 4])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from voco.figures import style
-from voco.figures.style import BLUE, FAINT, INK, MUTED
+from voco.figures.style import BLUE, FAINT, INK, MUTED, PAPER
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,7 +40,7 @@ def confusion(matrix: np.ndarray, classes: Sequence[str], *, title: str = "", no
     left = 36 + int(1.02 * longest * _font(count))  # pixels: a letter is about as wide as its size in points
     side = min(770 - left, 620)
     axes = style.pixels(figure, left, 110, side, side)
-    axes.imshow(share, cmap=_colours(), vmin=0, vmax=1, interpolation="nearest", aspect="equal")
+    tiles(axes, share)
     _name_axes(axes, names)
     if count <= _WITH_NUMBERS:
         _write_numbers(axes, matrix, share)
@@ -64,10 +64,25 @@ def _font(count: int) -> float:
     return 10 if count <= 12 else 9 if count <= _WITH_NUMBERS else 6 if count <= 40 else 5
 
 
-def _colours():
-    from matplotlib.colors import LinearSegmentedColormap
+def tiles(axes, share: np.ndarray, *, strength: float = 1.0, gap: float = 0.0) -> None:
+    """A matrix as squares of one colour, the stronger the larger the share, so that they follow the colours of a page.
 
-    return LinearSegmentedColormap.from_list("share", ["white", BLUE])
+    Args:
+        axes: of matplotlib; cells lie at 0, 1, …, the first row at the top.
+        share: (C, C) from 0 to 1.
+        strength: of a share of 1.
+        gap: points between cells, which then have a ground.
+    """
+    from matplotlib.colors import ListedColormap
+
+    edges = np.arange(len(share) + 1) - 0.5
+    if gap:
+        axes.set_facecolor((FAINT, 0.5))
+    axes.pcolormesh(edges, edges, np.zeros(share.shape), alpha=strength * share, cmap=ListedColormap([BLUE]),
+                    edgecolors=PAPER if gap else "none", linewidth=gap)  # fmt: skip
+    axes.set(xlim=edges[[0, -1]], ylim=edges[[-1, 0]], aspect="equal", xticks=[], yticks=[])
+    for side in axes.spines.values():
+        side.set_visible(not gap)
 
 
 def _name_axes(axes, names: Sequence[str]) -> None:
@@ -97,7 +112,7 @@ def _write_numbers(axes, matrix: np.ndarray, share: np.ndarray) -> None:
         if count <= 10:
             text += f"\n{share[row, column]:.0%}"
         axes.text(column, row, text, ha="center", va="center", fontsize=9 if count <= 12 else 7,
-            color="white" if share[row, column] > 0.55 else INK, linespacing=1.2)  # fmt: skip
+            color=PAPER if share[row, column] > 0.55 else INK, linespacing=1.2)  # fmt: skip
 
 
 def _finding(matrix: np.ndarray, totals: np.ndarray, noun: str) -> str:

@@ -22,12 +22,13 @@ _TIP = "tip:"
 _NAMES = {color: name for name, color in LIGHT.items()} | {"#000000": "ink"}
 
 
-def save(figure: Figure, path: str | Path) -> Path:
+def save(figure: Figure, path: str | Path, title: str = "") -> Path:
     """Write a figure, whole or not at all, as the ending says: PNG, PDF or SVG; the same figure gives the same bytes.
 
     Args:
         figure: matplotlib figure.
         path: file; its folder is made if missing.
+        title: of an SVG: what is shown.
     """
     import matplotlib
 
@@ -36,7 +37,7 @@ def save(figure: Figure, path: str | Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     if kind == "svg":
-        part.write_text(svg(figure) + "\n", encoding="utf-8")
+        part.write_text(svg(figure, title) + "\n", encoding="utf-8")
     else:
         # fonts as publishers ask for them
         with matplotlib.rc_context({"pdf.fonttype": 42}):

@@ -59,6 +59,16 @@ def pixels(figure, left: float, top: float, width: float, height: float):
     return figure.add_axes((left / wide, 1 - (top + height) / high, width / wide, height / high))
 
 
+def grow(figure, pixels: float) -> None:
+    """Room below everything that is in a figure so far."""
+    old = figure.get_figheight()
+    new = old + pixels / figure.dpi
+    figure.set_figheight(new)
+    for axes in figure.axes:
+        left, bottom, width, height = axes.get_position().bounds
+        axes.set_position((left, 1 - (1 - bottom) * old / new, width, height * old / new))
+
+
 def plain(axes, *, grid: bool = True) -> None:
     """Only the axes that are read: no box, faint horizontal lines."""
     for side in ("top", "right", "left"):
@@ -73,14 +83,24 @@ def plain(axes, *, grid: bool = True) -> None:
 def panel_title(axes, text: str, note: str = "") -> None:
     """Bold words above a panel, a quieter line between them and the panel."""
     lift = 20 if note else 7
-    axes.text(0, 1, text, transform=_above(axes, lift), fontsize=10.5, fontweight="bold", color=INK, va="bottom")
-    axes.text(0, 1, note, transform=_above(axes, 6), fontsize=9, color=MUTED, va="bottom")
+    axes.text(
+        0,
+        1,
+        text,
+        transform=moved(axes.transAxes, axes.figure, 0, lift),
+        fontsize=10.5,
+        fontweight="bold",
+        color=INK,
+        va="bottom",
+    )
+    axes.text(0, 1, note, transform=moved(axes.transAxes, axes.figure, 0, 6), fontsize=9, color=MUTED, va="bottom")
 
 
-def _above(axes, points: float):
+def moved(transform, figure, right: float, up: float):
+    """A transform whose points lie that many points further right and up."""
     from matplotlib.transforms import ScaledTranslation
 
-    return axes.transAxes + ScaledTranslation(0, points / 72, axes.figure.dpi_scale_trans)
+    return transform + ScaledTranslation(right / 72, up / 72, figure.dpi_scale_trans)
 
 
 def label_right(axes, labels: Sequence[tuple[float, str, str]], *, gap: float = 13.0) -> None:
