@@ -103,31 +103,32 @@ def moved(transform, figure, right: float, up: float):
     return transform + ScaledTranslation(right / 72, up / 72, figure.dpi_scale_trans)
 
 
-def label_right(axes, labels: Sequence[tuple[float, str, str]], *, gap: float = 13.0) -> None:
-    """Write labels beside the right edge at their heights, moved apart where they would touch.
+def label_right(axes, labels: Sequence[tuple[float, str, str]], *, gap: float = 13.0) -> list:
+    """Write labels beside the right edge at their heights, moved apart where they would touch; returns the words.
 
     Args:
         labels: (height in data units, text, colour).
         gap: least distance in points.
     """
-    if not labels:
-        return
     low, high = axes.get_ylim()
     height = axes.get_position().height * axes.figure.get_figheight() * 72
     wanted = [(value - low) / (high - low) * height for value, _, _ in labels]
-    for (value, text, colour), place in zip(labels, spread(wanted, gap, 0.0, height)):
+    return [
         axes.annotate(
             text,
             xy=(1, (value - low) / (high - low)),
             xycoords="axes fraction",
             xytext=(10, place - (value - low) / (high - low) * height),
             textcoords="offset points",
-            fontsize=9,
+            fontsize=SMALL,
             color=colour,
             va="center",
             annotation_clip=False,
+            parse_math=False,
             arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 0},
         )
+        for (value, text, colour), place in zip(labels, spread(wanted, gap, 0.0, height))
+    ]
 
 
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:

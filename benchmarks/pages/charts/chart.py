@@ -15,6 +15,7 @@ from voco.figures.style import INK, MUTED, NOTE, PAPER, TEXT
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.transforms import Transform
 
 WIDTH = 420  # every chart: readable on a phone as it is, two or three side by side on a desk
 LEFT, RIGHT, BOTTOM = 48, 16, 44
@@ -27,7 +28,7 @@ _GLYPH = 0.62  # mean width of a letter, in font sizes
 
 @dataclass(frozen=True)
 class Style:
-    """How a series looks: never by colour alone."""
+    """How a series looks, never by colour alone; what lies on the edge of the axes is not cut."""
 
     color: str
     marker: str
@@ -36,13 +37,13 @@ class Style:
     @property
     def line(self) -> dict[str, Any]:
         """Of a curve, for ``axes.plot``."""
-        return {"color": self.color, "linestyle": (0, self.dash) if self.dash else "solid"}
+        return {"color": self.color, "linestyle": (0, self.dash) if self.dash else "solid", "clip_on": False}
 
     def mark(self, hollow: bool = False, size: float = 8) -> dict[str, Any]:
         """Of a marker, for ``axes.plot``; hollow for figures that carry a flag."""
         face = PAPER if hollow else self.color
         looks = {"markersize": size, "markeredgewidth": 1.6, "markerfacecolor": face, "markeredgecolor": self.color}
-        return {"marker": self.marker, "linestyle": "none", "zorder": 3} | looks
+        return {"marker": self.marker, "linestyle": "none", "zorder": 3, "clip_on": False} | looks
 
 
 def styles(names: Sequence[str]) -> dict[str, Style]:
@@ -83,7 +84,7 @@ class Chart:
         self.title = f"{self.title} ({words})"
         style.grow(self.figure, 18)
         width, height = self.size
-        write(canvas(self.figure), 12, height - 7, words, color=style.VERMILLION, room=width - 24, fontweight="bold")
+        write(self.figure, 12, height - 7, words, color=style.VERMILLION, room=width - 24, fontweight="bold")
 
     def svg(self) -> str:
         """The chart as a part of the page."""
@@ -103,13 +104,27 @@ def new_figure(height: float, width: float = WIDTH) -> Figure:
     return style.new_figure(height, width, _DPI)
 
 
-def canvas(figure: Figure) -> Axes:
-    """The whole figure in pixels from its top left corner, for what belongs to no axes."""
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.set_axis_off()
-    width, height = figure.get_size_inches() * _DPI
-    axes.set(xlim=(0, width), ylim=(height, 0))
-    return axes
+def from_corner(figure: Figure) -> Transform:
+    """Pixels from the top left corner of a figure, for what belongs to no axes."""
+    from matplotlib.transforms import Affine2D, ScaledTranslation
+
+    return Affine2D().scale(1 / _DPI, -1 / _DPI) + figure.dpi_scale_trans + ScaledTranslation(0, 1, figure.transFigure)
+
+
+def line(figure: Figure, x: Sequence[float], y: Sequence[float], **how) -> None:
+    """A line in pixels from the top left corner."""
+    from matplotlib.lines import Line2D
+
+    figure.add_artist(Line2D(x, y, transform=from_corner(figure), **how))
+
+
+def box(figure: Figure, x: float, y: float, width: float, height: float, color: str) -> None:
+    """A filled box in pixels from the top left corner, below everything else."""
+    from matplotlib.patches import Rectangle
+
+    figure.add_artist(
+        Rectangle((x, y), width, height, color=color, linewidth=0, zorder=-1, transform=from_corner(figure))
+    )
 
 
 def framed(
@@ -127,19 +142,18 @@ def framed(
         lines: whether the legend shows lines, or markers alone.
     """
     places = _places(list(dict.fromkeys(names)))
-    top = places[-1][2] + 30
+    top = places[-1][2] + 34
     figure = new_figure(top + height + BOTTOM)
-    sheet = canvas(figure)
     for name, x, y in places:
         own = look[name]
         drawn = own.mark() | (own.line | {"linewidth": 2, "markevery": [1]} if lines else {"markevery": [1]})
-        sheet.plot([x, x + 12, x + 24], [y - 4] * 3, **drawn)
-        write(sheet, x + 30, y, name, color=INK, size=TEXT, room=WIDTH - 12 - x - 30)
-    write(sheet, 12, top - 8, words[1])
+        line(figure, [x, x + 12, x + 24], [y - 4] * 3, **drawn)
+        write(figure, x + 30, y, name, color=INK, size=TEXT, room=WIDTH - 12 - x - 30)
+    write(figure, 12, top - 11, words[1])
+    write(figure, (LEFT + WIDTH - right) / 2, top + height + 34, words[0], ha="center")
     axes = style.pixels(figure, LEFT, top, WIDTH - LEFT - right, height)
     style.plain(axes)
-    axes.tick_params(labelsize=NOTE)
-    axes.set_xlabel(words[0], fontsize=NOTE, color=MUTED)
+    axes.tick_params(labelsize=NOTE, pad=5)
     return figure, axes
 
 
@@ -155,10 +169,21 @@ def _places(names: Sequence[str]) -> list[tuple[str, float, float]]:
     return found
 
 
-def write(axes: Axes, x: float, y: float, words: str, *, size=NOTE, color=MUTED, room: float = 0, **how):
-    """Words with their baseline at y; cut to ``room`` pixels, with the whole text as a tip."""
+def write(where: Axes | Figure, x: float, y: float, words: str, *, size=NOTE, color=MUTED, room: float = 0, **how):
+    """Words with their baseline at y, of a figure in pixels from its top left corner.
+
+    Args:
+        where: a figure, or axes with a ``transform``.
+        x, y: place.
+        words: cut to ``room`` pixels, with the whole text as a tip.
+        size: in points.
+        color: of the palette.
+        room: in pixels, 0 for as much as it takes.
+        how: of ``matplotlib.text.Text``.
+    """
     shown = fit(str(words), room, size) if room else str(words)
-    artist = axes.text(x, y, shown, fontsize=size, color=color, parse_math=False, **how)
+    how = {"transform": from_corner(where.figure)} | how
+    artist = where.text(x, y, shown, fontsize=size, color=color, parse_math=False, **how)
     return artist if shown == words else tip(artist, str(words))
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.pages.charts.chart import Chart, Style, canvas, framed, new_figure, write
+from benchmarks.pages.charts.chart import Chart, Style, framed, new_figure, write
 from benchmarks.read.rows import Row
 from voco.figures import style
 from voco.figures.confusion import tiles
@@ -88,17 +88,16 @@ def confusion(name: str, row: Row, output: Output) -> Chart | None:
     chart = Chart(name, title, figure, note, ("true", "given", "count", "share_of_true"))
     share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1e-12)
     tiles(style.pixels(figure, left, top, cell * count, cell * count), share, strength=0.55, gap=2)
-    sheet = canvas(figure)
-    write(sheet, left, 16, "given →")
-    write(sheet, left - 8, top - 8, "true ↓", ha="right")
+    write(figure, left, 16, "given →")
+    write(figure, left - 8, top - 8, "true ↓", ha="right")
     for i, true in enumerate(names):
         y, x = (start + cell * (i + 0.5) for start in (top, left))
-        write(sheet, left - 8, y + 4, true, color=INK, room=left - 12, ha="right")
-        write(sheet, x, top - 8, true, color=INK, room=cell - 2, ha="center")
+        write(figure, left - 8, y + 4, true, color=INK, room=left - 12, ha="right")
+        write(figure, x, top - 8, true, color=INK, room=cell - 2, ha="center")
         for j, given in enumerate(names):
             x = left + cell * (j + 0.5)
-            write(sheet, x, y + 1, f"{matrix[i, j]:.3g}", color=INK, size=TEXT, ha="center")
-            write(sheet, x, y + 15, f"{100 * share[i, j]:.0f} %", color=INK, size=SMALL, ha="center")
+            write(figure, x, y + 1, f"{matrix[i, j]:.3g}", color=INK, size=TEXT, ha="center")
+            write(figure, x, y + 15, f"{100 * share[i, j]:.0f} %", color=INK, size=SMALL, ha="center")
             chart.rows.append((true, given, float(matrix[i, j]), float(share[i, j])))
     return chart
 

@@ -6,7 +6,7 @@ import csv
 import re
 from collections import Counter
 
-from benchmarks.pages.charts.chart import Chart, canvas, new_figure, write
+from benchmarks.pages.charts.chart import Chart, box, line, new_figure, write
 from benchmarks.read.rows import TestSet
 from benchmarks.read.run import Run
 from voco.figures.style import INK, MUTED, PALE, SMALL, TEXT
@@ -17,8 +17,6 @@ def flow_chart(name: str, one: TestSet) -> Chart:
 
     Parts are those of the run with most labels, over all its folds; reasons are those of ``rejected.csv``.
     """
-    from matplotlib.patches import Rectangle
-
     run = max((run for row in one.rows if not row.first.cheap for run in row.runs), default=one.run,
               key=lambda run: run.fraction)  # fmt: skip
     counts = run.facts.get("counts") or {}
@@ -33,21 +31,21 @@ def flow_chart(name: str, one: TestSet) -> Chart:
     chart = Chart(name, title, figure, columns=("step", "count", "detail"))
     if one.folds > 1:
         chart.note = f"Over {one.folds} folds: a patient who trains in one may validate or be tested in another."
-    sheet, line = canvas(figure), {"color": MUTED, "linewidth": 1.2}
+    how = {"color": MUTED, "linewidth": 1.2}
     for place, (words, detail) in enumerate(boxes):
         top = 12 + 52 * place
-        sheet.add_patch(Rectangle((12, top), 230, 36, color=PALE, linewidth=0))
-        write(sheet, 22, top + (16 if detail else 22), words, color=INK, size=TEXT, room=212)
+        box(figure, 12, top, 230, 36, PALE)
+        write(figure, 22, top + (16 if detail else 22), words, color=INK, size=TEXT, room=212)
         if detail:
-            write(sheet, 22, top + 30, detail, room=212)
+            write(figure, 22, top + 30, detail, room=212)
         if place:
-            sheet.plot([127, 127], [top - 16, top], **line)
+            line(figure, [127, 127], [top - 16, top], **how)
         number = re.search(r"\d+", words)
         chart.rows.append((words, number.group() if number else "", detail))
-    sheet.plot([127, 256], [56, 56], **line)  # between what was found and what could be used
-    write(sheet, 260, 54, f"{lost} rejected", color=INK, size=TEXT)
+    line(figure, [127, 256], [56, 56], **how)  # between what was found and what could be used
+    write(figure, 260, 54, f"{lost} rejected", color=INK, size=TEXT)
     for place, (reason, count) in enumerate(reasons.most_common(3)):
-        write(sheet, 260, 70 + 14 * place, f"{count} x {reason}", size=SMALL, room=150)
+        write(figure, 260, 70 + 14 * place, f"{count} x {reason}", size=SMALL, room=150)
     chart.rows += [("rejected", count, reason) for reason, count in reasons.most_common()]
     return chart
 

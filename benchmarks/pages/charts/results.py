@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from benchmarks.pages.charts.chart import BOTTOM, LEFT, RIGHT, WIDTH, Chart, Style, canvas, framed, new_figure, write
+from benchmarks.pages.charts.chart import (
+    BOTTOM,
+    LEFT,
+    RIGHT,
+    WIDTH,
+    Chart,
+    Style,
+    box,
+    fit,
+    framed,
+    from_corner,
+    new_figure,
+    write,
+)
 from benchmarks.pages.sentences import (
     CEILING,
     arrow,
@@ -30,10 +44,10 @@ if TYPE_CHECKING:
 _COST_NOTE = "Time of all pretraining and of one training run, as measured on its device. Hollow: a run did not train."
 _LABELS_NOTE = "Vertical lines: 95 % intervals. Hollow: a run did not train. Dotted: cheap lines, with most labels."
 _LETTERS = 56  # of a label that has room in large letters
-_APART = 13  # pixels of two names below each other
 _DRAWN = 24  # comparisons in one forest plot; more become further plots
 _ROW, _TOP = 40, 34  # pixels of a comparison, and above the first
 _UNKNOWN = 84  # pixels beside a chart of cost for what is not known
+_NAMES = 84  # pixels beside a chart for names of lines
 _DOTS = (0, (2, 3))
 
 
@@ -53,7 +67,9 @@ def label_curves(
     xs = {id(row): float(row.train_patients if counted else 100 * row.fraction) for row in rows}
     names = list(dict.fromkeys(row.label for row in rows))
     words = "labeled training patients" if counted else "share of the labels, %"
-    figure, axes = framed(names, look, 220, (words, _metric(task)))
+    lines = [line for line in lines if intervals[id(line)].point == intervals[id(line)].point]
+    right = RIGHT + (_NAMES if lines else 0)
+    figure, axes = framed(names, look, 220, (words, _metric(task)), right=right)
     columns = ("source", "label_share", "training_patients", "seeds", task.main_metric, "low", "high")
     chart = Chart(name, title, figure, _LABELS_NOTE, columns)
     _y_axis(axes, [intervals[id(row)] for row in (*rows, *lines)], task)
@@ -82,21 +98,12 @@ def label_curves(
 
 
 def _lines_across(axes: Axes, lines: Sequence[Row], intervals) -> None:
-    """Dotted lines with their names; names that would lie over each other stand in one row."""
-    low, high = axes.get_ylim()
-    apart = _APART * (high - low) / (axes.get_position().height * axes.figure.get_figheight() * 72)
-    fine = [line for line in lines if intervals[id(line)].point == intervals[id(line)].point]
-    groups: list[list[tuple[float, str]]] = []
-    for at, label in sorted(((intervals[id(line)].point, line.label) for line in fine), reverse=True):
-        axes.axhline(at, color=MUTED, linewidth=1, linestyle=_DOTS)
-        if groups and groups[-1][-1][0] - at < apart:
-            groups[-1].append((at, label))
-        else:
-            groups.append([(at, label)])
-    for group in groups:
-        words = ", ".join(label for _, label in group)
-        place = (1, group[0][0] + 0.25 * apart)
-        write(axes, *place, words, size=SMALL, room=300, ha="right", transform=axes.get_yaxis_transform())
+    """Dotted lines with their names beside them."""
+    for line in lines:
+        axes.axhline(intervals[id(line)].point, color=MUTED, linewidth=1, linestyle=_DOTS)
+    places = [(intervals[id(line)].point, fit(line.label, _NAMES - 12, SMALL), MUTED) for line in lines]
+    for line, words in zip(lines, style.label_right(axes, places)):
+        tip(words, line.label)
 
 
 def forests(name: str, title: str, test_set: TestSet, comparisons: Sequence[Comparison]) -> list[Chart]:
@@ -120,32 +127,28 @@ def _forest(name: str, title: str, test_set: TestSet, shown: Sequence[Comparison
     figure = new_figure(_TOP + height + BOTTOM)
     chart = Chart(name, title, figure, note, columns)
     words = ("favours second", "favours first") if task.higher_is_better else ("favours first", "favours second")
-    sheet = canvas(figure)
-    write(sheet, WIDTH / 2 - 8, 18, f"← {words[0]}", ha="right")
-    write(sheet, WIDTH / 2 + 8, 18, f"{words[1]} →")
+    write(figure, WIDTH / 2 - 8, 18, f"← {words[0]}", ha="right")
+    write(figure, WIDTH / 2 + 8, 18, f"{words[1]} →")
+    write(figure, WIDTH / 2, chart.size[1] - 10, f"difference in {metric_words(task.main_metric)}", ha="center")
     axes = style.pixels(figure, LEFT, _TOP, WIDTH - 2 * LEFT, height)
     most = max(max(abs(c.difference.low), abs(c.difference.high), abs(c.difference.point)) for c in shown) or 0.01
     axes.set(xlim=(-1.05 * most, 1.05 * most), ylim=(height, 0), yticks=[])
     style.plain(axes, grid=False)
     axes.grid(axis="x", color=FAINT, linewidth=1)
-    axes.tick_params(labelsize=NOTE)
+    axes.tick_params(labelsize=NOTE, pad=5)
     axes.locator_params(axis="x", nbins=5)
     axes.xaxis.set_major_formatter(lambda value, place: f"{value:+g}" if value else "0")
-    axes.set_xlabel(f"difference in {metric_words(task.main_metric)}", fontsize=NOTE, color=MUTED)
     axes.axvline(0, color=MUTED, linewidth=1.4)
-    square = Style(BLUE, "s", ())
-    for place, c in enumerate(shown):
-        d, at = c.difference, _ROW * place + 36
-        a, b = names_of(c.pair)
+    square, ys = Style(BLUE, "s", ()), [_ROW * place + 36 for place in range(len(shown))]
+    # the lines of the axis stop at words
+    axes.hlines([y - 16 for y in ys], *axes.get_xlim(), color=PAPER, linewidth=14)
+    axes.hlines(ys, [c.difference.low for c in shown], [c.difference.high for c in shown], color=BLUE, linewidth=2)
+    for y, c in zip(ys, shown):
+        d, (a, b) = c.difference, names_of(c.pair)
         label = f"{'★ ' if c.primary else ''}{a} minus {b}, {100 * c.pair.a.fraction:g} %"
         size = TEXT if len(label) <= _LETTERS else SMALL
-        # the lines of the axis stop at words
-        ground = {"facecolor": PAPER, "edgecolor": "none", "pad": 2}
-        place = ((12 - LEFT) / (WIDTH - 2 * LEFT), at - 12)
-        write(axes, *place, label, color=INK, size=size, room=WIDTH - 24, bbox=ground,
-              transform=axes.get_yaxis_transform())  # fmt: skip
-        axes.plot([d.low, d.high], [at, at], color=BLUE, linewidth=2)
-        (point,) = axes.plot([d.point], [at], **square.mark(hollow=not c.shown, size=9))
+        write(figure, 12, _TOP + y - 12, label, color=INK, size=size, room=WIDTH - 24)
+        (point,) = axes.plot([d.point], [y], **square.mark(hollow=not c.shown, size=9))
         tip(point, f"{label}: {signed(d.point)} {bracket(d.low, d.high, True)}")
         holm = "" if c.p_holm is None else c.p_holm
         names = (c.pair.a.label, c.pair.b.label, *system_of(c.pair), c.pair.a.fraction, c.pair.kind)
@@ -161,7 +164,6 @@ def quality_cost(
     Args:
         hours: of each row by ``id``, None where any part of it is not known.
     """
-    from matplotlib.patches import Rectangle
     from matplotlib.transforms import blended_transform_factory
 
     task = rows[0].first.task
@@ -179,16 +181,13 @@ def quality_cost(
         low, high = min(known) / 1.6 * of_hour, max(known) * 1.6 * of_hour
         _log(axes, low, high)
         marks = _log_ticks(low, high, (1, 2, 5) if max(known) / min(known) < 30 else (1,))
-        axes.set_xticks(*_labeled(marks[:: max(1, len(marks) // 4)], f" {unit}"))
+        axes.set_xticks(*_labeled(marks[:: math.ceil(len(marks) / 4)], f" {unit}"))
         axes.tick_params(axis="x", length=4)
-    beside = blended_transform_factory(figure.axes[0].transData, axes.transData)
+    beside = blended_transform_factory(from_corner(figure), axes.transData)
     edge = WIDTH - right
     if unknown:
-        low, high = axes.get_ylim()
-        ground = Rectangle((edge + 8, low), 76, high - low, color=PALE, transform=beside, clip_on=False, linewidth=0)
-        axes.add_patch(ground)
-        # in line with the names of the axis
-        write(axes, edge + 46, low, "not known", ha="center", va="top", transform=style.moved(beside, figure, 0, -5))
+        box(figure, edge + 8, chart.size[1] - BOTTOM - 200, 76, 200, PALE)
+        write(figure, edge + 46, chart.size[1] - 10, "not known", ha="center")
     for row in rows:
         found, spent = intervals[id(row)], hours[id(row)]
         values = (spent if spent else "", found.point, found.low, found.high)
@@ -198,7 +197,7 @@ def quality_cost(
         at = spent * of_hour if spent else edge + 14 + 64 * (unknown.index(row) + 0.5) / len(unknown)
         words = f"{row.label}, {row.first.encoder}, {share(row.fraction)}: {number(found.point)}, {cost_words(spent)}"
         where = axes.transData if spent else beside
-        _point(axes, at, row, found, look, words, transform=where, clip_on=False, linewidth=1, alpha=0.6)
+        _point(axes, at, row, found, look, words, transform=where, linewidth=1, alpha=0.6)
     return chart
 
 
@@ -208,7 +207,7 @@ def _point(
     """A figure of a row with its interval."""
     if found.low is not None:
         color = look[row.label].color
-        axes.plot([x, x], [found.low, found.high], color=color, linewidth=linewidth, alpha=alpha, **how)
+        axes.plot([x, x], [found.low, found.high], color=color, alpha=alpha, linewidth=linewidth, clip_on=False, **how)
     (point,) = axes.plot([x], [found.point], **look[row.label].mark(hollow=bool(row.untrained)), **how)
     tip(point, words)
 
