@@ -95,7 +95,7 @@ def similarity_map(
                 style.panel_title(panel, words)
         middle = panels[0].get_position().y0 + panels[0].get_position().height / 2
         figure.text(30 / style.WIDTH, middle, _short(case.name),
-            rotation=90, fontsize=9.5, color=MUTED, ha="center", va="center")  # fmt: skip
+            rotation=90, fontsize=style.NOTE, color=MUTED, ha="center", va="center")  # fmt: skip
     _colour_bar(figure, top + rows * (edge + gap) + 6)
     return figure
 
@@ -127,7 +127,7 @@ def _slice(axes, grey, *, grid=None, numbers: bool = False) -> None:
             for k in range(grid.bases):
                 row, col = divmod(k, grid.grid[1])
                 place = (col * grid.crop + 0.06 * grid.crop, row * grid.crop + 0.06 * grid.crop)
-                axes.text(*place, str(k), color="white", fontsize=9, va="top", **_halo())
+                axes.text(*place, str(k), color="white", fontsize=style.SMALL, va="top", **_halo())
 
 
 def _halo() -> dict:
@@ -150,7 +150,7 @@ def _outline(axes, start, geometry, colour, *, words: str = "", width: float = 2
 def _orientation(axes) -> None:
     for x, y, letter in ((0.5, 0.975, "A"), (0.02, 0.5, "R"), (0.98, 0.5, "L")):
         horizontal = {0.5: "center", 0.02: "left", 0.98: "right"}[x]
-        axes.text(x, y, letter, transform=axes.transAxes, color="white", fontsize=9.5, ha=horizontal,
+        axes.text(x, y, letter, transform=axes.transAxes, color="white", fontsize=style.NOTE, ha=horizontal,
             va="top" if letter == "A" else "center", **_halo())  # fmt: skip
 
 
@@ -211,11 +211,13 @@ def _colour_bar(figure, top: int) -> None:
     axes.imshow(np.linspace(0, 1, 256)[None], cmap="viridis", aspect="auto", extent=(0, 1, 0, 1))
     axes.set_yticks([])
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1.0])
-    axes.tick_params(length=0, labelsize=9, colors=MUTED)
+    axes.tick_params(length=0, labelsize=style.SMALL, colors=MUTED)
     for spine in axes.spines.values():
         spine.set_visible(False)
     foot = "Axial slices, anterior up, patient's left on the right.\nWhite frame: the network's pick."
-    figure.text(68 / style.WIDTH, axes.get_position().y1, foot, fontsize=9.5, color=MUTED, va="top", linespacing=1.4)
+    figure.text(
+        68 / style.WIDTH, axes.get_position().y1, foot, fontsize=style.NOTE, color=MUTED, va="top", linespacing=1.4
+    )
 
 
 def crops_of_case(
@@ -258,7 +260,7 @@ def crops_of_case(
     _base_sheet(figure, bases, draws, geometry, left=24 + whole + 24, top=top, size=whole)
     _random_sheet(figure, crops, draws, labels, geometry, left=24 + 2 * (whole + 24) - 8, top=top, height=whole)
     foot = "Axial slices, anterior up, patient's left on the right, before any flip or turn."
-    figure.text(24 / style.WIDTH, 24 / (top + whole + 66), foot, fontsize=9.5, color=MUTED, va="bottom")
+    figure.text(24 / style.WIDTH, 24 / (top + whole + 66), foot, fontsize=style.NOTE, color=MUTED, va="bottom")
     return figure
 
 
@@ -297,7 +299,9 @@ def _base_sheet(figure, bases, draws, geometry, *, left, top, size) -> None:
         axes = style.pixels(figure, left + col * cell_w, top + row * cell_h, edge, edge)
         axes.imshow(crop[len(crop) // 2], cmap="gray", vmin=0, vmax=1)
         _frame(axes, MUTED, 0.8)
-        axes.text(0.05, 0.96, str(k), transform=axes.transAxes, color="white", fontsize=9, va="top", **_halo())
+        axes.text(
+            0.05, 0.96, str(k), transform=axes.transAxes, color="white", fontsize=style.SMALL, va="top", **_halo()
+        )
         axes.text(0.0, -0.02, _words(draws, k, cell_w - 4), transform=axes.transAxes, fontsize=7.5, color=INK, va="top")
         if k == 0:
             style.panel_title(axes, "base crops as the network sees them")

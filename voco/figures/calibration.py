@@ -53,7 +53,7 @@ def reliability(
     bottom.bar(bins[:-1] + 0.025, negative, width=0.042, color=GREY, alpha=0.45)
     bottom.bar(bins[:-1] + 0.025, positive, width=0.042, bottom=negative, color=BLUE)
     style.panel_title(bottom, "cases", f"blue: {event}, grey: not")
-    bottom.set_xlabel("score", fontsize=9, color=MUTED)
+    bottom.set_xlabel("score", fontsize=style.SMALL, color=MUTED)
     for axes in (top, bottom):
         axes.set_xlim(-0.01, 1.01)
         style.plain(axes)
@@ -118,11 +118,11 @@ def _write_groups(figure, rows, event: str) -> None:
     axes.set_ylim(0, 1)
     columns = ((0.0, "mean score"), (0.24, f"share {event}"), (0.52, "95 % interval"), (0.8, "cases"))
     for x, words in columns:
-        axes.text(x, 0.99, words, fontsize=9.5, fontweight="bold", color=INK, va="top")
+        axes.text(x, 0.99, words, fontsize=style.NOTE, fontweight="bold", color=INK, va="top")
     axes.axhline(0.945, color=FAINT, linewidth=0.8)
     for number, row in enumerate(rows):
         y = 0.92 - 0.05 * number
         texts = (f"{row['score']:.2f}", f"{row['share']:.2f}", f"{row['low']:.2f} to {row['high']:.2f}",
             f"{row['positive']} of {row['cases']}")  # fmt: skip
         for (x, _), text in zip(columns, texts):
-            axes.text(x, y, text, fontsize=9.5, color=INK, va="top")
+            axes.text(x, y, text, fontsize=style.NOTE, color=INK, va="top")

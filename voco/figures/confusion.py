@@ -90,10 +90,10 @@ def _name_axes(axes, names: Sequence[str]) -> None:
         side.set_color(FAINT)
     count, size = len(names), _font(len(names))
     axes.tick_params(length=0, colors=INK)
-    axes.set_xlabel("answer", fontsize=9, color=MUTED)
+    axes.set_xlabel("answer", fontsize=style.SMALL, color=MUTED)
     if count > _WITH_NAMES:
-        axes.set_xticks([0, count - 1], ["1", str(count)], fontsize=9)
-        axes.set_yticks([0, count - 1], ["1", str(count)], fontsize=9)
+        axes.set_xticks([0, count - 1], ["1", str(count)], fontsize=style.SMALL)
+        axes.set_yticks([0, count - 1], ["1", str(count)], fontsize=style.SMALL)
         return
     upright = count <= 6 and max(map(len, names)) <= 12
     axes.set_yticks(range(count), names, fontsize=size)
@@ -111,7 +111,7 @@ def _write_numbers(axes, matrix: np.ndarray, share: np.ndarray) -> None:
         text = str(matrix[row, column])
         if count <= 10:
             text += f"\n{share[row, column]:.0%}"
-        axes.text(column, row, text, ha="center", va="center", fontsize=9 if count <= 12 else 7,
+        axes.text(column, row, text, ha="center", va="center", fontsize=style.SMALL if count <= 12 else 7,
             color=PAPER if share[row, column] > 0.55 else INK, linespacing=1.2)  # fmt: skip
 
 
@@ -141,13 +141,13 @@ def _write_lists(axes, matrix, share, totals, names, noun) -> None:
     place = _write_list(axes, place - 0.05, "Hardest classes (share named right)", lines)
     if absent := len(names) - len(seen):
         axes.text(0, place - 0.02, f"{absent} of {len(names)} classes have no held-out {noun.removesuffix('s')}",
-            fontsize=9, color=MUTED, va="top")  # fmt: skip
+            fontsize=style.SMALL, color=MUTED, va="top")  # fmt: skip
 
 
 def _write_list(axes, top: float, heading: str, lines: Sequence[tuple[str, str]]) -> float:
-    axes.text(0, top, heading, fontsize=10.5, fontweight="bold", color=INK, va="top")
+    axes.text(0, top, heading, fontsize=style.TEXT, fontweight="bold", color=INK, va="top")
     for number, (words, value) in enumerate(lines):
         height = top - 0.045 - 0.0275 * number
-        axes.text(0, height, words, fontsize=9, color=INK, va="top")
-        axes.text(1, height, value, fontsize=9, color=MUTED, va="top", ha="right")
+        axes.text(0, height, words, fontsize=style.SMALL, color=INK, va="top")
+        axes.text(1, height, value, fontsize=style.SMALL, color=MUTED, va="top", ha="right")
     return top - 0.045 - 0.0275 * len(lines)

@@ -107,7 +107,9 @@ def evidence(
             for axes, words in zip((coronal, curve, plain, overlay), heads):
                 style.panel_title(axes, words)
         words = f"{_short(case.name)}{', ' if case.truth else ''}{case.truth}"
-        coronal.text(0.0, -0.03, words, transform=coronal.transAxes, fontsize=9, fontweight="bold", color=INK, va="top")
+        coronal.text(
+            0.0, -0.03, words, transform=coronal.transAxes, fontsize=style.SMALL, fontweight="bold", color=INK, va="top"
+        )
     style.headline(
         figure,
         title or _finding(cases),
@@ -206,8 +208,16 @@ def _overlay(axes, case: Evidence, best: int, aspect: float) -> None:
     from matplotlib import colormaps
 
     if case.saliency is None:
-        axes.text(0.5, 0.5, "no saliency map", transform=axes.transAxes, ha="center", color="white", fontsize=9,
-            bbox={"facecolor": "black", "edgecolor": "none", "alpha": 0.7})  # fmt: skip
+        axes.text(
+            0.5,
+            0.5,
+            "no saliency map",
+            transform=axes.transAxes,
+            ha="center",
+            color="white",
+            fontsize=style.SMALL,
+            bbox={"facecolor": "black", "edgecolor": "none", "alpha": 0.7},
+        )
         return
     weighed = case.saliency[case.saliency > 0]
     # single voxels may stand far out; a map may also be zero nearly everywhere

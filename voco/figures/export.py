@@ -19,7 +19,8 @@ _METADATA = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"
 _FONTS = "system-ui, Helvetica, Arial, sans-serif"
 _NARROWER = 1 / 0.88  # fonts of pages may be that much larger than matplotlib's own and take the same room
 _TIP = "tip:"
-_NAMES = {color: name for name, color in LIGHT.items()} | {"#000000": "ink"}
+_DEFAULT = "#000000"  # matplotlib's, of what has been given no colour
+_NAMES = {color: name for name, color in LIGHT.items()} | {_DEFAULT: "ink"}
 
 
 def save(figure: Figure, path: str | Path, title: str = "") -> Path:
@@ -79,7 +80,7 @@ def svg(figure: Figure, title: str = "", *, page: bool = False) -> str:
         _clean(node, shapes, page)
     width, height = (f"{value * 72:g}" for value in figure.get_size_inches())
     root.attrib = {"viewBox": f"0 0 {width} {height}", "width": width, "height": height, "role": "img"}
-    root.set("style", f"fill: {_paint('#000000', page)}; stroke-linejoin: round")
+    root.set("style", f"fill: {_paint(_DEFAULT, page)}; stroke-linejoin: round")
     if page:
         root.attrib |= {"class": "chart", "aria-label": title}
     else:
@@ -118,7 +119,7 @@ def _clean(node: ElementTree.Element, shapes: dict[str, str], page: bool) -> Non
 def _paint(color: str, page: bool) -> str:
     if page and color in _NAMES:
         return f"var(--{_NAMES[color]})"
-    return LIGHT["ink"] if color == "#000000" else color
+    return LIGHT["ink"] if color == _DEFAULT else color
 
 
 def _titled(words: str) -> ElementTree.Element:

@@ -52,7 +52,7 @@ def learning_curves(
     style.panel_title(left, "loss", "orange: training, running mean; blue: validation")
     style.panel_title(right, f"{metric} on validation", "dot: the step whose weights were kept")
     for axes in (left, right):
-        axes.set_xlabel("step", fontsize=9, color=MUTED)
+        axes.set_xlabel("step", fontsize=style.SMALL, color=MUTED)
         style.plain(axes)
         axes.locator_params(axis="x", nbins=5, integer=True)
     style.label_right(right, labels)
@@ -98,7 +98,7 @@ def _draw_metric(axes, rows, metric: str, best: int | None, single: bool) -> Non
         axes.plot([best], [value], "o", color=BLUE, markersize=8 if single else 5, markeredgecolor="white", zorder=4)
         if single:
             axes.annotate(f"step {best}: {value:.3f}", (best, value), xytext=(0, 10), textcoords="offset points",
-                fontsize=9, color=BLUE, ha="center" if steps[0] < best < steps[-1] else
+                fontsize=style.SMALL, color=BLUE, ha="center" if steps[0] < best < steps[-1] else
                 ("left" if best == steps[0] else "right"))  # fmt: skip
 
 

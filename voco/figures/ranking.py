@@ -59,19 +59,32 @@ def roc_pr(
     _draw(panels[0], frame, roc, seed)
     _draw(panels[1], frame, precision, seed)
     panels[0].plot([0, 1], [0, 1], color=INK, linewidth=1, linestyle=(0, (1, 2)))
-    panels[0].text(0.98, 0.93, "chance", color=MUTED, fontsize=9, ha="right", rotation=45, rotation_mode="anchor",
-        transform=panels[0].transData)  # fmt: skip
+    panels[0].text(
+        0.98,
+        0.93,
+        "chance",
+        color=MUTED,
+        fontsize=style.SMALL,
+        ha="right",
+        rotation=45,
+        rotation_mode="anchor",
+        transform=panels[0].transData,
+    )
     share = positive / max(1, count)
     panels[1].axhline(share, color=INK, linewidth=1, linestyle=(0, (1, 2)))
     panels[1].text(
-        0.02, share + (0.02 if share < 0.9 else -0.05), f"share of positives {share:.2f}", color=MUTED, fontsize=9
+        0.02,
+        share + (0.02 if share < 0.9 else -0.05),
+        f"share of positives {share:.2f}",
+        color=MUTED,
+        fontsize=style.SMALL,
     )
     style.panel_title(
         panels[0], f"ROC, AUROC {_words(areas['auroc'])}", "true positive rate against false positive rate"
     )
     style.panel_title(panels[1], f"precision, AP {_words(areas['ap'])}", "precision against recall")
     for axes, words in zip(panels, ("false positive rate", "recall")):
-        axes.set_xlabel(words, fontsize=9, color=MUTED)
+        axes.set_xlabel(words, fontsize=style.SMALL, color=MUTED)
         axes.set_xlim(-0.01, 1.01)
         axes.set_ylim(-0.01, 1.03)
         axes.set_aspect("equal")

@@ -50,7 +50,7 @@ def headline(figure, title: str, subtitle: str = "") -> None:
     height = figure.get_figheight() * DPI
     subtitle = "\n".join(textwrap.fill(line, 138) for line in subtitle.splitlines())
     figure.text(24 / WIDTH, 1 - 20 / height, title, fontsize=TITLE, fontweight="bold", color=INK, va="top")
-    figure.text(24 / WIDTH, 1 - 50 / height, subtitle, fontsize=9.5, color=MUTED, va="top", linespacing=1.35)
+    figure.text(24 / WIDTH, 1 - 50 / height, subtitle, fontsize=NOTE, color=MUTED, va="top", linespacing=1.35)
 
 
 def pixels(figure, left: float, top: float, width: float, height: float):
@@ -74,7 +74,7 @@ def plain(axes, *, grid: bool = True) -> None:
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(MUTED)
-    axes.tick_params(length=0, labelsize=9, colors=MUTED)
+    axes.tick_params(length=0, labelsize=SMALL, colors=MUTED)
     if grid:
         axes.grid(axis="y", color=FAINT, linewidth=0.8)
         axes.set_axisbelow(True)
@@ -88,12 +88,12 @@ def panel_title(axes, text: str, note: str = "") -> None:
         1,
         text,
         transform=moved(axes.transAxes, axes.figure, 0, lift),
-        fontsize=10.5,
+        fontsize=TEXT,
         fontweight="bold",
         color=INK,
         va="bottom",
     )
-    axes.text(0, 1, note, transform=moved(axes.transAxes, axes.figure, 0, 6), fontsize=9, color=MUTED, va="bottom")
+    axes.text(0, 1, note, transform=moved(axes.transAxes, axes.figure, 0, 6), fontsize=SMALL, color=MUTED, va="bottom")
 
 
 def moved(transform, figure, right: float, up: float):

@@ -49,7 +49,7 @@ def accuracy_curves(rows: Sequence[Mapping], lines: Mapping[str, float], *, limi
     _draw(right, rows, _ACCURACY, levels, top=1.02)
     style.panel_title(right, "top-1 accuracy", "held-out: mean recall of the classes; bands: 95 % over groups")
     for axes in (left, right):
-        axes.set_xlabel("step", fontsize=9, color=MUTED)
+        axes.set_xlabel("step", fontsize=style.SMALL, color=MUTED)
     style.headline(
         figure,
         _finding(rows, levels),
@@ -77,9 +77,9 @@ def clip_strips(clips: Sequence[tuple[np.ndarray, str, str]]) -> Figure:
             axes.set_axis_off()
         words = style.pixels(figure, 24, top, 180, side)
         words.set_axis_off()
-        words.text(0, 0.62, true, fontsize=10.5, fontweight="bold", color=INK, va="center")
+        words.text(0, 0.62, true, fontsize=style.TEXT, fontweight="bold", color=INK, va="center")
         right = true == answer
-        words.text(0, 0.35, "right" if right else f"called {answer}", fontsize=9.5, va="center",
+        words.text(0, 0.35, "right" if right else f"called {answer}", fontsize=style.NOTE, va="center",
             color=GREEN if right else VERMILLION)  # fmt: skip
     right = sum(true == answer for _, true, answer in clips)
     style.headline(
