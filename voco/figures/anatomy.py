@@ -19,7 +19,6 @@ from voco.short_repr import short_repr
 
 if TYPE_CHECKING:
     import torch
-    from matplotlib.figure import Figure
 
     from voco.geometry import Geometry
 
@@ -57,7 +56,7 @@ def similarity_map(
     *,
     title: str = "",
     note: str = "",
-) -> Figure:
+) -> style.Figure:
     """The picture that explains VoCo: slice with grid and crop, the crop, true overlaps, predicted similarities.
 
     Args:
@@ -81,11 +80,11 @@ def similarity_map(
     for row, case in enumerate(cases):
         y = top + row * (edge + gap)
         panels = [style.pixels(figure, left + i * (edge + gap), y, edge, edge) for i in range(4)]
-        grey = _grey(case.hu, hu_window)[len(case.hu) // 2]
+        grey = style.grey(case.hu, hu_window)[len(case.hu) // 2]
         _slice(panels[0], grey, grid=geometry)
         _outline(panels[0], case.start, geometry, ORANGE)
         _orientation(panels[0])
-        panels[1].imshow(_grey(case.crop, hu_window)[len(case.crop) // 2], cmap="gray", vmin=0, vmax=1)
+        panels[1].imshow(style.grey(case.crop, hu_window)[len(case.crop) // 2], cmap="gray", vmin=0, vmax=1)
         _frame(panels[1], ORANGE)
         _heat(panels[2], grey, case.labels, geometry, case.start)
         _heat(panels[3], grey, case.similarity, geometry, case.start)
@@ -107,10 +106,6 @@ def _short(name: str, longest: int = 26) -> str:
 
 def _is_right(case: SimilarityCase) -> bool:
     return int(np.argmax(case.similarity)) == int(np.argmax(case.labels))
-
-
-def _grey(hu: np.ndarray, window: tuple[float, float]) -> np.ndarray:
-    return np.clip((hu.astype(np.float32) - window[0]) / (window[1] - window[0]), 0.0, 1.0)
 
 
 def _slice(axes, grey, *, grid=None, numbers: bool = False) -> None:
@@ -227,7 +222,7 @@ def crops_of_case(
     hu_window: tuple[float, float],
     *,
     title: str = "",
-) -> Figure:
+) -> style.Figure:
     """Contact sheet of one training sample: window and grid, base crops, random crops, all augmented as drawn.
 
     Shown are central axial slices in the canonical frame after windowing; ``prepare`` of an encoder may still turn axes
@@ -252,7 +247,7 @@ def crops_of_case(
         "The label of a random crop is its overlap with every base crop.",
     )
     axes = style.pixels(figure, 24, top, whole, whole)
-    _slice(axes, _grey(hu, hu_window)[len(hu) // 2], grid=geometry, numbers=True)
+    _slice(axes, style.grey(hu, hu_window)[len(hu) // 2], grid=geometry, numbers=True)
     style.panel_title(axes, "window, base grid, random crops")
     _orientation(axes)
     for k, start in enumerate(draws["starts"].tolist()):
@@ -270,7 +265,7 @@ def _augmented(hu, geometry, draws, window) -> tuple[np.ndarray, np.ndarray]:
     from voco.crops import augment, cut
 
     starts = torch.cat([geometry.base_starts(), draws["starts"]])[None]
-    crops = cut(torch.from_numpy(_grey(hu, window))[None], starts, geometry.size)[0][:, None]
+    crops = cut(torch.from_numpy(style.grey(hu, window))[None], starts, geometry.size)[0][:, None]
     seen = augment(crops, draws["flips"], draws["turns"], draws["shift"])[:, 0].numpy()
     return seen[: geometry.bases], seen[geometry.bases :]
 

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from voco.figures import style
 from voco.figures.style import BLUE, FAINT, GREY, INK, MUTED
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 _MOST_BINS = 10
 _LEAST_PER_BIN = 8
@@ -24,7 +20,7 @@ def reliability(
     name: str = "",
     event: str = "positive",
     title: str = "",
-) -> Figure:
+) -> style.Figure:
     """Share of positives among cases of similar score, with 95 % intervals of Wilson (1927), and counts of scores.
 
     Cases are put in up to ten groups of equal size by their score; equal scores stay together. Intervals take cases as

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from voco.figures import style
 from voco.figures.style import BLUE, FAINT, INK, MUTED, PAPER
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 _WITH_NUMBERS = 20
 _WITH_NAMES = 60
@@ -19,7 +15,7 @@ _LISTED = 14
 _LONGEST_NAME = 22
 
 
-def confusion(matrix: np.ndarray, classes: Sequence[str], *, title: str = "", noun: str = "clips") -> Figure:
+def confusion(matrix: np.ndarray, classes: Sequence[str], *, title: str = "", noun: str = "clips") -> style.Figure:
     """Shares of each true class by answer, and beside them the commonest mistakes and the hardest classes.
 
     Up to 20 classes every cell has its number, up to 60 every row has its name; beyond, the list beside the

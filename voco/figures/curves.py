@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from voco.figures import style
 from voco.figures.style import BLUE, FAINT, INK, LINES, MUTED, SKY
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 _TERMS = (
     ("intra", "intra: the place within the scan"),
@@ -26,7 +22,7 @@ _KINDS = (
 )
 
 
-def loss_curves(metrics_rows: Sequence[Mapping], references: Mapping[str, float]) -> Figure:
+def loss_curves(metrics_rows: Sequence[Mapping], references: Mapping[str, float]) -> style.Figure:
     """Total and each term over steps, training and held-out, with the losses of predictors that know nothing.
 
     Args:
@@ -129,7 +125,7 @@ def _band(rows, name, steps):
     return (low, high) if np.array_equal(low_steps, steps) else (None, None)
 
 
-def position_scores(metrics_rows: Sequence[Mapping], lines: Mapping, references: Mapping[str, float]) -> Figure:
+def position_scores(metrics_rows: Sequence[Mapping], lines: Mapping, references: Mapping[str, float]) -> style.Figure:
     """Position accuracy and disjoint accuracy over steps, of features and through the projector, beside the lines.
 
     Args:
@@ -216,7 +212,7 @@ def _limit(lines, score: str) -> float | None:
     return chance_limit(networks) if len(networks) > 1 else None
 
 
-def heldout_summary(report, lines: Mapping, references: Mapping[str, float], *, title="") -> Figure:
+def heldout_summary(report, lines: Mapping, references: Mapping[str, float], *, title="") -> style.Figure:
     """Bars of the trained encoder and the lines: encoder features, projector, and features of crops as they are.
 
     Args:

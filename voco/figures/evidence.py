@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from voco.figures import style
 from voco.figures.style import BLUE, FAINT, INK, MUTED, ORANGE, VERMILLION
 from voco.short_repr import short_repr
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 _SIDE, _GAP, _TOP = 300, 22, 132
 
@@ -80,7 +76,7 @@ def evidence(
     hu_window: tuple[float, float] = (-160.0, 240.0),
     title: str = "",
     note: str = "",
-) -> Figure:
+) -> style.Figure:
     """One row a study: coronal view and window scores on one z axis, then the slice, plain and with saliency.
 
     Args:
@@ -123,10 +119,6 @@ def _short(name: str, longest: int = 40) -> str:
     return name if len(name) <= longest else f"{name[: longest - 13]}…{name[-12:]}"
 
 
-def _grey(hu: np.ndarray, window: tuple[float, float]) -> np.ndarray:
-    return np.clip((hu.astype(np.float32) - window[0]) / (window[1] - window[0]), 0.0, 1.0)
-
-
 def _positive(case: Evidence) -> np.ndarray:
     labels = np.nan_to_num(np.asarray(case.slice_labels, float))
     return np.asarray(case.slice_index, float)[labels > 0]
@@ -139,7 +131,7 @@ def _mark_positive(axes, case: Evidence) -> None:
 
 def _coronal(axes, case: Evidence, best: int, window) -> None:
     """Middle coronal slice, superior up; the panel keeps its height, so that z matches the curve beside it."""
-    image = _grey(case.hu[:, case.hu.shape[1] // 2], window)
+    image = style.grey(case.hu[:, case.hu.shape[1] // 2], window)
     axes.imshow(image, cmap="gray", vmin=0, vmax=1, origin="lower", aspect="auto", interpolation="nearest")
     for index in _positive(case):
         axes.axhspan(index - 0.5, index + 0.5, xmin=0.0, xmax=0.05, color=ORANGE, linewidth=0)
@@ -184,7 +176,7 @@ def _curve(axes, case: Evidence, best: int) -> None:
 
 def _axial(axes, case: Evidence, best: int, window, *, saliency: bool = False) -> None:
     aspect = case.spacing_mm[1] / case.spacing_mm[2]
-    grey = _grey(case.hu[best], window)
+    grey = style.grey(case.hu[best], window)
     axes.imshow(grey, cmap="gray", vmin=0, vmax=1, aspect=aspect, interpolation="nearest")
     axes.set_xticks([])
     axes.set_yticks([])

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Nothing that changes from one time to the next: the same figure gives the same bytes.
-_METADATA = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
+_METADATA = {"png": {"Software": None}, "pdf": {"CreationDate": None}}
 _FONTS = "system-ui, Helvetica, Arial, sans-serif"
 _NARROWER = 1 / 0.88  # fonts of pages may be that much larger than matplotlib's own and take the same room
 _TIP = "tip:"
@@ -131,7 +131,7 @@ def _titled(words: str) -> ElementTree.Element:
 def _flat(node: ElementTree.Element, page: bool) -> list[ElementTree.Element]:
     """A node without groups that say nothing and without definitions that nobody uses any more."""
     if node.tag == "defs":
-        node[:] = [child for child in node if child.tag == "clipPath" and not page]
+        node[:] = [child for child in node if child.tag in ("clipPath", "pattern") and not page]
         return [node] if len(node) else []
     if node.tag not in ("g", "svg"):
         return [node]

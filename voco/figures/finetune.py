@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from voco.figures import style
 from voco.figures.style import BLUE, INK, MUTED, ORANGE, SKY
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 _PREFIX = "validation_"
 
@@ -24,7 +20,7 @@ def learning_curves(
     constant: float | None = None,
     higher_is_better: bool = True,
     title: str = "",
-) -> Figure:
+) -> style.Figure:
     """Training and validation loss on the left, the main metric on validation on the right.
 
     Args:

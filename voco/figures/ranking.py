@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from voco.figures import style
 from voco.figures.style import BLUE, INK, MUTED, SKY
 from voco.stats import Interval, Ranking, bootstrap, resample_counts
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 GRID = np.linspace(0, 1, 201)
 _DRAWS = 300
@@ -27,7 +23,7 @@ def roc_pr(
     name: str = "",
     title: str = "",
     seed: int = 0,
-) -> Figure:
+) -> style.Figure:
     """ROC on the left, precision and recall on the right, each with its 95 % band and its area with interval.
 
     With several folds thin lines are the folds, the bold line is their mean at equal false positive rate or recall:

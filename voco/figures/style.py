@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 WIDTH = 1200
 DPI = 120
@@ -38,7 +42,7 @@ LINES = {
 }
 
 
-def new_figure(height: float, width: float = WIDTH, dpi: int = DPI):
+def new_figure(height: float, width: float = WIDTH, dpi: int = DPI) -> Figure:
     """A figure of exactly ``width`` x ``height`` pixels."""
     from matplotlib.figure import Figure
 
@@ -151,6 +155,11 @@ def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list
     for index, place in zip(order, places):
         result[index] = place
     return result
+
+
+def grey(hu: np.ndarray, window: tuple[float, float]) -> np.ndarray:
+    """Hounsfield units as shades from 0, black, to 1."""
+    return np.clip((hu.astype(np.float32) - window[0]) / (window[1] - window[0]), 0.0, 1.0)
 
 
 def series(rows: Sequence[Mapping], name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from voco.figures import style
 from voco.figures.style import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, SKY, VERMILLION
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 _FRAMES = 8
 _DOTTED, _DASHED, _MIXED = (0, (1, 2)), (0, (6, 2)), (0, (6, 2, 1, 2))
@@ -30,7 +26,7 @@ _ACCURACY = (
 )
 
 
-def accuracy_curves(rows: Sequence[Mapping], lines: Mapping[str, float], *, limit: float | None = None) -> Figure:
+def accuracy_curves(rows: Sequence[Mapping], lines: Mapping[str, float], *, limit: float | None = None) -> style.Figure:
     """Cross-entropy and top-1 accuracy over steps, training and held-out, beside the lines that need no learning.
 
     Args:
@@ -59,7 +55,7 @@ def accuracy_curves(rows: Sequence[Mapping], lines: Mapping[str, float], *, limi
     return figure
 
 
-def clip_strips(clips: Sequence[tuple[np.ndarray, str, str]]) -> Figure:
+def clip_strips(clips: Sequence[tuple[np.ndarray, str, str]]) -> style.Figure:
     """Frames of a few clips, one row each, with the true class and the answer.
 
     Args:
