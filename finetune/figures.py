@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from finetune.cohort import pick
+from voco.figures import save_all
 from voco.tasks.base import Output, known_labels
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from finetune.folds import Session
 
 FOLDER = "figures"
@@ -22,17 +25,15 @@ def draw_figures(session: Session, cases, results: dict[str, Any]) -> list[Path]
     """Draw everything that these predictions have; returns the files, none where ``score.figures`` is off."""
     if not session.config["score"].figures:
         return []
-    folder = session.out / FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
     part = session.config["eval"]
     rows = cases[cases["split"] == part]
-    drawn = []
+    drawn = {}
     for output in session.task.outputs:
-        drawn += _draw_output(session, output, rows, folder)
+        drawn |= _draw_output(session, output, rows)
     if session.config["mode"] == "full":
-        drawn += _draw_curves(session, results, folder)
-    drawn += _draw_evidence(session, rows, folder)
-    return drawn
+        drawn |= _draw_curves(session, results)
+    drawn |= _draw_evidence(session, rows)
+    return save_all(drawn, session.out / FOLDER)
 
 
 def _units(session: Session, rows):
@@ -42,7 +43,7 @@ def _units(session: Session, rows):
     return pd.concat([session.task.to_units(own) for _, own in rows.groupby("fold")], ignore_index=True)
 
 
-def _draw_output(session: Session, output: Output, rows, folder: Path) -> list[Path]:
+def _draw_output(session: Session, output: Output, rows) -> dict[str, Figure]:
     from voco.figures.calibration import reliability
     from voco.figures.confusion import confusion
     from voco.figures.ranking import roc_pr
@@ -50,32 +51,28 @@ def _draw_output(session: Session, output: Output, rows, folder: Path) -> list[P
     units = _units(session, rows)
     labels, scores = known_labels(units, output)
     if output.kind == "regression" or not len(labels):
-        return []
+        return {}
+    calibration, ranking = f"calibration_{output.name}", f"ranking_{output.name}"
     if output.kind == "multiclass":
         matrix = np.zeros((output.width, output.width), int)
         answers = scores.argmax(1)
         np.add.at(matrix, (labels.astype(int), answers), 1)
         right = (answers == labels).astype(float)
-        return [
-            confusion(matrix, output.classes, folder / f"confusion_{output.name}.png", noun=f"{session.task.noun}s"),
-            reliability(
-                right, scores.max(1), folder / f"calibration_{output.name}.png", name=output.name, event="right"
-            ),
-        ]
-    drawn = [reliability(labels, scores[:, 0], folder / f"calibration_{output.name}.png", name=output.name)]
+        return {
+            f"confusion_{output.name}": confusion(matrix, output.classes, noun=f"{session.task.noun}s"),
+            calibration: reliability(right, scores.max(1), name=output.name, event="right"),
+        }
+    drawn = {calibration: reliability(labels, scores[:, 0], name=output.name)}
     if len(np.unique(labels)) == 2:
         known = units[~np.isnan(units[output.label_column].to_numpy(float))]
-        drawn.append(
-            roc_pr(
-                labels, scores[:, 0], known["patient"], folder / f"ranking_{output.name}.png",
-                folds=known["fold"] if known["fold"].nunique() > 1 else None, name=output.name,
-                seed=session.config["seed"],
-            )
-        )  # fmt: skip
+        folds = known["fold"] if known["fold"].nunique() > 1 else None
+        drawn[ranking] = roc_pr(
+            labels, scores[:, 0], known["patient"], folds=folds, name=output.name, seed=session.config["seed"]
+        )
     return drawn
 
 
-def _draw_curves(session: Session, results: dict, folder: Path) -> list[Path]:
+def _draw_curves(session: Session, results: dict) -> dict[str, Figure]:
     from voco.figures.finetune import learning_curves
 
     folds, best = {}, {}
@@ -85,25 +82,25 @@ def _draw_curves(session: Session, results: dict, folder: Path) -> list[Path]:
             folds[fold.number] = [json.loads(line) for line in path.read_text().splitlines()]
             best[fold.number] = session.facts.get(fold.number, {}).get("best_step")
     if not folds:
-        return []
+        return {}
     constant = results["verdict"].get("constant")
-    return [
-        learning_curves(
-            folds, session.task.main_metric, folder / "learning.png",
-            best_steps={k: v for k, v in best.items() if v is not None},
-            constant=constant if isinstance(constant, float) else None,
-            higher_is_better=session.task.higher_is_better,
-        )
-    ]  # fmt: skip
+    figure = learning_curves(
+        folds,
+        session.task.main_metric,
+        best_steps={k: v for k, v in best.items() if v is not None},
+        constant=constant if isinstance(constant, float) else None,
+        higher_is_better=session.task.higher_is_better,
+    )
+    return {"learning": figure}
 
 
-def _draw_evidence(session: Session, rows, folder: Path) -> list[Path]:
+def _draw_evidence(session: Session, rows) -> dict[str, Figure]:
     """The highest score, the highest among negatives and the lowest among positives, each with what is behind it."""
     from voco.figures.evidence import evidence
 
     output = session.task.outputs[0]
     if session.config["mode"] == "knn" or output.kind == "regression" or not session.config["score"].examples:
-        return []  # votes of neighbours have no useful gradient
+        return {}  # votes of neighbours have no useful gradient
     chosen = _examples(rows, output, session.config["score"].examples)
     found = []
     for fold_number, name in chosen:
@@ -111,10 +108,10 @@ def _draw_evidence(session: Session, rows, folder: Path) -> list[Path]:
         (study,) = pick(session.cohort, [name])
         found.append(_evidence(session, model, study, output))
     if not found:
-        return []
+        return {}
     low, high = session.encoder.input_spec.windows[0]
     words = output.name if output.kind == "binary" else f"{output.name}: {output.classes[-1]}"
-    return [evidence(found, folder / "evidence.png", hu_window=(low, high), note=words)]
+    return {"evidence": evidence(found, hu_window=(low, high), note=words)}
 
 
 def _examples(rows, output: Output, count: int) -> list[tuple[int, str]]:

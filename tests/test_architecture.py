@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -141,3 +142,10 @@ def test_objects_with_arrays_print_shapes():
             if "dataclass" in decorators and holds and not own:
                 wrong.append(f"{module(path)}.{node.name}")
     assert not wrong
+
+
+def test_colours_of_pictures_stand_in_one_file():
+    """A colour that is none of ``voco.figures.style`` would not follow dark mode and print."""
+    drawn = [*(ROOT / "voco" / "figures").glob("*.py"), *(ROOT / "benchmarks" / "pages" / "charts").glob("*.py")]
+    found = {module(p): re.findall(r"\"#[0-9a-fA-F]{6}\"", p.read_text()) for p in drawn if p.stem != "style"}
+    assert {name: colors for name, colors in found.items() if colors} == {"voco.figures.export": ['"#000000"']}

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from voco.figures.confusion import confusion
+from voco.figures.export import save
 from voco.figures.video import accuracy_curves, clip_strips
 
 
@@ -42,7 +43,7 @@ def test_confusion_says_what_was_taken_for_what(tmp_path, texts, count):
     names = [f"class of a long name {i}" for i in range(count)]
     matrix = np.diag(np.full(count, 8))
     matrix[1, 0], matrix[0, 1] = 5, 2
-    image = check(confusion(matrix, names, tmp_path / "figures" / "confusion.png"))
+    image = check(save(confusion(matrix, names), tmp_path / "figures" / "confusion.png"))
     found = words(texts)
     right, total = 8 * count, 8 * count + 7
     assert f"{right} of {total} held-out clips are named right ({right / total:.0%})" in found
@@ -59,7 +60,7 @@ def test_confusion_says_what_was_taken_for_what(tmp_path, texts, count):
 
 def test_the_diagonal_is_dark_and_rows_are_true_classes(tmp_path):
     matrix = np.array([[3, 0, 0], [4, 0, 0], [0, 0, 0]])
-    image = check(confusion(matrix, ["a", "b", "c"], tmp_path / "c.png", title="t"))
+    image = check(save(confusion(matrix, ["a", "b", "c"], title="t"), tmp_path / "c.png"))
     left, side = 36 + int(1.02 * 10), 620 / 3
 
     def cell(row, column):
@@ -71,9 +72,9 @@ def test_the_diagonal_is_dark_and_rows_are_true_classes(tmp_path):
 
 
 def test_classes_without_clips_and_no_mistakes(tmp_path, texts):
-    confusion(np.diag([3, 0, 2]), ["a", "b", "c"], tmp_path / "c.png")
+    save(confusion(np.diag([3, 0, 2]), ["a", "b", "c"]), tmp_path / "c.png")
     assert "none" in words(texts) and "1 of 3 classes have no held-out clip" in words(texts)
-    confusion(np.zeros((2, 2), int), ["a", "b"], tmp_path / "c.png")
+    save(confusion(np.zeros((2, 2), int), ["a", "b"]), tmp_path / "c.png")
     assert "No held-out clip has an answer" in words(texts)
 
 
@@ -83,11 +84,11 @@ def test_curves_label_the_lines_and_what_was_not_measured(tmp_path, texts):
     rows.append({"step": 100, **held})
     levels = {"constant": 0.25, "step0": 0.36, "untrained": 0.33, "single_frame": 0.3}
     lines = {"lines/constant_loss": 1.39} | {f"lines/{name}_top1_balanced": level for name, level in levels.items()}
-    check(accuracy_curves(rows, lines, tmp_path / "a.png", limit=0.45))
+    check(save(accuracy_curves(rows, lines, limit=0.45), tmp_path / "a.png"))
     assert {"not knowing 1.39", "held-out 1.25", "classifier 0.75", "features 0.65"} <= set(words(texts))
     assert {"constant answer 0.25", "own step 0 0.36", "untrained 0.33", "single frame 0.30"} <= set(words(texts))
     assert "At step 100: held-out top-1 of the encoder's features 0.65 (best line 0.36)" in words(texts)
-    check(accuracy_curves([{"step": 1, "loss": float("nan")}], {}, tmp_path / "a.png"))
+    check(save(accuracy_curves([{"step": 1, "loss": float("nan")}], {}), tmp_path / "a.png"))
     assert "No held-out accuracy of the encoder's features has been measured yet" in words(
         texts
     ) and "not measured" in words(texts)
@@ -98,7 +99,7 @@ def test_strips_show_the_clip_as_it_is(tmp_path, texts):
     clip[-1] = 255
     colours = np.zeros((9, 20, 20, 3), np.uint8)
     colours[..., 0] = 255
-    image = check(clip_strips([(clip, "walk", "walk"), (colours, "help", "yes")], tmp_path / "s.png"))
+    image = check(save(clip_strips([(clip, "walk", "walk"), (colours, "help", "yes")]), tmp_path / "s.png"))
     assert {"walk", "right", "help", "called yes", "1 of 2 clips named right"} <= set(words(texts))
     strip = image[100:214, 210:1160, :3]
     assert strip[50, 20:90].max() < 0.1 and strip[50, 860:920].min() > 0.9

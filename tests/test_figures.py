@@ -12,6 +12,7 @@ import torch
 from matplotlib.figure import Figure
 
 from voco.figures import SimilarityCase, crops_of_case, heldout_summary, loss_curves, position_scores, similarity_map
+from voco.figures.export import save
 from voco.figures.style import label_right, new_figure, smooth, spread
 from voco.geometry import Augmentation, Geometry
 from voco.health.report import HealthReport, mean_of
@@ -93,35 +94,35 @@ def case(right=True):
 
 
 def test_loss_curves_show_terms_and_say_on_which_side_of_the_constant(tmp_path, texts):
-    check(loss_curves(metrics(), REFERENCES, tmp_path / "figures" / "loss.png"))
+    check(save(loss_curves(metrics(), REFERENCES), tmp_path / "figures" / "loss.png"))
     assert "Held-out intra loss is 0.41 at step 120: below the best constant predictor (0.583)" in texts
     assert "full collapse 5.57 is above ↑" in texts and "inter: between scans" in texts
     assert "reg: base crops kept apart" not in texts  # never logged
-    loss_curves(metrics(final=0.7), REFERENCES, tmp_path / "loss.png")
+    save(loss_curves(metrics(final=0.7), REFERENCES), tmp_path / "loss.png")
     assert any("not below the best constant" in t for t in texts)
-    loss_curves([{"step": 1, "intra": 0.5}], REFERENCES, tmp_path / "loss.png")
+    save(loss_curves([{"step": 1, "intra": 0.5}], REFERENCES), tmp_path / "loss.png")
     assert any(t.startswith("Training intra loss is 0.50") for t in texts)
-    check(loss_curves([], REFERENCES, tmp_path / "loss.png"))
+    check(save(loss_curves([], REFERENCES), tmp_path / "loss.png"))
 
 
 def test_position_scores_label_every_line_and_what_was_not_measured(tmp_path, texts):
-    check(position_scores(metrics(), LINES, REFERENCES, tmp_path / "scores.png"))
+    check(save(position_scores(metrics(), LINES, REFERENCES), tmp_path / "scores.png"))
     assert {"HU histogram 0.26", "untrained networks 0.35", "own step 0 0.34", "constant guess 0.11"} <= set(texts)
     assert "At step 120: place accuracy, the mean of both, 0.40 (best line 0.26)" in texts
     assert texts.count("not measured") == 3  # no disjoint score in these rows, nothing through the projector
 
 
 def test_summary_title_is_decided_by_paired_intervals(tmp_path, texts):
-    check(heldout_summary(report(0.6, 0.3), LINES, REFERENCES, tmp_path / "s.png"))
+    check(save(heldout_summary(report(0.6, 0.3), LINES, REFERENCES), tmp_path / "s.png"))
     assert "Place accuracy of the encoder, the mean of both, 0.45: surely above every line" in texts
-    heldout_summary(report(0.36, 0.19), LINES, REFERENCES, tmp_path / "s.png")
+    save(heldout_summary(report(0.36, 0.19), LINES, REFERENCES), tmp_path / "s.png")
     assert "Place accuracy of the encoder, the mean of both, 0.28: not surely above every line" in texts
-    heldout_summary(report(0.6, 0.3, scans=4), {}, REFERENCES, tmp_path / "s.png")
+    save(heldout_summary(report(0.6, 0.3, scans=4), {}, REFERENCES), tmp_path / "s.png")
     assert "Place accuracy of the encoder, the mean of both, 0.45: cannot be judged" in texts
 
 
 def test_similarity_map_writes_the_numbers_and_counts_right_cells(tmp_path, texts):
-    path = similarity_map([case(), case(False)], GEOMETRY, (-1000, 500), tmp_path / "map.png", note="not chosen")
+    path = save(similarity_map([case(), case(False)], GEOMETRY, (-1000, 500), note="not chosen"), tmp_path / "map.png")
     check(path)
     assert "1 of 2 crops placed in the right cell of the grid" in texts
     assert texts.count("right") == texts.count("wrong") == 1
@@ -133,7 +134,7 @@ def test_similarity_map_is_not_mirrored(tmp_path):
     hu = np.full((16, 48, 48), -1000, np.int16)
     hu[:, :, 36:] = 500  # patient's left: the largest W, the right of the picture
     lit = SimilarityCase(hu, hu[:, :16, :16], (0, 0, 0), np.zeros(9), np.eye(9)[0])
-    image = check(similarity_map([lit], GEOMETRY, (-1000, 500), tmp_path / "map.png"))
+    image = check(save(similarity_map([lit], GEOMETRY, (-1000, 500)), tmp_path / "map.png"))
     panel = image[170:370, 75:325, :3].mean((0, 2))  # first panel: 262 pixels from 68
     assert panel[-40:].mean() > 0.8 > 0.4 > panel[:40].mean()
 
@@ -144,10 +145,10 @@ def test_crops_of_case_shows_what_was_drawn(tmp_path, texts):
     draws = Augmentation(flip_prob=0, turn_prob=0, shift_prob=0).draw(count, torch.Generator().manual_seed(0))
     draws["starts"] = torch.tensor([[0, 16, 16], [0, 8, 16]])
     draws["flips"][0, 2], draws["turns"][0], draws["shift"][10] = True, 3, -0.05
-    first = check(crops_of_case(hu, GEOMETRY, draws, (-1000, 500), tmp_path / "crops.png"))
+    first = check(save(crops_of_case(hu, GEOMETRY, draws, (-1000, 500)), tmp_path / "crops.png"))
     assert {"flip L-R, 270°", "shift\u00a0-0.05", "1.00", ".50", "r1", "r2"} <= set(texts)
     assert any("2 of them augmented" in t for t in texts)
-    again = check(crops_of_case(hu, GEOMETRY, draws, (-1000, 500), tmp_path / "again.png"))
+    again = check(save(crops_of_case(hu, GEOMETRY, draws, (-1000, 500)), tmp_path / "again.png"))
     assert np.array_equal(first, again)
 
 

@@ -10,11 +10,13 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
+from voco.figures import ranking
 from voco.figures.calibration import groups_of_scores, reliability, wilson
 from voco.figures.confusion import confusion
 from voco.figures.evidence import Evidence, evidence
+from voco.figures.export import save
 from voco.figures.finetune import learning_curves
-from voco.figures.ranking import _GRID, _precision, _roc, roc_pr
+from voco.figures.ranking import GRID, roc_pr
 
 
 @pytest.fixture
@@ -57,12 +59,12 @@ def test_curves_are_those_of_scikit_learn():
     y, s = scored()
     s = np.round(s, 1)  # ties
     fpr, tpr, _ = roc_curve(y, s, drop_intermediate=False)
-    inside = fpr[fpr > 0].min() < _GRID
-    assert _roc(y, s, np.ones(len(y)))[inside] == pytest.approx(np.interp(_GRID, fpr, tpr)[inside], abs=1e-12)
+    inside = fpr[fpr > 0].min() < GRID
+    assert ranking.roc(y, s, np.ones(len(y)))[inside] == pytest.approx(np.interp(GRID, fpr, tpr)[inside], abs=1e-12)
     precision, recall, _ = precision_recall_curve(y, s)
-    expected = [precision[np.flatnonzero(recall >= r - 1e-9)[-1]] for r in _GRID[1:]]
-    assert _precision(y, s, np.ones(len(y)))[1:] == pytest.approx(expected, abs=1e-12)
-    assert _roc(np.zeros(4), np.arange(4.0), np.ones(4)) is None
+    expected = [precision[np.flatnonzero(recall >= r - 1e-9)[-1]] for r in GRID[1:]]
+    assert ranking.precision(y, s, np.ones(len(y)))[1:] == pytest.approx(expected, abs=1e-12)
+    assert ranking.roc(np.zeros(4), np.arange(4.0), np.ones(4)) is None
 
 
 @pytest.mark.parametrize("folds", [1, 4])
@@ -72,7 +74,7 @@ def test_roc_and_precision(tmp_path, texts, folds, monkeypatch):
 
     y, s = scored()
     fold = np.arange(80) % folds
-    path = roc_pr(y, s, [f"p{i // 2}" for i in range(80)], tmp_path / "f" / "r.png", folds=fold, name="nodule")
+    path = save(roc_pr(y, s, [f"p{i // 2}" for i in range(80)], folds=fold, name="nodule"), tmp_path / "f" / "r.png")
     check(path, texts)
     area, ap = (np.mean([f(y[fold == k], s[fold == k]) for k in range(folds)])
                 for f in (roc_auc_score, average_precision_score))  # fmt: skip
@@ -81,7 +83,7 @@ def test_roc_and_precision(tmp_path, texts, folds, monkeypatch):
 
 
 def test_one_class_only_is_said(tmp_path, texts):
-    check(roc_pr(np.zeros(5), np.arange(5.0), list("abcde"), tmp_path / "r.png"), texts)
+    check(save(roc_pr(np.zeros(5), np.arange(5.0), list("abcde")), tmp_path / "r.png"), texts)
     assert "not defined: one class only" in words(texts) and "AUROC not defined on 5 cases, 0 positive" in words(texts)
 
 
@@ -97,10 +99,10 @@ def test_groups_of_calibration_hold_every_case_and_their_intervals_are_wilsons(t
         known = binomtest(hits, count).proportion_ci(method="wilson")
         assert wilson(hits, count) == pytest.approx((known.low, known.high), abs=1e-9)
     assert len(groups_of_scores(y, np.full(120, 0.3))) == 1
-    check(reliability(np.r_[y, np.nan], np.r_[s, 0.5], tmp_path / "c.png", name="nodule"), texts)
+    check(save(reliability(np.r_[y, np.nan], np.r_[s, 0.5], name="nodule"), tmp_path / "c.png"), texts)
     brier = np.mean((s - y) ** 2)
     assert f"Brier score {brier:.3f}" in words(texts) and f"and {y.mean():.0%} are positive" in words(texts)
-    check(reliability([], [], tmp_path / "c.png"), texts)
+    check(save(reliability([], []), tmp_path / "c.png"), texts)
     assert "No case has a known label" in words(texts)
 
 
@@ -112,13 +114,13 @@ def rows(offset=0.0):
 
 
 def test_learning_curves_say_what_was_kept(tmp_path, texts):
-    check(learning_curves({0: rows()}, "auroc", tmp_path / "l.png", best_steps={0: 400}, constant=0.5), texts)
+    check(save(learning_curves({0: rows()}, "auroc", best_steps={0: 400}, constant=0.5), tmp_path / "l.png"), texts)
     assert "auroc on validation is 0.700 at the step that was kept" in words(texts)
     assert "step 400: 0.700" in words(texts) and "constant 0.50" in words(texts)
     both = {0: rows(), 1: rows(0.1)}
-    check(learning_curves(both, "auroc", tmp_path / "l.png", best_steps={0: 500, 1: 100}), texts)
+    check(save(learning_curves(both, "auroc", best_steps={0: 500, 1: 100}), tmp_path / "l.png"), texts)
     assert "auroc on validation is 0.650 to 0.750 over 2 folds" in words(texts)
-    check(learning_curves({0: [{"step": 1, "loss": float("nan")}]}, "kappa", tmp_path / "l.png"), texts)
+    check(save(learning_curves({0: [{"step": 1, "loss": float("nan")}]}, "kappa"), tmp_path / "l.png"), texts)
     assert "No kappa was measured" in words(texts) and "no validation patients" in words(texts)
 
 
@@ -144,7 +146,7 @@ def test_the_slice_shown_is_that_of_the_highest_score():
 
 
 def test_evidence_marks_positive_slices_and_saliency(tmp_path, texts):
-    image = check(evidence([study(1), study(0, saliency=False)], tmp_path / "e.png"), texts)
+    image = check(save(evidence([study(1), study(0, saliency=False)]), tmp_path / "e.png"), texts)
     assert "In 1 of 1 studies with positive slices the highest score falls on one of them" in words(texts)
     assert "slice 23 of 40, labeled positive" in words(texts) and "no saliency map" in words(texts)
     # the slices labeled positive are orange beside the curve: 20 to 24 of 40, from below
@@ -154,11 +156,11 @@ def test_evidence_marks_positive_slices_and_saliency(tmp_path, texts):
     # the overlay is coloured, the plain slice is grey
     plain, overlay = image[132:432, 526:826, :3], image[132:432, 848:1148, :3]
     assert np.ptp(plain, axis=2).max() < 0.01 < np.ptp(overlay, axis=2).max()
-    check(evidence([study(0)], tmp_path / "e.png"), texts)
+    check(save(evidence([study(0)]), tmp_path / "e.png"), texts)
     assert "What the scores of 1 studies rest on" in words(texts)
 
 
 def test_a_confusion_matrix_counts_what_it_is_told(tmp_path, texts):
-    check(confusion(np.diag([3, 0, 2]), ["a", "b", "c"], tmp_path / "c.png", noun="scans"), texts)
+    check(save(confusion(np.diag([3, 0, 2]), ["a", "b", "c"], noun="scans"), tmp_path / "c.png"), texts)
     assert "5 of 5 held-out scans are named right" in words(texts) and "have no held-out scan" in words(texts)
     assert "number of scans" in words(texts) and "clip" not in words(texts)

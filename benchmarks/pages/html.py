@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from benchmarks.pages.charts.chart import Chart, Scale
+from benchmarks.pages.charts.chart import Chart
 from benchmarks.pages.document import Bullets, Cell, Document, Figures, Fold, Heading, Paragraph, Part, Table
 from benchmarks.pages.style import CSS, SCRIPT
 
@@ -106,7 +106,10 @@ def _cell(cell: Cell, numeric: bool) -> str:
 def _bar(bar: tuple[float, float, float, float, float]) -> str:
     """An interval as a line with a dot, on the scale of its table."""
     point, low, high, left, right = bar
-    x = Scale(left, right, 4, 116)
+
+    def x(value: float) -> float:
+        return 4 + 112 * ((value - left) / (right - left) if right > left else 0.5)
+
     return (
         f'<svg class="bar" width="120" height="9" aria-hidden="true"><path d="M4 4.5H116" style="stroke:var(--faint)"/>'
         f'<path d="M{x(low):.1f} 4.5H{max(x(high), x(low) + 0.5):.1f}" style="stroke:var(--c0);stroke-width:3"/>'
@@ -115,8 +118,8 @@ def _bar(bar: tuple[float, float, float, float, float]) -> str:
 
 
 def _figures(charts: Sequence[Chart]) -> str:
-    heights = [chart.height for chart in charts]
-    kind = " small" if all(chart.width < _SMALL for chart in charts) else ""
+    widths, heights = zip(*(chart.size for chart in charts))
+    kind = " small" if max(widths) < _SMALL else ""
     # charts of unlike heights would leave holes in a grid
     kind = kind or (" pack" if max(heights) > 1.4 * min(heights) else "")
     return f'<div class="charts{kind}">' + "\n".join(map(_figure, charts)) + "</div>"

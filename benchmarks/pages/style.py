@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.pages.charts.chart import DARK, LIGHT
+from voco.figures.style import DARK, LIGHT
 
 
 def _variables(colors: dict[str, str]) -> str:

@@ -8,11 +8,13 @@ import pytest
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import confusion_matrix, precision_recall_curve, roc_curve
 
-from benchmarks.pages.charts.chart import Chart, Scale, fit, legend, log_ticks, styles, ticks
+from benchmarks.pages.charts.chart import Chart, fit, framed, styles
 from benchmarks.pages.charts.curves import calibration, confusion, precision_overlay, roc_overlay
+from benchmarks.pages.charts.results import _log_ticks
 from benchmarks.read.rows import group_runs
 from benchmarks.read.run import read_run
 from tests.benchmarks.run_maker import write_run
+from voco.figures.export import tip
 
 
 @pytest.fixture(scope="module")
@@ -63,29 +65,30 @@ def test_confusion_is_at_the_threshold_of_validation(row, table):
 
 
 def test_a_chart_is_the_same_drawing_in_every_file(tmp_path):
-    look = styles(["a", "b < c & d"])
-    chart = Chart("x", "Title <1>", 200, columns=("a", "b"), rows=[(1, 2.5)])
-    legend(chart, list(look), look, 10, 20)
-    chart.line([(0, 0), (10, 10)], "c0", dash="2 3")
-    chart.rect(1, 2, 3, 4)
-    for shape in ("circle", "square", "triangle", "down", "diamond", "left", "right", "bar"):
-        chart.marker(50, 50, shape=shape, tip="a < b")
-    svg, pdf, csv = chart.save(tmp_path)
-    tree = ElementTree.parse(svg)
-    texts = {node.text for node in tree.iter() if node.tag.endswith("text")}
-    assert "b < c & d" in texts and "var(--" not in svg.read_text()
-    assert "var(--c0)" in chart.svg() and ElementTree.fromstring(chart.svg()) is not None
-    assert pdf.read_bytes().startswith(b"%PDF") and csv.read_text() == "a,b\n1,2.5\n"
-    before = pdf.read_bytes()
+    look = styles(["a", "b < c & $d$"])
+    figure, axes = framed(list(look), look, 120, ("x", "y"))
+    chart = Chart("x", "Title <1>", figure, columns=("a", "b"), rows=[(1, 2.5)])
+    for style in styles(list("abcdefgh")).values():
+        tip(axes.plot([0.5], [0.5], **style.mark(hollow=True))[0], 'a < "b"')
+    height = chart.size[1]
+    chart.stamp("synthetic")
+    assert chart.size == (420, height + 18) and chart.title == "Title <1> (synthetic)"
+    svg, pdf, table = chart.save(tmp_path)
+    tree, page = ElementTree.parse(svg).getroot(), ElementTree.fromstring(chart.svg())
+    for root in (tree, page):
+        texts = {node.text for node in root.iter() if node.tag.endswith("text")}
+        assert {"b < c & $d$", "synthetic"} <= texts and root.get("viewBox") == f"0 0 420 {height + 18:g}"
+        tips = [group[0].text for group in root.iter() if group.tag.endswith("g") and group[0].tag.endswith("title")]
+        assert tips.count('a < "b"') == 8
+    assert "var(--" not in svg.read_text() and tree[0].text == chart.title == page.get("aria-label")
+    assert pdf.read_bytes().startswith(b"%PDF") and table.read_text() == "a,b\n1,2.5\n"
+    before = [path.read_bytes() for path in (svg, pdf)]
     chart.save(tmp_path)
-    assert pdf.read_bytes() == before
+    assert [path.read_bytes() for path in (svg, pdf)] == before
 
 
-def test_scales_and_ticks():
-    assert ticks(0, 1, 5) == [0, 0.25, 0.5, 0.75, 1] and ticks(-0.02, 0.031, 5) == [-0.02, 0, 0.02]
-    assert log_ticks(10, 200) == [10, 20, 50, 100, 200]
-    x = Scale(10, 1000, 0, 100, log=True)
-    assert x(100) == pytest.approx(50) and Scale(3, 3, 0, 10)(3) == 5
+def test_words_and_styles():
     assert fit("abcdef", 20, 10) == "ab…" and fit("ab", 100, 10) == "ab"
     looks = styles([str(i) for i in range(16)])
     assert len({(s.color, s.marker, s.dash) for s in looks.values()}) == 16
+    assert _log_ticks(10, 200) == [10, 20, 50, 100, 200]

@@ -12,7 +12,6 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from benchmarks.pages.charts.chart import Chart
 from benchmarks.pages.charts.flow import flow_chart
 from benchmarks.pages.findings import finding
 from benchmarks.pages.paper import escaped, latex
@@ -25,6 +24,7 @@ from benchmarks.statistics.compare import METHOD, Difference, RunInterval
 from benchmarks.statistics.measure import Comparison, Plan, Statistics, measure
 from tests.benchmarks.run_maker import KINETICS, SYNTHETIC, VOCO, write_run
 from tests.tasks.tables import Brier
+from voco.figures import save
 from voco.tasks.metrics import METRICS
 
 # Words that no report may use, whatever comes out.
@@ -48,11 +48,19 @@ def root(tmp_path_factory):
     return root
 
 
+def without_pdf(figure, path, title):
+    """Tests of charts write real ones, which take a tenth of a second each."""
+    if path.suffix == ".pdf":
+        path.write_text("%PDF")
+        return path
+    return save(figure, path, title)
+
+
 @pytest.fixture(scope="module")
 def out(root, tmp_path_factory):
     out = tmp_path_factory.mktemp("report")
-    with pytest.MonkeyPatch.context() as patch:  # tests of charts write real ones, which take a tenth of a second each
-        patch.setattr(Chart, "_pdf", lambda chart, path: path.write_text("%PDF"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("benchmarks.pages.charts.chart.save", without_pdf)
         assert main([str(root), "--out", str(out)]) == 0
     return out
 
@@ -170,7 +178,7 @@ def test_pretraining_on_synthetic_data_is_marked_wherever_its_row_stands(tmp_pat
         drawn = VOCO | {"synthetic": True}
         write_run(tmp_path / "runs" / f"voco-{seed}", seed=seed, gain=5, provenance=[drawn])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Chart, "_pdf", lambda chart, path: path.write_text("%PDF"))
+        patch.setattr("benchmarks.pages.charts.chart.save", without_pdf)
         found = write_report([tmp_path / "runs"], tmp_path)
     shown, text = Page(found.read_text()), (tmp_path / "report.md").read_text()
     banner = "Pretraining on synthetic data stands behind 1 of 2 rows (voco3d). They say nothing about"

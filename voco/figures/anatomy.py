@@ -9,7 +9,6 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -54,18 +53,16 @@ def similarity_map(
     cases: Sequence[SimilarityCase],
     geometry: Geometry,
     hu_window: tuple[float, float],
-    path: str | Path,
     *,
     title: str = "",
     note: str = "",
-) -> Path:
+) -> style.Figure:
     """The picture that explains VoCo: slice with grid and crop, the crop, true overlaps, predicted similarities.
 
     Args:
         cases: one row each.
         geometry: of the method.
         hu_window: (low, high) HU that is black and white.
-        path: PNG to write.
         title: replaces the finding (how many of the shown queries are placed rightly).
         note: added to the line under the title, e.g. how the cases were chosen.
     """
@@ -83,11 +80,11 @@ def similarity_map(
     for row, case in enumerate(cases):
         y = top + row * (edge + gap)
         panels = [style.pixels(figure, left + i * (edge + gap), y, edge, edge) for i in range(4)]
-        grey = _grey(case.hu, hu_window)[len(case.hu) // 2]
+        grey = style.grey(case.hu, hu_window)[len(case.hu) // 2]
         _slice(panels[0], grey, grid=geometry)
         _outline(panels[0], case.start, geometry, ORANGE)
         _orientation(panels[0])
-        panels[1].imshow(_grey(case.crop, hu_window)[len(case.crop) // 2], cmap="gray", vmin=0, vmax=1)
+        panels[1].imshow(style.grey(case.crop, hu_window)[len(case.crop) // 2], cmap="gray", vmin=0, vmax=1)
         _frame(panels[1], ORANGE)
         _heat(panels[2], grey, case.labels, geometry, case.start)
         _heat(panels[3], grey, case.similarity, geometry, case.start)
@@ -97,9 +94,9 @@ def similarity_map(
                 style.panel_title(panel, words)
         middle = panels[0].get_position().y0 + panels[0].get_position().height / 2
         figure.text(30 / style.WIDTH, middle, _short(case.name),
-            rotation=90, fontsize=9.5, color=MUTED, ha="center", va="center")  # fmt: skip
+            rotation=90, fontsize=style.NOTE, color=MUTED, ha="center", va="center")  # fmt: skip
     _colour_bar(figure, top + rows * (edge + gap) + 6)
-    return style.save(figure, path)
+    return figure
 
 
 def _short(name: str, longest: int = 26) -> str:
@@ -109,10 +106,6 @@ def _short(name: str, longest: int = 26) -> str:
 
 def _is_right(case: SimilarityCase) -> bool:
     return int(np.argmax(case.similarity)) == int(np.argmax(case.labels))
-
-
-def _grey(hu: np.ndarray, window: tuple[float, float]) -> np.ndarray:
-    return np.clip((hu.astype(np.float32) - window[0]) / (window[1] - window[0]), 0.0, 1.0)
 
 
 def _slice(axes, grey, *, grid=None, numbers: bool = False) -> None:
@@ -129,7 +122,7 @@ def _slice(axes, grey, *, grid=None, numbers: bool = False) -> None:
             for k in range(grid.bases):
                 row, col = divmod(k, grid.grid[1])
                 place = (col * grid.crop + 0.06 * grid.crop, row * grid.crop + 0.06 * grid.crop)
-                axes.text(*place, str(k), color="white", fontsize=9, va="top", **_halo())
+                axes.text(*place, str(k), color="white", fontsize=style.SMALL, va="top", **_halo())
 
 
 def _halo() -> dict:
@@ -152,7 +145,7 @@ def _outline(axes, start, geometry, colour, *, words: str = "", width: float = 2
 def _orientation(axes) -> None:
     for x, y, letter in ((0.5, 0.975, "A"), (0.02, 0.5, "R"), (0.98, 0.5, "L")):
         horizontal = {0.5: "center", 0.02: "left", 0.98: "right"}[x]
-        axes.text(x, y, letter, transform=axes.transAxes, color="white", fontsize=9.5, ha=horizontal,
+        axes.text(x, y, letter, transform=axes.transAxes, color="white", fontsize=style.NOTE, ha=horizontal,
             va="top" if letter == "A" else "center", **_halo())  # fmt: skip
 
 
@@ -213,11 +206,13 @@ def _colour_bar(figure, top: int) -> None:
     axes.imshow(np.linspace(0, 1, 256)[None], cmap="viridis", aspect="auto", extent=(0, 1, 0, 1))
     axes.set_yticks([])
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1.0])
-    axes.tick_params(length=0, labelsize=9, colors=MUTED)
+    axes.tick_params(length=0, labelsize=style.SMALL, colors=MUTED)
     for spine in axes.spines.values():
         spine.set_visible(False)
     foot = "Axial slices, anterior up, patient's left on the right.\nWhite frame: the network's pick."
-    figure.text(68 / style.WIDTH, axes.get_position().y1, foot, fontsize=9.5, color=MUTED, va="top", linespacing=1.4)
+    figure.text(
+        68 / style.WIDTH, axes.get_position().y1, foot, fontsize=style.NOTE, color=MUTED, va="top", linespacing=1.4
+    )
 
 
 def crops_of_case(
@@ -225,10 +220,9 @@ def crops_of_case(
     geometry: Geometry,
     draws: Mapping[str, torch.Tensor],
     hu_window: tuple[float, float],
-    path: str | Path,
     *,
     title: str = "",
-) -> Path:
+) -> style.Figure:
     """Contact sheet of one training sample: window and grid, base crops, random crops, all augmented as drawn.
 
     Shown are central axial slices in the canonical frame after windowing; ``prepare`` of an encoder may still turn axes
@@ -239,7 +233,6 @@ def crops_of_case(
         geometry: of the method.
         draws: of one sample, from ``VoCo3D.sampler``: ``starts``, ``flips``, ``turns``, ``shift``.
         hu_window: (low, high) HU that becomes [0, 1].
-        path: PNG to write.
         title: replaces the default.
     """
     bases, crops = _augmented(hu, geometry, draws, hu_window)
@@ -254,7 +247,7 @@ def crops_of_case(
         "The label of a random crop is its overlap with every base crop.",
     )
     axes = style.pixels(figure, 24, top, whole, whole)
-    _slice(axes, _grey(hu, hu_window)[len(hu) // 2], grid=geometry, numbers=True)
+    _slice(axes, style.grey(hu, hu_window)[len(hu) // 2], grid=geometry, numbers=True)
     style.panel_title(axes, "window, base grid, random crops")
     _orientation(axes)
     for k, start in enumerate(draws["starts"].tolist()):
@@ -262,8 +255,8 @@ def crops_of_case(
     _base_sheet(figure, bases, draws, geometry, left=24 + whole + 24, top=top, size=whole)
     _random_sheet(figure, crops, draws, labels, geometry, left=24 + 2 * (whole + 24) - 8, top=top, height=whole)
     foot = "Axial slices, anterior up, patient's left on the right, before any flip or turn."
-    figure.text(24 / style.WIDTH, 24 / (top + whole + 66), foot, fontsize=9.5, color=MUTED, va="bottom")
-    return style.save(figure, path)
+    figure.text(24 / style.WIDTH, 24 / (top + whole + 66), foot, fontsize=style.NOTE, color=MUTED, va="bottom")
+    return figure
 
 
 def _augmented(hu, geometry, draws, window) -> tuple[np.ndarray, np.ndarray]:
@@ -272,7 +265,7 @@ def _augmented(hu, geometry, draws, window) -> tuple[np.ndarray, np.ndarray]:
     from voco.crops import augment, cut
 
     starts = torch.cat([geometry.base_starts(), draws["starts"]])[None]
-    crops = cut(torch.from_numpy(_grey(hu, window))[None], starts, geometry.size)[0][:, None]
+    crops = cut(torch.from_numpy(style.grey(hu, window))[None], starts, geometry.size)[0][:, None]
     seen = augment(crops, draws["flips"], draws["turns"], draws["shift"])[:, 0].numpy()
     return seen[: geometry.bases], seen[geometry.bases :]
 
@@ -300,8 +293,10 @@ def _base_sheet(figure, bases, draws, geometry, *, left, top, size) -> None:
         row, col = divmod(k, cols)
         axes = style.pixels(figure, left + col * cell_w, top + row * cell_h, edge, edge)
         axes.imshow(crop[len(crop) // 2], cmap="gray", vmin=0, vmax=1)
-        _frame(axes, "#999999", 0.8)
-        axes.text(0.05, 0.96, str(k), transform=axes.transAxes, color="white", fontsize=9, va="top", **_halo())
+        _frame(axes, MUTED, 0.8)
+        axes.text(
+            0.05, 0.96, str(k), transform=axes.transAxes, color="white", fontsize=style.SMALL, va="top", **_halo()
+        )
         axes.text(0.0, -0.02, _words(draws, k, cell_w - 4), transform=axes.transAxes, fontsize=7.5, color=INK, va="top")
         if k == 0:
             style.panel_title(axes, "base crops as the network sees them")

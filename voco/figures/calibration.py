@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
 from voco.figures import style
-from voco.figures.style import BLUE, FAINT, INK, MUTED
+from voco.figures.style import BLUE, FAINT, GREY, INK, MUTED
 
 _MOST_BINS = 10
 _LEAST_PER_BIN = 8
@@ -17,12 +16,11 @@ _LEAST_PER_BIN = 8
 def reliability(
     labels: Sequence[float],
     scores: Sequence[float],
-    path: str | Path,
     *,
     name: str = "",
     event: str = "positive",
     title: str = "",
-) -> Path:
+) -> style.Figure:
     """Share of positives among cases of similar score, with 95 % intervals of Wilson (1927), and counts of scores.
 
     Cases are put in up to ten groups of equal size by their score; equal scores stay together. Intervals take cases as
@@ -31,7 +29,6 @@ def reliability(
     Args:
         labels: (n,) 0 or 1; rows with NaN are left out.
         scores: (n,) probabilities.
-        path: PNG to write.
         name: what is predicted, in the headline.
         event: what a label of 1 means; for several classes the pairs (answer was right, its probability) are shown.
         title: replaces the finding.
@@ -49,10 +46,10 @@ def reliability(
     style.panel_title(top, f"share that is {event}", "dotted: scores that mean what they say")
     bins = np.linspace(0, 1, 21)
     negative, positive = (np.histogram(scores[labels == value], bins)[0] for value in (0, 1))
-    bottom.bar(bins[:-1] + 0.025, negative, width=0.042, color="#bbbbbb")
+    bottom.bar(bins[:-1] + 0.025, negative, width=0.042, color=GREY, alpha=0.45)
     bottom.bar(bins[:-1] + 0.025, positive, width=0.042, bottom=negative, color=BLUE)
     style.panel_title(bottom, "cases", f"blue: {event}, grey: not")
-    bottom.set_xlabel("score", fontsize=9, color=MUTED)
+    bottom.set_xlabel("score", fontsize=style.SMALL, color=MUTED)
     for axes in (top, bottom):
         axes.set_xlim(-0.01, 1.01)
         style.plain(axes)
@@ -64,7 +61,7 @@ def reliability(
         f"{_brier(labels, scores)}Groups of about equal size by score; bars: 95 % interval of the share.\n"
         "Good order (AUROC) and good calibration are different things.",
     )
-    return style.save(figure, path)
+    return figure
 
 
 def groups_of_scores(labels: np.ndarray, scores: np.ndarray) -> list[dict[str, float]]:
@@ -117,11 +114,11 @@ def _write_groups(figure, rows, event: str) -> None:
     axes.set_ylim(0, 1)
     columns = ((0.0, "mean score"), (0.24, f"share {event}"), (0.52, "95 % interval"), (0.8, "cases"))
     for x, words in columns:
-        axes.text(x, 0.99, words, fontsize=9.5, fontweight="bold", color=INK, va="top")
+        axes.text(x, 0.99, words, fontsize=style.NOTE, fontweight="bold", color=INK, va="top")
     axes.axhline(0.945, color=FAINT, linewidth=0.8)
     for number, row in enumerate(rows):
         y = 0.92 - 0.05 * number
         texts = (f"{row['score']:.2f}", f"{row['share']:.2f}", f"{row['low']:.2f} to {row['high']:.2f}",
             f"{row['positive']} of {row['cases']}")  # fmt: skip
         for (x, _), text in zip(columns, texts):
-            axes.text(x, y, text, fontsize=9.5, color=INK, va="top")
+            axes.text(x, y, text, fontsize=style.NOTE, color=INK, va="top")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
 from voco.figures import style
-from voco.figures.style import BLUE, FAINT, INK, MUTED
+from voco.figures.style import BLUE, FAINT, INK, MUTED, PAPER
 
 _WITH_NUMBERS = 20
 _WITH_NAMES = 60
@@ -16,9 +15,7 @@ _LISTED = 14
 _LONGEST_NAME = 22
 
 
-def confusion(
-    matrix: np.ndarray, classes: Sequence[str], path: str | Path, *, title: str = "", noun: str = "clips"
-) -> Path:
+def confusion(matrix: np.ndarray, classes: Sequence[str], *, title: str = "", noun: str = "clips") -> style.Figure:
     """Shares of each true class by answer, and beside them the commonest mistakes and the hardest classes.
 
     Up to 20 classes every cell has its number, up to 60 every row has its name; beyond, the list beside the
@@ -27,7 +24,6 @@ def confusion(
     Args:
         matrix: (C, C) counts, true class in rows, answer in columns.
         classes: C names.
-        path: PNG to write.
         title: replaces the finding.
         noun: what is counted, in the plural.
     """
@@ -40,7 +36,7 @@ def confusion(
     left = 36 + int(1.02 * longest * _font(count))  # pixels: a letter is about as wide as its size in points
     side = min(770 - left, 620)
     axes = style.pixels(figure, left, 110, side, side)
-    axes.imshow(share, cmap=_colours(), vmin=0, vmax=1, interpolation="nearest", aspect="equal")
+    tiles(axes, share)
     _name_axes(axes, names)
     if count <= _WITH_NUMBERS:
         _write_numbers(axes, matrix, share)
@@ -52,7 +48,7 @@ def confusion(
         "Rows: true class. Columns: answer. Darker: a larger share of the row"
         + (f"; in each cell the number of {noun}." if count <= _WITH_NUMBERS else "."),
     )
-    return style.save(figure, path)
+    return figure
 
 
 def _short(name: str, most: int = _LONGEST_NAME) -> str:
@@ -64,10 +60,25 @@ def _font(count: int) -> float:
     return 10 if count <= 12 else 9 if count <= _WITH_NUMBERS else 6 if count <= 40 else 5
 
 
-def _colours():
-    from matplotlib.colors import LinearSegmentedColormap
+def tiles(axes, share: np.ndarray, *, strength: float = 1.0, gap: float = 0.0) -> None:
+    """A matrix as squares of one colour, the stronger the larger the share, so that they follow the colours of a page.
 
-    return LinearSegmentedColormap.from_list("share", ["white", BLUE])
+    Args:
+        axes: of matplotlib; cells lie at 0, 1, …, the first row at the top.
+        share: (C, C) from 0 to 1.
+        strength: of a share of 1.
+        gap: points between cells, which then have a ground.
+    """
+    from matplotlib.colors import ListedColormap
+
+    edges = np.arange(len(share) + 1) - 0.5
+    if gap:
+        axes.set_facecolor((FAINT, 0.5))
+    axes.pcolormesh(edges, edges, np.zeros(share.shape), alpha=strength * share, cmap=ListedColormap([BLUE]),
+                    edgecolors=PAPER if gap else "none", linewidth=gap)  # fmt: skip
+    axes.set(xlim=edges[[0, -1]], ylim=edges[[-1, 0]], aspect="equal", xticks=[], yticks=[])
+    for side in axes.spines.values():
+        side.set_visible(not gap)
 
 
 def _name_axes(axes, names: Sequence[str]) -> None:
@@ -75,10 +86,10 @@ def _name_axes(axes, names: Sequence[str]) -> None:
         side.set_color(FAINT)
     count, size = len(names), _font(len(names))
     axes.tick_params(length=0, colors=INK)
-    axes.set_xlabel("answer", fontsize=9, color=MUTED)
+    axes.set_xlabel("answer", fontsize=style.SMALL, color=MUTED)
     if count > _WITH_NAMES:
-        axes.set_xticks([0, count - 1], ["1", str(count)], fontsize=9)
-        axes.set_yticks([0, count - 1], ["1", str(count)], fontsize=9)
+        axes.set_xticks([0, count - 1], ["1", str(count)], fontsize=style.SMALL)
+        axes.set_yticks([0, count - 1], ["1", str(count)], fontsize=style.SMALL)
         return
     upright = count <= 6 and max(map(len, names)) <= 12
     axes.set_yticks(range(count), names, fontsize=size)
@@ -96,8 +107,8 @@ def _write_numbers(axes, matrix: np.ndarray, share: np.ndarray) -> None:
         text = str(matrix[row, column])
         if count <= 10:
             text += f"\n{share[row, column]:.0%}"
-        axes.text(column, row, text, ha="center", va="center", fontsize=9 if count <= 12 else 7,
-            color="white" if share[row, column] > 0.55 else INK, linespacing=1.2)  # fmt: skip
+        axes.text(column, row, text, ha="center", va="center", fontsize=style.SMALL if count <= 12 else 7,
+            color=PAPER if share[row, column] > 0.55 else INK, linespacing=1.2)  # fmt: skip
 
 
 def _finding(matrix: np.ndarray, totals: np.ndarray, noun: str) -> str:
@@ -126,13 +137,13 @@ def _write_lists(axes, matrix, share, totals, names, noun) -> None:
     place = _write_list(axes, place - 0.05, "Hardest classes (share named right)", lines)
     if absent := len(names) - len(seen):
         axes.text(0, place - 0.02, f"{absent} of {len(names)} classes have no held-out {noun.removesuffix('s')}",
-            fontsize=9, color=MUTED, va="top")  # fmt: skip
+            fontsize=style.SMALL, color=MUTED, va="top")  # fmt: skip
 
 
 def _write_list(axes, top: float, heading: str, lines: Sequence[tuple[str, str]]) -> float:
-    axes.text(0, top, heading, fontsize=10.5, fontweight="bold", color=INK, va="top")
+    axes.text(0, top, heading, fontsize=style.TEXT, fontweight="bold", color=INK, va="top")
     for number, (words, value) in enumerate(lines):
         height = top - 0.045 - 0.0275 * number
-        axes.text(0, height, words, fontsize=9, color=INK, va="top")
-        axes.text(1, height, value, fontsize=9, color=MUTED, va="top", ha="right")
+        axes.text(0, height, words, fontsize=style.SMALL, color=INK, va="top")
+        axes.text(1, height, value, fontsize=style.SMALL, color=MUTED, va="top", ha="right")
     return top - 0.045 - 0.0275 * len(lines)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -23,29 +22,28 @@ _KINDS = (
 )
 
 
-def loss_curves(metrics_rows: Sequence[Mapping], references: Mapping[str, float], path: str | Path) -> Path:
+def loss_curves(metrics_rows: Sequence[Mapping], references: Mapping[str, float]) -> style.Figure:
     """Total and each term over steps, training and held-out, with the losses of predictors that know nothing.
 
     Args:
         metrics_rows: rows of metrics.jsonl: ``step``, ``loss``, ``intra``, ``inter``, ``reg``, ``heldout/intra``, ...
         references: fields of ``voco.reference.reference_lines``.
-        path: PNG to write.
     """
     figure = style.new_figure(680)
     shown = [term for term in _TERMS[1:] if len(style.series(metrics_rows, term[0])[0])]
     axes = style.pixels(figure, 64, 130, 560 if shown else 960, 480)
     _draw_term(axes, metrics_rows, "intra", references)
     style.panel_title(axes, _TERMS[0][1])
-    axes.set_xlabel("step", fontsize=9, color=MUTED)
+    axes.set_xlabel("step", fontsize=style.SMALL, color=MUTED)
     height = (480 - 62 * (len(shown) - 1)) / max(len(shown), 1)
     for place, (name, words) in enumerate(shown):
         small = style.pixels(figure, 858, 130 + place * (height + 62), 306, height)
         _draw_term(small, metrics_rows, name, references, small=True)
         style.panel_title(small, words)
-    small.set_xlabel("step", fontsize=9, color=MUTED) if shown else None
+    small.set_xlabel("step", fontsize=style.SMALL, color=MUTED) if shown else None
     style.headline(figure, _loss_finding(metrics_rows, references), "Pale: training, each logged step. Blue: training, "
         "running mean. Circles: held-out scans, crops not augmented, 95 % interval over scans.")  # fmt: skip
-    return style.save(figure, path)
+    return figure
 
 
 def _loss_finding(rows, references) -> str:
@@ -100,8 +98,16 @@ def _reference_levels(axes, levels, top, small) -> None:
     labels = []
     for words, level in levels:
         if level > top:
-            axes.text(1.0, 0.985, f"{words} {level:.2f} is above ↑", transform=axes.transAxes, fontsize=9, color=MUTED,
-                ha="right", va="top")  # fmt: skip
+            axes.text(
+                1.0,
+                0.985,
+                f"{words} {level:.2f} is above ↑",
+                transform=axes.transAxes,
+                fontsize=style.SMALL,
+                color=MUTED,
+                ha="right",
+                va="top",
+            )
             continue
         axes.axhline(level, color=INK, linewidth=1.0, linestyle=(0, (1, 2)))
         labels.append((level, f"{words} {level:.3f}", INK))
@@ -119,16 +125,13 @@ def _band(rows, name, steps):
     return (low, high) if np.array_equal(low_steps, steps) else (None, None)
 
 
-def position_scores(
-    metrics_rows: Sequence[Mapping], lines: Mapping, references: Mapping[str, float], path: str | Path
-) -> Path:
+def position_scores(metrics_rows: Sequence[Mapping], lines: Mapping, references: Mapping[str, float]) -> style.Figure:
     """Position accuracy and disjoint accuracy over steps, of features and through the projector, beside the lines.
 
     Args:
         metrics_rows: rows of metrics.jsonl with ``heldout/...`` scores.
         lines: ``step0``, ``untrained`` and ``histogram`` -> ``HealthReport``.
         references: fields of ``voco.reference.reference_lines``.
-        path: PNG to write.
     """
     figure, highest = style.new_figure(874), _highest(metrics_rows, lines, references)
     for column, (score, words, note) in enumerate(_KINDS):
@@ -137,7 +140,7 @@ def position_scores(
             _draw_score(axes, metrics_rows, lines, references, f"{prefix}{score}_balanced", highest)
             style.panel_title(axes, f"{words}, {kind}", note)
             if row == 1:
-                axes.set_xlabel("step", fontsize=9, color=MUTED)
+                axes.set_xlabel("step", fontsize=style.SMALL, color=MUTED)
     scans = style.series(metrics_rows, "heldout/scans")[1]
     style.headline(
         figure,
@@ -147,7 +150,7 @@ def position_scores(
         + (f"Blue band: 95 % interval over {scans[-1]:.0f} scans. " if len(scans) else "")
         + "Green band: how high untrained networks come by their draw.",
     )
-    return style.save(figure, path)
+    return figure
 
 
 def _constant(score: str, references) -> float:
@@ -209,14 +212,13 @@ def _limit(lines, score: str) -> float | None:
     return chance_limit(networks) if len(networks) > 1 else None
 
 
-def heldout_summary(report, lines: Mapping, references: Mapping[str, float], path: str | Path, *, title="") -> Path:
+def heldout_summary(report, lines: Mapping, references: Mapping[str, float], *, title="") -> style.Figure:
     """Bars of the trained encoder and the lines: encoder features, projector, and features of crops as they are.
 
     Args:
         report: ``HealthReport`` of the trained encoder.
         lines: ``step0``, ``untrained`` and ``histogram`` -> ``HealthReport``.
         references: fields of ``voco.reference.reference_lines``.
-        path: PNG to write.
         title: replaces the finding.
     """
     figure = style.new_figure(975)
@@ -234,7 +236,7 @@ def heldout_summary(report, lines: Mapping, references: Mapping[str, float], pat
         f"score), {report.windows} windows, {report.queries} random crops each. Whiskers: 95 % interval over patients; "
         "dots: single untrained networks, tick: how high one comes by its draw.",
     )
-    return style.save(figure, path)
+    return figure
 
 
 def _summary_finding(report, lines, references) -> str:
@@ -257,7 +259,7 @@ def _draw_bars(axes, report, lines, references, score) -> None:
         found = reports.get(name)
         value = _constant(score, references) if name == "constant" else found.score(score)
         if value is None:
-            axes.text(0.01, place, "not measured", fontsize=9, color=MUTED, va="center")
+            axes.text(0.01, place, "not measured", fontsize=style.SMALL, color=MUTED, va="center")
             continue
         axes.barh(place, value, height=0.62, color=colour, alpha=1.0 if name == "trained" else 0.55, linewidth=0)
         interval = None if found is None else found.interval(score)
@@ -271,11 +273,11 @@ def _draw_bars(axes, report, lines, references, score) -> None:
             axes.plot(networks, [place] * len(networks), "o", color=INK, markersize=2.5, alpha=0.7)
             axes.plot([limit] * 2, [place - 0.31, place + 0.31], color=INK, linewidth=1.2)
             end = max(end, limit)
-        axes.text(end + 0.015, place, f"{value:.2f}", fontsize=9.5, color=INK, va="center",
+        axes.text(end + 0.015, place, f"{value:.2f}", fontsize=style.NOTE, color=INK, va="center",
             fontweight="bold" if name == "trained" else "normal")  # fmt: skip
     axes.set_xlim(0, 1)
     axes.set_ylim(len(names) - 0.5, -0.5)
     style.plain(axes, grid=False)
     axes.grid(axis="x", color=FAINT, linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.set_yticks(range(len(names)), [LINES[name][0] for name in names], fontsize=9.5, color=INK)
+    axes.set_yticks(range(len(names)), [LINES[name][0] for name in names], fontsize=style.NOTE, color=INK)

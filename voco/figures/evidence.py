@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
 from voco.figures import style
-from voco.figures.style import BLUE, INK, MUTED, ORANGE, VERMILLION
+from voco.figures.style import BLUE, FAINT, INK, MUTED, ORANGE, VERMILLION
 from voco.short_repr import short_repr
 
 _SIDE, _GAP, _TOP = 300, 22, 132
@@ -73,17 +72,15 @@ class Evidence:
 
 def evidence(
     cases: Sequence[Evidence],
-    path: str | Path,
     *,
     hu_window: tuple[float, float] = (-160.0, 240.0),
     title: str = "",
     note: str = "",
-) -> Path:
+) -> style.Figure:
     """One row a study: coronal view and window scores on one z axis, then the slice, plain and with saliency.
 
     Args:
         cases: at least one.
-        path: PNG to write.
         hu_window: (low, high) HU that is black and white.
         title: replaces the finding.
         note: added to the line under the title.
@@ -106,22 +103,20 @@ def evidence(
             for axes, words in zip((coronal, curve, plain, overlay), heads):
                 style.panel_title(axes, words)
         words = f"{_short(case.name)}{', ' if case.truth else ''}{case.truth}"
-        coronal.text(0.0, -0.03, words, transform=coronal.transAxes, fontsize=9, fontweight="bold", color=INK, va="top")
+        coronal.text(
+            0.0, -0.03, words, transform=coronal.transAxes, fontsize=style.SMALL, fontweight="bold", color=INK, va="top"
+        )
     style.headline(
         figure,
         title or _finding(cases),
         "Orange: slices labeled positive. Dashed: the slice shown. Warm colours: what the score depends on most."
         + (f"\n{note}" if note else ""),
     )
-    return style.save(figure, path)
+    return figure
 
 
 def _short(name: str, longest: int = 40) -> str:
     return name if len(name) <= longest else f"{name[: longest - 13]}…{name[-12:]}"
-
-
-def _grey(hu: np.ndarray, window: tuple[float, float]) -> np.ndarray:
-    return np.clip((hu.astype(np.float32) - window[0]) / (window[1] - window[0]), 0.0, 1.0)
 
 
 def _positive(case: Evidence) -> np.ndarray:
@@ -136,7 +131,7 @@ def _mark_positive(axes, case: Evidence) -> None:
 
 def _coronal(axes, case: Evidence, best: int, window) -> None:
     """Middle coronal slice, superior up; the panel keeps its height, so that z matches the curve beside it."""
-    image = _grey(case.hu[:, case.hu.shape[1] // 2], window)
+    image = style.grey(case.hu[:, case.hu.shape[1] // 2], window)
     axes.imshow(image, cmap="gray", vmin=0, vmax=1, origin="lower", aspect="auto", interpolation="nearest")
     for index in _positive(case):
         axes.axhspan(index - 0.5, index + 0.5, xmin=0.0, xmax=0.05, color=ORANGE, linewidth=0)
@@ -175,13 +170,13 @@ def _curve(axes, case: Evidence, best: int) -> None:
         axes.text(case.score, 1.0, f"study {case.score:.2f}", transform=axes.get_xaxis_transform(), fontsize=8.5,
             color=VERMILLION, ha="left" if case.score < 0.5 else "right", va="top")  # fmt: skip
     style.plain(axes, grid=False)
-    axes.grid(axis="x", color="#eeeeee", linewidth=0.8)
+    axes.grid(axis="x", color=FAINT, linewidth=0.8)
     axes.set_yticks([])
 
 
 def _axial(axes, case: Evidence, best: int, window, *, saliency: bool = False) -> None:
     aspect = case.spacing_mm[1] / case.spacing_mm[2]
-    grey = _grey(case.hu[best], window)
+    grey = style.grey(case.hu[best], window)
     axes.imshow(grey, cmap="gray", vmin=0, vmax=1, aspect=aspect, interpolation="nearest")
     axes.set_xticks([])
     axes.set_yticks([])
@@ -205,8 +200,16 @@ def _overlay(axes, case: Evidence, best: int, aspect: float) -> None:
     from matplotlib import colormaps
 
     if case.saliency is None:
-        axes.text(0.5, 0.5, "no saliency map", transform=axes.transAxes, ha="center", color="white", fontsize=9,
-            bbox={"facecolor": "black", "edgecolor": "none", "alpha": 0.7})  # fmt: skip
+        axes.text(
+            0.5,
+            0.5,
+            "no saliency map",
+            transform=axes.transAxes,
+            ha="center",
+            color="white",
+            fontsize=style.SMALL,
+            bbox={"facecolor": "black", "edgecolor": "none", "alpha": 0.7},
+        )
         return
     weighed = case.saliency[case.saliency > 0]
     # single voxels may stand far out; a map may also be zero nearly everywhere

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -16,19 +15,17 @@ _PREFIX = "validation_"
 def learning_curves(
     folds: Mapping[int, Sequence[Mapping]],
     metric: str,
-    path: str | Path,
     *,
     best_steps: Mapping[int, int] | None = None,
     constant: float | None = None,
     higher_is_better: bool = True,
     title: str = "",
-) -> Path:
+) -> style.Figure:
     """Training and validation loss on the left, the main metric on validation on the right.
 
     Args:
         folds: fold to rows of its metrics.jsonl (``step``, ``loss``, ``validation_loss``, ``validation_<metric>``).
         metric: name of the main metric.
-        path: PNG to write.
         best_steps: fold to the step whose weights were kept.
         constant: the metric of a constant predictor.
         higher_is_better: direction of the metric.
@@ -51,7 +48,7 @@ def learning_curves(
     style.panel_title(left, "loss", "orange: training, running mean; blue: validation")
     style.panel_title(right, f"{metric} on validation", "dot: the step whose weights were kept")
     for axes in (left, right):
-        axes.set_xlabel("step", fontsize=9, color=MUTED)
+        axes.set_xlabel("step", fontsize=style.SMALL, color=MUTED)
         style.plain(axes)
         axes.locator_params(axis="x", nbins=5, integer=True)
     style.label_right(right, labels)
@@ -61,7 +58,7 @@ def learning_curves(
         "Chosen on validation, so its value at the kept step is optimistic; test patients have no part in this."
         + ("" if single else f" One line for each of {len(folds)} folds."),
     )
-    return style.save(figure, path)
+    return figure
 
 
 def _draw_loss(axes, rows, single: bool) -> list[float]:
@@ -97,7 +94,7 @@ def _draw_metric(axes, rows, metric: str, best: int | None, single: bool) -> Non
         axes.plot([best], [value], "o", color=BLUE, markersize=8 if single else 5, markeredgecolor="white", zorder=4)
         if single:
             axes.annotate(f"step {best}: {value:.3f}", (best, value), xytext=(0, 10), textcoords="offset points",
-                fontsize=9, color=BLUE, ha="center" if steps[0] < best < steps[-1] else
+                fontsize=style.SMALL, color=BLUE, ha="center" if steps[0] < best < steps[-1] else
                 ("left" if best == steps[0] else "right"))  # fmt: skip
 
 

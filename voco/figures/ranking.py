@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -14,7 +13,7 @@ from voco.stats.interval import Interval
 from voco.tasks.outputs import Output
 from voco.tasks.standard import AUROC, AveragePrecision
 
-_GRID = np.linspace(0, 1, 201)
+GRID = np.linspace(0, 1, 201)
 _DRAWS = 300
 
 
@@ -22,13 +21,12 @@ def roc_pr(
     labels: Sequence[float],
     scores: Sequence[float],
     patients: Sequence[str],
-    path: str | Path,
     *,
     folds: Sequence[int] | None = None,
     name: str = "",
     title: str = "",
     seed: int = 0,
-) -> Path:
+) -> style.Figure:
     """ROC on the left, precision and recall on the right, each with its 95 % band and its area with interval.
 
     With several folds thin lines are the folds, the bold line is their mean at equal false positive rate or recall:
@@ -38,7 +36,6 @@ def roc_pr(
         labels: (n,) 0 or 1; rows with NaN are left out.
         scores: (n,) higher means more likely positive.
         patients: (n,) drawn together.
-        path: PNG to write.
         folds: (n,) fold of each row.
         name: what is predicted, in the headline.
         title: replaces the finding.
@@ -58,22 +55,35 @@ def roc_pr(
     count, positive = len(frame), int(frame["label_"].sum())
     figure = style.new_figure(640)
     panels = [style.pixels(figure, 76 + column * 590, 148, 420, 420) for column in range(2)]
-    _draw(panels[0], frame, _roc, seed)
-    _draw(panels[1], frame, _precision, seed)
+    _draw(panels[0], frame, roc, seed)
+    _draw(panels[1], frame, precision, seed)
     panels[0].plot([0, 1], [0, 1], color=INK, linewidth=1, linestyle=(0, (1, 2)))
-    panels[0].text(0.98, 0.93, "chance", color=MUTED, fontsize=9, ha="right", rotation=45, rotation_mode="anchor",
-        transform=panels[0].transData)  # fmt: skip
+    panels[0].text(
+        0.98,
+        0.93,
+        "chance",
+        color=MUTED,
+        fontsize=style.SMALL,
+        ha="right",
+        rotation=45,
+        rotation_mode="anchor",
+        transform=panels[0].transData,
+    )
     share = positive / max(1, count)
     panels[1].axhline(share, color=INK, linewidth=1, linestyle=(0, (1, 2)))
     panels[1].text(
-        0.02, share + (0.02 if share < 0.9 else -0.05), f"share of positives {share:.2f}", color=MUTED, fontsize=9
+        0.02,
+        share + (0.02 if share < 0.9 else -0.05),
+        f"share of positives {share:.2f}",
+        color=MUTED,
+        fontsize=style.SMALL,
     )
     style.panel_title(
         panels[0], f"ROC, AUROC {_words(areas['auroc'])}", "true positive rate against false positive rate"
     )
     style.panel_title(panels[1], f"precision, AP {_words(areas['ap'])}", "precision against recall")
     for axes, words in zip(panels, ("false positive rate", "recall")):
-        axes.set_xlabel(words, fontsize=9, color=MUTED)
+        axes.set_xlabel(words, fontsize=style.SMALL, color=MUTED)
         axes.set_xlim(-0.01, 1.01)
         axes.set_ylim(-0.01, 1.03)
         axes.set_aspect("equal")
@@ -85,7 +95,7 @@ def roc_pr(
         f"Bands: 95 % over {frame['p'].nunique()} patients, drawn with replacement."
         + (f" Thin lines: {shown} folds; bold: their mean." if shown > 1 else ""),
     )
-    return style.save(figure, path)
+    return figure
 
 
 def _words(area: Interval) -> str:
@@ -101,7 +111,7 @@ def _draw(axes, frame, curve, seed: int) -> None:
             bbox={"facecolor": "white", "edgecolor": "none"})  # fmt: skip
         return
     names, member = np.unique(frame["p"], return_inverse=True)
-    plain = [curve(*_arrays(own), np.ones(len(own))) for own in parts]
+    plain = [curve(*_arrays(own)) for own in parts]
     if len(names) > 1:
         draws = []
         for counts in resample_counts(len(names), _DRAWS, seed):
@@ -112,45 +122,56 @@ def _draw(axes, frame, curve, seed: int) -> None:
             if each:
                 draws.append(np.mean(each, 0))
         low, high = np.percentile(draws, [2.5, 97.5], axis=0)
-        axes.fill_between(_GRID, low, high, color=BLUE, alpha=0.15, linewidth=0)
+        axes.fill_between(GRID, low, high, color=BLUE, alpha=0.15, linewidth=0)
     if len(plain) > 1:
         for values in plain:
-            axes.plot(_GRID, values, color=SKY, linewidth=0.8, alpha=0.8)
-    axes.plot(_GRID, np.mean(plain, 0), color=BLUE, linewidth=2.2)
+            axes.plot(GRID, values, color=SKY, linewidth=0.8, alpha=0.8)
+    axes.plot(GRID, np.mean(plain, 0), color=BLUE, linewidth=2.2)
 
 
 def _arrays(own) -> tuple[np.ndarray, np.ndarray]:
     return own["label_"].to_numpy(), own["score_"].to_numpy()
 
 
-def _counts(y: np.ndarray, s: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+def _counts(y: np.ndarray, s: np.ndarray, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray] | None:
     """Weights of positives and negatives at or above each distinct score, from the highest down."""
     order = np.argsort(-s, kind="stable")
-    ranked, hit, weight = s[order], y[order], weights[order].astype(float)
+    ranked, hit = s[order], y[order]
+    weight = np.ones(len(y)) if weights is None else weights[order].astype(float)
     ends = np.flatnonzero(np.r_[ranked[1:] != ranked[:-1], True])
     true, false = np.cumsum(weight * hit)[ends], np.cumsum(weight * (1 - hit))[ends]
     return (true, false) if true[-1] > 0 and false[-1] > 0 else None
 
 
-def _roc(y: np.ndarray, s: np.ndarray, weights: np.ndarray) -> np.ndarray | None:
-    """True positive rate at each false positive rate of the grid; ties are straight lines."""
+def roc(y: np.ndarray, s: np.ndarray, weights: np.ndarray | None = None, *, grid: np.ndarray = GRID):
+    """True positive rate at each false positive rate of the grid; ties are straight lines.
+
+    Args:
+        y: (n,) 0 or 1.
+        s: (n,) scores, higher means more likely positive.
+        weights: (n,) of the cases; 1 by default.
+        grid: (g,) from 0 to 1.
+
+    Returns:
+        (g,) values, None where there is one class only.
+    """
     found = _counts(y, s, weights)
     if found is None:
         return None
-    rate = np.r_[0.0, found[1] / found[1][-1]]
-    values = np.interp(_GRID, rate, np.r_[0.0, found[0] / found[0][-1]])
-    values[0] = (found[0] / found[0][-1])[found[1] == 0].max(initial=0.0)  # the step at rate 0
+    true, false = (count / count[-1] for count in found)
+    values = np.interp(grid, np.r_[0.0, false], np.r_[0.0, true])
+    values[0] = true[false == 0].max(initial=0.0)  # the step at rate 0
     return values
 
 
-def _precision(y: np.ndarray, s: np.ndarray, weights: np.ndarray) -> np.ndarray | None:
+def precision(y: np.ndarray, s: np.ndarray, weights: np.ndarray | None = None, *, grid: np.ndarray = GRID):
     """Precision at the first threshold that reaches each recall of the grid, as average precision sums it.
 
-    At recall 0 it is that of the first hit.
+    At recall 0 it is that of the first hit. Arguments and value are those of ``roc``.
     """
     found = _counts(y, s, weights)
     if found is None:
         return None
     recall = found[0] / found[0][-1]
-    precision = found[0] / np.maximum(found[0] + found[1], 1e-12)
-    return precision[np.minimum(np.searchsorted(recall, np.maximum(_GRID - 1e-9, 1e-9)), len(recall) - 1)]
+    values = found[0] / np.maximum(found[0] + found[1], 1e-12)
+    return values[np.minimum(np.searchsorted(recall, np.maximum(grid - 1e-9, 1e-9)), len(recall) - 1)]

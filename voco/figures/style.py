@@ -1,24 +1,36 @@
-"""How every picture of a run looks: size in pixels, colours for the colour-blind, a title that says what was found.
+"""How every picture looks, of a run and of the page of benchmarks: sizes, colours for the colour-blind, titles.
 
-Colours are of Okabe and Ito (2008), and every line also differs in its dashes. matplotlib is imported when something
-is drawn, never pyplot: no global state, no display.
+Colours are of Okabe and Ito (2008), darkened or lightened until they stand out from the ground, and every line also
+differs in its dashes. matplotlib is imported when something is drawn, never pyplot: no global state, no display.
 """
 
 from __future__ import annotations
 
 import textwrap
-import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from voco.files import whole
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 WIDTH = 1200
 DPI = 120
-INK, MUTED, FAINT, PALE = "#222222", "#666666", "#dddddd", "#f3f3f3"
-BLUE, ORANGE, GREEN, VERMILLION, SKY, YELLOW = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#F0E442"
+# Pictures are drawn in the colours of LIGHT, no two alike; in a page each becomes the variable of its name.
+LIGHT = {
+    "ink": "#222222", "muted": "#666666", "faint": "#dddddd", "pale": "#f3f3f3", "paper": "#ffffff",
+    "c0": "#0072b2", "c1": "#c65200", "c2": "#00805c", "c3": "#a8487f", "c4": "#8a6d00", "c5": "#2b8fcb",
+    "c6": "#4d4d9e", "c7": "#6b6b6b", "bright": "#e69f00",
+}  # fmt: skip
+DARK = {
+    "ink": "#e8ebf2", "muted": "#a3adc0", "faint": "#39404f", "pale": "#232936", "paper": "#171b24",
+    "c0": "#5bb5ec", "c1": "#ff9a52", "c2": "#3ccf9f", "c3": "#e39ac5", "c4": "#e6c34a", "c5": "#9ad4f5",
+    "c6": "#a9a8f0", "c7": "#b5b5b5", "bright": "#f0b43c",
+}  # fmt: skip
+INK, MUTED, FAINT, PALE, PAPER, BLUE, VERMILLION, GREEN, PURPLE, _, SKY, _, GREY, ORANGE = LIGHT.values()
+YELLOW = "#f0e442"  # on scans alone, where the ground is dark
+TITLE, TEXT, NOTE, SMALL = 13, 10.5, 9.5, 9  # sizes of words in points
 
 # line -> (label, colour, dashes)
 LINES = {
@@ -30,34 +42,35 @@ LINES = {
 }
 
 
-def new_figure(height: int, width: int = WIDTH):
+def new_figure(height: float, width: float = WIDTH, dpi: int = DPI) -> Figure:
     """A figure of exactly ``width`` x ``height`` pixels."""
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
-
-
-def save(figure, path: str | Path) -> Path:
-    """Write a PNG, whole or not at all; the same figure gives the same bytes."""
-    with warnings.catch_warnings(), whole(path) as place:
-        # classes may have names in any script, of which the font draws some as boxes; results.json has them in full
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        figure.savefig(place, format="png", dpi=DPI, metadata={"Software": None})
-    return Path(path)
+    return Figure(figsize=(width / dpi, height / dpi), dpi=dpi, facecolor=PAPER)
 
 
 def headline(figure, title: str, subtitle: str = "") -> None:
     """Finding in bold at the top left, and under it what is shown, wrapped to the width."""
     height = figure.get_figheight() * DPI
     subtitle = "\n".join(textwrap.fill(line, 138) for line in subtitle.splitlines())
-    figure.text(24 / WIDTH, 1 - 20 / height, title, fontsize=13, fontweight="bold", color=INK, va="top")
-    figure.text(24 / WIDTH, 1 - 50 / height, subtitle, fontsize=9.5, color=MUTED, va="top", linespacing=1.35)
+    figure.text(24 / WIDTH, 1 - 20 / height, title, fontsize=TITLE, fontweight="bold", color=INK, va="top")
+    figure.text(24 / WIDTH, 1 - 50 / height, subtitle, fontsize=NOTE, color=MUTED, va="top", linespacing=1.35)
 
 
 def pixels(figure, left: float, top: float, width: float, height: float):
     """Axes at a place given in pixels from the top left corner."""
-    wide, high = figure.get_figwidth() * DPI, figure.get_figheight() * DPI
+    wide, high = figure.get_size_inches() * figure.dpi
     return figure.add_axes((left / wide, 1 - (top + height) / high, width / wide, height / high))
+
+
+def grow(figure, pixels: float) -> None:
+    """Room below everything that is in a figure so far."""
+    old = figure.get_figheight()
+    new = old + pixels / figure.dpi
+    figure.set_figheight(new)
+    for axes in figure.axes:
+        left, bottom, width, height = axes.get_position().bounds
+        axes.set_position((left, 1 - (1 - bottom) * old / new, width, height * old / new))
 
 
 def plain(axes, *, grid: bool = True) -> None:
@@ -65,7 +78,7 @@ def plain(axes, *, grid: bool = True) -> None:
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(MUTED)
-    axes.tick_params(length=0, labelsize=9, colors=MUTED)
+    axes.tick_params(length=0, labelsize=SMALL, colors=MUTED)
     if grid:
         axes.grid(axis="y", color=FAINT, linewidth=0.8)
         axes.set_axisbelow(True)
@@ -74,41 +87,52 @@ def plain(axes, *, grid: bool = True) -> None:
 def panel_title(axes, text: str, note: str = "") -> None:
     """Bold words above a panel, a quieter line between them and the panel."""
     lift = 20 if note else 7
-    axes.text(0, 1, text, transform=_above(axes, lift), fontsize=10.5, fontweight="bold", color=INK, va="bottom")
-    axes.text(0, 1, note, transform=_above(axes, 6), fontsize=9, color=MUTED, va="bottom")
+    axes.text(
+        0,
+        1,
+        text,
+        transform=moved(axes.transAxes, axes.figure, 0, lift),
+        fontsize=TEXT,
+        fontweight="bold",
+        color=INK,
+        va="bottom",
+    )
+    axes.text(0, 1, note, transform=moved(axes.transAxes, axes.figure, 0, 6), fontsize=SMALL, color=MUTED, va="bottom")
 
 
-def _above(axes, points: float):
+def moved(transform, figure, right: float, up: float):
+    """A transform whose points lie that many points further right and up."""
     from matplotlib.transforms import ScaledTranslation
 
-    return axes.transAxes + ScaledTranslation(0, points / 72, axes.figure.dpi_scale_trans)
+    return transform + ScaledTranslation(right / 72, up / 72, figure.dpi_scale_trans)
 
 
-def label_right(axes, labels: Sequence[tuple[float, str, str]], *, gap: float = 13.0) -> None:
-    """Write labels beside the right edge at their heights, moved apart where they would touch.
+def label_right(axes, labels: Sequence[tuple[float, str, str]], *, gap: float = 13.0) -> list:
+    """Write labels beside the right edge at their heights, moved apart where they would touch; returns the words.
 
     Args:
         labels: (height in data units, text, colour).
         gap: least distance in points.
     """
-    if not labels:
-        return
     low, high = axes.get_ylim()
     height = axes.get_position().height * axes.figure.get_figheight() * 72
     wanted = [(value - low) / (high - low) * height for value, _, _ in labels]
-    for (value, text, colour), place in zip(labels, spread(wanted, gap, 0.0, height)):
+    return [
         axes.annotate(
             text,
             xy=(1, (value - low) / (high - low)),
             xycoords="axes fraction",
             xytext=(10, place - (value - low) / (high - low) * height),
             textcoords="offset points",
-            fontsize=9,
+            fontsize=SMALL,
             color=colour,
             va="center",
             annotation_clip=False,
+            parse_math=False,
             arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 0},
         )
+        for (value, text, colour), place in zip(labels, spread(wanted, gap, 0.0, height))
+    ]
 
 
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
@@ -131,6 +155,11 @@ def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list
     for index, place in zip(order, places):
         result[index] = place
     return result
+
+
+def grey(hu: np.ndarray, window: tuple[float, float]) -> np.ndarray:
+    """Hounsfield units as shades from 0, black, to 1."""
+    return np.clip((hu.astype(np.float32) - window[0]) / (window[1] - window[0]), 0.0, 1.0)
 
 
 def series(rows: Sequence[Mapping], name: str) -> tuple[np.ndarray, np.ndarray]:

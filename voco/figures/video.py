@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 
 from voco.figures import style
-from voco.figures.style import BLUE, GREEN, INK, MUTED, ORANGE, SKY, VERMILLION
+from voco.figures.style import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, SKY, VERMILLION
 
-_PURPLE = "#CC79A7"  # of Okabe and Ito too; orange is the training curve
 _FRAMES = 8
 _DOTTED, _DASHED, _MIXED = (0, (1, 2)), (0, (6, 2)), (0, (6, 2, 1, 2))
 # line of the accuracy -> (label, colour, dashes)
 _LEVELS = {
     "constant": ("constant answer", INK, _DOTTED),
-    "step0": ("own step 0", _PURPLE, _DASHED),
+    "step0": ("own step 0", PURPLE, _DASHED),
     "untrained": ("untrained", GREEN, _DASHED),
     "single_frame": ("single frame", VERMILLION, _MIXED),
 }
@@ -28,16 +26,13 @@ _ACCURACY = (
 )
 
 
-def accuracy_curves(
-    rows: Sequence[Mapping], lines: Mapping[str, float], path: str | Path, *, limit: float | None = None
-) -> Path:
+def accuracy_curves(rows: Sequence[Mapping], lines: Mapping[str, float], *, limit: float | None = None) -> style.Figure:
     """Cross-entropy and top-1 accuracy over steps, training and held-out, beside the lines that need no learning.
 
     Args:
         rows: of metrics.jsonl.
         lines: ``lines/constant_loss``, and ``lines/NAME_top1_balanced`` of ``constant``, ``step0``, ``untrained`` and
             ``single_frame``.
-        path: PNG to write.
         limit: how high untrained networks come by their draw.
     """
     figure = style.new_figure(600)
@@ -50,22 +45,21 @@ def accuracy_curves(
     _draw(right, rows, _ACCURACY, levels, top=1.02)
     style.panel_title(right, "top-1 accuracy", "held-out: mean recall of the classes; bands: 95 % over groups")
     for axes in (left, right):
-        axes.set_xlabel("step", fontsize=9, color=MUTED)
+        axes.set_xlabel("step", fontsize=style.SMALL, color=MUTED)
     style.headline(
         figure,
         _finding(rows, levels),
         "Features: the nearest mean of a class among the encoder's features, as for all lines; it is what the verdict "
         "judges. Single frame: pixels of the middle frame. Green band: how high untrained networks come by their draw.",
     )
-    return style.save(figure, path)
+    return figure
 
 
-def clip_strips(clips: Sequence[tuple[np.ndarray, str, str]], path: str | Path) -> Path:
+def clip_strips(clips: Sequence[tuple[np.ndarray, str, str]]) -> style.Figure:
     """Frames of a few clips, one row each, with the true class and the answer.
 
     Args:
         clips: frames (T, H, W, 3) or (T, H, W, 1) uint8, true class, answer.
-        path: PNG to write.
     """
     frames = min(_FRAMES, max(len(c) for c, _, _ in clips))
     side = min(118, (style.WIDTH - 250) // frames - 4)
@@ -79,9 +73,9 @@ def clip_strips(clips: Sequence[tuple[np.ndarray, str, str]], path: str | Path) 
             axes.set_axis_off()
         words = style.pixels(figure, 24, top, 180, side)
         words.set_axis_off()
-        words.text(0, 0.62, true, fontsize=10.5, fontweight="bold", color=INK, va="center")
+        words.text(0, 0.62, true, fontsize=style.TEXT, fontweight="bold", color=INK, va="center")
         right = true == answer
-        words.text(0, 0.35, "right" if right else f"called {answer}", fontsize=9.5, va="center",
+        words.text(0, 0.35, "right" if right else f"called {answer}", fontsize=style.NOTE, va="center",
             color=GREEN if right else VERMILLION)  # fmt: skip
     right = sum(true == answer for _, true, answer in clips)
     style.headline(
@@ -90,7 +84,7 @@ def clip_strips(clips: Sequence[tuple[np.ndarray, str, str]], path: str | Path) 
         f"First held-out clip of each of the first {len(clips)} classes, as the network sees it; {frames} of "
         f"{len(clips[0][0])} frames.",
     )
-    return style.save(figure, path)
+    return figure
 
 
 def _draw(axes, rows, curves, levels, top: float | None) -> None:

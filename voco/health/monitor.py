@@ -150,12 +150,11 @@ class HealthMonitor(Judged):
         """
         from voco import figures
 
-        folder, outer = self.out / "figures", outer_window(self.hu_windows)
-        folder.mkdir(exist_ok=True)
-        made = [figures.loss_curves(rows, self.references, folder / "loss.png")]
-        made.append(figures.position_scores(rows, self.lines, self.references, folder / "positions.png"))
+        outer = outer_window(self.hu_windows)
+        drawn = {"loss": figures.loss_curves(rows, self.references)}
+        drawn["positions"] = figures.position_scores(rows, self.lines, self.references)
         if self.latest is not None:
-            made.append(figures.heldout_summary(self.latest, self.lines, self.references, folder / "summary.png"))
+            drawn["summary"] = figures.heldout_summary(self.latest, self.lines, self.references)
         for slabs, name in ((False, "similarity"), (True, "similarity_disjoint")):
             score = self.latest and self.latest.score(f"clean_{'disjoint' if slabs else 'position'}_accuracy")
             note = "" if score is None else f" Of all held-out crops {score:.0%} are right."
@@ -171,9 +170,9 @@ class HealthMonitor(Judged):
             if cases:
                 where = ", from the slab above or below: no shared voxel" if slabs else ""
                 note = f"First crop of each scan that lies mostly in one cell{where}.{note}"
-                made.append(figures.similarity_map(cases, self.geometry, outer, folder / f"{name}.png", note=note))
-        made.append(figures.crops_of_case(self.windows[0].hu, self.geometry, draws, outer, folder / "crops.png"))
-        return made
+                drawn[name] = figures.similarity_map(cases, self.geometry, outer, note=note)
+        drawn["crops"] = figures.crops_of_case(self.windows[0].hu, self.geometry, draws, outer)
+        return figures.save_all(drawn, self.out / "figures")
 
     def _evaluate(self, method, device, name: str, autocast_dtype=None, positions_only: bool = False) -> HealthReport:
         return evaluate(

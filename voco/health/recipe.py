@@ -62,14 +62,9 @@ class Recipe(Judged):
         """
         from voco import figures
 
-        folder = self.out / "figures"
-        folder.mkdir(exist_ok=True)
-        return [
-            figures.loss_curves(rows, self.references, folder / "loss.png"),
-            figures.heldout_summary(
-                self.latest, self.lines, self.references, folder / "summary.png", title=self._finding()
-            ),
-        ]
+        summary = figures.heldout_summary(self.latest, self.lines, self.references, title=self._finding())
+        drawn = {"loss": figures.loss_curves(rows, self.references), "summary": summary}
+        return figures.save_all(drawn, self.out / "figures")
 
     def _finding(self) -> str:
         """The verdict in a line, for a picture."""

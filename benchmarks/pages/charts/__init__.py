@@ -1,1 +1,1 @@
-"""Charts as lists of shapes."""
+"""Pictures of the page."""

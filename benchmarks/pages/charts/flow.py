@@ -6,9 +6,10 @@ import csv
 import re
 from collections import Counter
 
-from benchmarks.pages.charts.chart import Chart
+from benchmarks.pages.charts.chart import Chart, box, line, new_figure, write
 from benchmarks.read.rows import TestSet
 from benchmarks.read.run import Run
+from voco.figures.style import INK, MUTED, PALE, SMALL, TEXT
 
 
 def flow_chart(name: str, one: TestSet) -> Chart:
@@ -25,24 +26,26 @@ def flow_chart(name: str, one: TestSet) -> Chart:
     boxes.append((f"{counts.get('studies', 'unknown')} studies of {counts.get('patients', 'unknown')} patients", ""))
     boxes += [(f"{part}: {patients} patients", f"{cases} scans") for part, (patients, cases) in parts.items()]
     lost = counts.get("rejected_scans", sum(reasons.values()))
-    chart = Chart(name, f"Participant flow, {one.task.name} v{one.task.version}", 40 + 52 * len(boxes))
-    chart.columns = ("step", "count", "detail")
+    figure = new_figure(40 + 52 * len(boxes))
+    title = f"Participant flow, {one.task.name} v{one.task.version}"
+    chart = Chart(name, title, figure, columns=("step", "count", "detail"))
     if one.folds > 1:
         chart.note = f"Over {one.folds} folds: a patient who trains in one may validate or be tested in another."
+    how = {"color": MUTED, "linewidth": 1.2}
     for place, (words, detail) in enumerate(boxes):
         top = 12 + 52 * place
-        chart.rect(12, top, 230, 36, "pale")
-        chart.text(22, top + (22 if not detail else 16), words, size=11.5, room=212)
+        box(figure, 12, top, 230, 36, PALE)
+        write(figure, 22, top + (16 if detail else 22), words, color=INK, size=TEXT, room=212)
         if detail:
-            chart.text(22, top + 30, detail, size=10.5, color="muted", room=212)
+            write(figure, 22, top + 30, detail, room=212)
         if place:
-            chart.line([(127, top - 16), (127, top)], "muted", 1.2)
+            line(figure, [127, 127], [top - 16, top], **how)
         number = re.search(r"\d+", words)
         chart.rows.append((words, number.group() if number else "", detail))
-    chart.line([(127, 56), (256, 56)], "muted", 1.2)  # between what was found and what could be used
-    chart.text(260, 54, f"{lost} rejected", size=11.5)
+    line(figure, [127, 256], [56, 56], **how)  # between what was found and what could be used
+    write(figure, 260, 54, f"{lost} rejected", color=INK, size=TEXT)
     for place, (reason, count) in enumerate(reasons.most_common(3)):
-        chart.text(260, 70 + 14 * place, f"{count} x {reason}", size=10, color="muted", room=150)
+        write(figure, 260, 70 + 14 * place, f"{count} x {reason}", size=SMALL, room=150)
     chart.rows += [("rejected", count, reason) for reason, count in reasons.most_common()]
     return chart
 

@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from benchmarks.pages.charts.chart import Chart, Scale, Style, legend, log_ticks, ticks
+from benchmarks.pages.charts.chart import (
+    BOTTOM,
+    LEFT,
+    RIGHT,
+    WIDTH,
+    Chart,
+    Style,
+    box,
+    fit,
+    framed,
+    from_corner,
+    new_figure,
+    write,
+)
 from benchmarks.pages.sentences import (
     CEILING,
     arrow,
@@ -18,13 +33,21 @@ from benchmarks.pages.sentences import (
 )
 from benchmarks.read.rows import Row, TestSet
 from benchmarks.statistics.measure import Comparison
+from voco.figures import style
+from voco.figures.export import tip
+from voco.figures.style import BLUE, FAINT, INK, MUTED, NOTE, PALE, PAPER, SMALL, TEXT
 
-_LEFT, _RIGHT = 48, 16
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 _COST_NOTE = "Time of all pretraining and of one training run, as measured on its device. Hollow: a run did not train."
 _LABELS_NOTE = "Vertical lines: 95 % intervals. Hollow: a run did not train. Dotted: cheap lines, with most labels."
 _LETTERS = 56  # of a label that has room in large letters
-_APART = 13  # of two names below each other
 _DRAWN = 24  # comparisons in one forest plot; more become further plots
+_ROW, _TOP = 40, 34  # pixels of a comparison, and above the first
+_UNKNOWN = 84  # pixels beside a chart of cost for what is not known
+_NAMES = 84  # pixels beside a chart for names of lines
+_DOTS = (0, (2, 3))
 
 
 def label_curves(
@@ -42,62 +65,44 @@ def label_curves(
     counted = all(row.train_patients for row in rows)
     xs = {id(row): float(row.train_patients if counted else 100 * row.fraction) for row in rows}
     names = list(dict.fromkeys(row.label for row in rows))
-    chart = Chart(name, title, 0, note=_LABELS_NOTE)
-    chart.columns = ("source", "label_share", "training_patients", "seeds", task.main_metric, "low", "high")
-    top = legend(chart, names, look, 12, 18)
-    top += 16
-    bottom = top + 220
-    chart.height = bottom + 44
-    low, high = _range([intervals[id(row)] for row in (*rows, *lines)])
-    y = Scale(low, high, bottom, top)
-    spread = sorted(set(xs.values()))
-    log = len(spread) > 1
-    edge = 1.25 if log else 1.0
-    x = Scale(spread[0] / edge, spread[-1] * edge, _LEFT, chart.width - _RIGHT, log)
-    _y_axis(chart, y, low, high, f"{task.main.title} {arrow(task.higher_is_better)}", top)
-    _ceiling(chart, y, low, high, task)
-    for value in spread if len(spread) <= 6 else log_ticks(spread[0], spread[-1]):
-        chart.text(x(value), bottom + 16, f"{value:g}", color="muted", size=11, anchor="middle")
     words = "labeled training patients" if counted else "share of the labels, %"
-    chart.text(chart.width / 2, bottom + 34, words, color="muted", size=11, anchor="middle")
-    _lines_across(chart, y, lines, intervals)
+    lines = [line for line in lines if intervals[id(line)].point == intervals[id(line)].point]
+    right = RIGHT + (_NAMES if lines else 0)
+    figure, axes = framed(names, look, 220, (words, _metric(task)), right=right)
+    columns = ("source", "label_share", "training_patients", "seeds", task.main_metric, "low", "high")
+    chart = Chart(name, title, figure, _LABELS_NOTE, columns)
+    _y_axis(axes, [intervals[id(row)] for row in (*rows, *lines)], task)
+    spread = sorted(set(xs.values()))
+    if len(spread) > 1:
+        _log(axes, spread[0] / 1.25, spread[-1] * 1.25)
+    axes.set_xticks(*_labeled(spread if len(spread) <= 6 else _log_ticks(spread[0], spread[-1])))
+    _lines_across(axes, lines, intervals)
     for place, source in enumerate(names):
         own = sorted((row for row in rows if row.label == source), key=lambda row: xs[id(row)])
-        # beside each other where they share a place
-        shift = 5 * (place - (len(names) - 1) / 2)
-        points = []
+        found = {id(row): intervals[id(row)] for row in own}
         for row in own:
-            found = intervals[id(row)]
-            at = x(xs[id(row)]) + shift
-            chart.rows.append((source, row.fraction, row.train_patients or "", len(row.runs), found.point, found.low,
-                               found.high))  # fmt: skip
-            if found.point != found.point:
-                continue
-            points.append((at, y(found.point)))
-            if found.low is not None:
-                chart.line([(at, y(found.low)), (at, y(found.high))], look[source].color, 1.4)
-        chart.line(points, look[source].color, 1.8, look[source].dash)
-        for row, point in zip((r for r in own if intervals[id(r)].point == intervals[id(r)].point), points):
-            found = intervals[id(row)]
-            tip = f"{row.label}, {share(row.fraction)}: {number(found.point)} {bracket(found.low, found.high)}"
-            chart.marker(*point, look[source], hollow=bool(row.untrained), tip=tip)
+            one = found[id(row)]
+            values = (len(row.runs), one.point, one.low, one.high)
+            chart.rows.append((source, row.fraction, row.train_patients or "", *values))
+        # beside each other where they share a place
+        beside = style.moved(axes.transData, figure, 5 * (place - (len(names) - 1) / 2), 0)
+        known = [row for row in own if found[id(row)].point == found[id(row)].point]
+        points = ([xs[id(row)] for row in known], [found[id(row)].point for row in known])
+        axes.plot(*points, linewidth=1.8, transform=beside, **look[source].line)
+        for row in known:
+            one = found[id(row)]
+            words = f"{row.label}, {share(row.fraction)}: {number(one.point)} {bracket(one.low, one.high)}"
+            _point(axes, xs[id(row)], row, one, look, words, transform=beside, linewidth=1.4)
     return chart
 
 
-def _lines_across(chart: Chart, y: Scale, lines: Sequence[Row], intervals) -> None:
-    """Dotted lines with their names; names that would lie over each other stand in one row."""
-    fine = [line for line in lines if intervals[id(line)].point == intervals[id(line)].point]
-    places = sorted((y(intervals[id(line)].point), line.label) for line in fine)
-    groups: list[list[tuple[float, str]]] = []
-    for at, label in places:
-        chart.line([(_LEFT, at), (chart.width - _RIGHT, at)], "muted", 1, "2 3")
-        if groups and at - groups[-1][-1][0] < _APART:
-            groups[-1].append((at, label))
-        else:
-            groups.append([(at, label)])
-    for group in groups:
-        words = ", ".join(label for _, label in group)
-        chart.text(chart.width - _RIGHT, group[0][0] - 4, words, color="muted", size=10.5, anchor="end", room=300)
+def _lines_across(axes: Axes, lines: Sequence[Row], intervals) -> None:
+    """Dotted lines with their names beside them."""
+    for line in lines:
+        axes.axhline(intervals[id(line)].point, color=MUTED, linewidth=1, linestyle=_DOTS)
+    places = [(intervals[id(line)].point, fit(line.label, _NAMES - 12, SMALL), MUTED) for line in lines]
+    for line, words in zip(lines, style.label_right(axes, places)):
+        tip(words, line.label)
 
 
 def forests(name: str, title: str, test_set: TestSet, comparisons: Sequence[Comparison]) -> list[Chart]:
@@ -111,44 +116,39 @@ def forests(name: str, title: str, test_set: TestSet, comparisons: Sequence[Comp
 
 def _forest(name: str, title: str, test_set: TestSet, shown: Sequence[Comparison]) -> Chart:
     task = test_set.task
-    row_height, top = 40, 44
-    chart = Chart(name, title, top + row_height * len(shown) + 42)
-    chart.note = (
+    note = (
         "First named minus second, same patients, with the share of labels; 95 % intervals. Filled: the interval lies "
         "on one side of 0, and the better side trained. A star marks comparisons named beforehand."
     )
     numbers = ("difference", "low", "high", "p", "p_holm", "runs")
-    chart.columns = ("a", "b", "network", "mode", "label_share", "kind", "primary", *numbers)
-    most = max(max(abs(c.difference.low), abs(c.difference.high), abs(c.difference.point)) for c in shown) or 0.01
-    x = Scale(-most * 1.05, most * 1.05, _LEFT, chart.width - _LEFT)
-    bottom = chart.height - 36
-    for value in ticks(-most, most, 5):
-        chart.line([(x(value), top - 10), (x(value), bottom)], "faint", 1)
-        chart.text(x(value), bottom + 16, f"{value:+g}" if value else "0", color="muted", size=11, anchor="middle")
-    chart.line([(x(0), top - 10), (x(0), bottom)], "muted", 1.4)
+    columns = ("a", "b", "network", "mode", "label_share", "kind", "primary", *numbers)
+    height = _ROW * len(shown) + 12
+    figure = new_figure(_TOP + height + BOTTOM)
+    chart = Chart(name, title, figure, note, columns)
     words = ("favours second", "favours first") if task.higher_is_better else ("favours first", "favours second")
-    chart.text(x(0) - 8, 18, f"← {words[0]}", color="muted", size=11, anchor="end")
-    chart.text(x(0) + 8, 18, f"{words[1]} →", color="muted", size=11)
-    chart.text(
-        chart.width / 2,
-        bottom + 32,
-        f"difference in {task.main.title}",
-        color="muted",
-        size=11,
-        anchor="middle",
-    )
-    for place, c in enumerate(shown):
-        d, at = c.difference, top + row_height * place + 26
-        a, b = names_of(c.pair)
-        star = "★ " if c.primary else ""
-        label = f"{star}{a} minus {b}, {100 * c.pair.a.fraction:g} %"
-        # the lines of the axis stop at words
-        chart.rect(8, at - 24, chart.width - 16, 16, "paper")
-        size = 11.5 if len(label) <= _LETTERS else 10
-        chart.text(12, at - 12, label, size=size, room=chart.width - 24)
-        chart.line([(x(d.low), at), (x(d.high), at)], "c0", 2)
-        tip = f"{label}: {signed(d.point)} {bracket(d.low, d.high, True)}"
-        chart.marker(x(d.point), at, color="c0", shape="square", size=4.5, hollow=not c.shown, tip=tip)
+    write(figure, WIDTH / 2 - 8, 18, f"← {words[0]}", ha="right")
+    write(figure, WIDTH / 2 + 8, 18, f"{words[1]} →")
+    write(figure, WIDTH / 2, chart.size[1] - 10, f"difference in {task.main.title}", ha="center")
+    axes = style.pixels(figure, LEFT, _TOP, WIDTH - 2 * LEFT, height)
+    most = max(max(abs(c.difference.low), abs(c.difference.high), abs(c.difference.point)) for c in shown) or 0.01
+    axes.set(xlim=(-1.05 * most, 1.05 * most), ylim=(height, 0), yticks=[])
+    style.plain(axes, grid=False)
+    axes.grid(axis="x", color=FAINT, linewidth=1)
+    axes.tick_params(labelsize=NOTE, pad=5)
+    axes.locator_params(axis="x", nbins=5)
+    axes.xaxis.set_major_formatter(lambda value, place: f"{value:+g}" if value else "0")
+    axes.axvline(0, color=MUTED, linewidth=1.4)
+    square, ys = Style(BLUE, "s", ()), [_ROW * place + 36 for place in range(len(shown))]
+    # the lines of the axis stop at words
+    axes.hlines([y - 16 for y in ys], *axes.get_xlim(), color=PAPER, linewidth=14)
+    axes.hlines(ys, [c.difference.low for c in shown], [c.difference.high for c in shown], color=BLUE, linewidth=2)
+    for y, c in zip(ys, shown):
+        d, (a, b) = c.difference, names_of(c.pair)
+        label = f"{'★ ' if c.primary else ''}{a} minus {b}, {100 * c.pair.a.fraction:g} %"
+        size = TEXT if len(label) <= _LETTERS else SMALL
+        write(figure, 12, _TOP + y - 12, label, color=INK, size=size, room=WIDTH - 24)
+        (point,) = axes.plot([d.point], [y], **square.mark(hollow=not c.shown, size=9))
+        tip(point, f"{label}: {signed(d.point)} {bracket(d.low, d.high, True)}")
         holm = "" if c.p_holm is None else c.p_holm
         names = (c.pair.a.label, c.pair.b.label, *system_of(c.pair), c.pair.a.fraction, c.pair.kind)
         chart.rows.append((*names, int(c.primary), d.point, d.low, d.high, c.p, holm, d.runs))
@@ -163,45 +163,52 @@ def quality_cost(
     Args:
         hours: of each row by ``id``, None where any part of it is not known.
     """
+    from matplotlib.transforms import blended_transform_factory
+
     task = rows[0].first.task
-    chart = Chart(name, title, 0, note=_COST_NOTE)
-    chart.columns = ("source", "encoder", "label_share", "hours", task.main_metric, "low", "high")
-    names = list(dict.fromkeys(row.label for row in rows))
-    top = legend(chart, names, look, 12, 18, lines=False) + 16
-    bottom = top + 200
-    chart.height = bottom + 44
-    low, high = _range([intervals[id(row)] for row in rows])
-    y = Scale(low, high, bottom, top)
     known = [hours[id(row)] for row in rows if hours[id(row)]]
-    apart = any(not hours[id(row)] for row in rows)
-    right = chart.width - _RIGHT - (84 if apart else 0)
-    _y_axis(chart, y, low, high, f"{task.main.title} {arrow(task.higher_is_better)}", top)
-    if known:
-        x = Scale(min(known) / 1.6, max(known) * 1.6, _LEFT, right, log=True)
-        wide, (unit, of_hour) = max(known) / min(known), _unit(max(known))
-        limits = (min(known) / 1.6 * of_hour, max(known) * 1.6 * of_hour)
-        marks = [v for v in log_ticks(*limits) if wide < 30 or f"{v:e}".startswith("1")]
-        for value in marks[:: max(1, len(marks) // 4)]:
-            at = x(value / of_hour)
-            chart.line([(at, bottom), (at, bottom + 4)], "muted", 1)
-            chart.text(at, bottom + 16, f"{value:g} {unit}", color="muted", size=11, anchor="middle")
-    if apart:
-        chart.rect(right + 8, top, 76, bottom - top, "pale")
-        chart.text(right + 46, bottom + 16, "not known", color="muted", size=11, anchor="middle")
-    chart.text((_LEFT + right) / 2, bottom + 34, "time, logarithmic", color="muted", size=11, anchor="middle")
     unknown = [row for row in rows if not hours[id(row)]]
+    right = RIGHT + (_UNKNOWN if unknown else 0)
+    words = ("time, logarithmic", _metric(task))
+    figure, axes = framed([row.label for row in rows], look, 200, words, right=right, lines=False)
+    columns = ("source", "encoder", "label_share", "hours", task.main_metric, "low", "high")
+    chart = Chart(name, title, figure, _COST_NOTE, columns)
+    _y_axis(axes, [intervals[id(row)] for row in rows], task, ceiling=False)
+    axes.set_xticks([])
+    unit, of_hour = _unit(max(known, default=0))
+    if known:
+        low, high = min(known) / 1.6 * of_hour, max(known) * 1.6 * of_hour
+        _log(axes, low, high)
+        marks = _log_ticks(low, high, (1, 2, 5) if max(known) / min(known) < 30 else (1,))
+        axes.set_xticks(*_labeled(marks[:: math.ceil(len(marks) / 4)], f" {unit}"))
+        axes.tick_params(axis="x", length=4)
+    beside = blended_transform_factory(from_corner(figure), axes.transData)
+    edge = WIDTH - right
+    if unknown:
+        box(figure, edge + 8, chart.size[1] - BOTTOM - 200, 76, 200, PALE)
+        write(figure, edge + 46, chart.size[1] - 10, "not known", ha="center")
     for row in rows:
         found, spent = intervals[id(row)], hours[id(row)]
         values = (spent if spent else "", found.point, found.low, found.high)
         chart.rows.append((row.label, row.first.encoder, row.fraction, *values))
         if found.point != found.point:
             continue
-        at = x(spent) if spent else right + 14 + 64 * (unknown.index(row) + 0.5) / len(unknown)
-        if found.low is not None:
-            chart.line([(at, y(found.low)), (at, y(found.high))], look[row.label].color, 1, opacity=0.6)
-        tip = f"{row.label}, {row.first.encoder}, {share(row.fraction)}: {number(found.point)}, {cost_words(spent)}"
-        chart.marker(at, y(found.point), look[row.label], hollow=bool(row.untrained), tip=tip)
+        at = spent * of_hour if spent else edge + 14 + 64 * (unknown.index(row) + 0.5) / len(unknown)
+        words = f"{row.label}, {row.first.encoder}, {share(row.fraction)}: {number(found.point)}, {cost_words(spent)}"
+        where = axes.transData if spent else beside
+        _point(axes, at, row, found, look, words, transform=where, linewidth=1, alpha=0.6)
     return chart
+
+
+def _point(
+    axes: Axes, x: float, row: Row, found, look: Mapping[str, Style], words: str, *, alpha=1.0, linewidth, **how
+):
+    """A figure of a row with its interval."""
+    if found.low is not None:
+        color = look[row.label].color
+        axes.plot([x, x], [found.low, found.high], color=color, alpha=alpha, linewidth=linewidth, clip_on=False, **how)
+    (point,) = axes.plot([x], [found.point], **look[row.label].mark(hollow=bool(row.untrained)), **how)
+    tip(point, words)
 
 
 def _unit(hours: float) -> tuple[str, int]:
@@ -211,24 +218,39 @@ def _unit(hours: float) -> tuple[str, int]:
     return ("min", 60) if hours < 3 else ("h", 1)
 
 
-def _range(found) -> tuple[float, float]:
-    """Limits of an axis that holds all points and their intervals."""
+def _metric(task) -> str:
+    return f"{task.main.title} {arrow(task.higher_is_better)}"
+
+
+def _log(axes: Axes, low: float, high: float) -> None:
+    from matplotlib.ticker import NullLocator
+
+    axes.set_xscale("log")
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlim(low, high)
+
+
+def _log_ticks(low: float, high: float, steps: Sequence[int] = (1, 2, 5)) -> list[float]:
+    """1, 2, 5, 10, … between two positive numbers."""
+    from matplotlib.ticker import LogLocator
+
+    marks = LogLocator(subs=steps, numticks=99).tick_values(low, high)
+    return [float(mark) for mark in marks if low * 0.999 <= mark <= high * 1.001]
+
+
+def _labeled(marks: Sequence[float], unit: str = "") -> tuple[Sequence[float], list[str]]:
+    return marks, [f"{mark:g}{unit}" for mark in marks]
+
+
+def _y_axis(axes: Axes, found, task, *, ceiling: bool = True) -> None:
+    """Limits that hold all points and their intervals; the band in which figures say little, where it is in sight."""
     values = [v for one in found for v in (one.point, one.low, one.high) if v is not None and v == v] or [0.0, 1.0]
-    low, high = min(values), max(values)
-    room = max(0.06 * (high - low), 0.01)
-    return low - room, high + room
-
-
-def _y_axis(chart: Chart, y: Scale, low: float, high: float, words: str, top: float) -> None:
-    for value in ticks(low, high, 5):
-        chart.line([(_LEFT, y(value)), (chart.width - _RIGHT, y(value))], "faint", 1)
-        chart.text(_LEFT - 6, y(value) + 4, f"{value:g}", color="muted", size=11, anchor="end")
-    chart.text(12, top - 6, words, color="muted", size=11)
-
-
-def _ceiling(chart: Chart, y: Scale, low: float, high: float, task) -> None:
-    """The band in which figures say little, where it is in sight."""
-    if task.higher_is_better and high > CEILING and high <= 1.2:
-        upper, lower = y(high), y(max(low, CEILING))
-        chart.rect(_LEFT, upper, chart.width - _LEFT - _RIGHT, lower - upper, "muted", 0.12)
-        chart.text(_LEFT + 4, upper + 12, f"ceiling (above {CEILING:g})", color="muted", size=10.5)
+    room = max(0.06 * (max(values) - min(values)), 0.01)
+    low, high = min(values) - room, max(values) + room
+    axes.set_ylim(low, high)
+    axes.locator_params(axis="y", nbins=5)
+    if ceiling and task.higher_is_better and CEILING < high <= 1.2:
+        axes.axhspan(max(low, CEILING), high, color=MUTED, alpha=0.12, linewidth=0)
+        words = f"ceiling (above {CEILING:g})"
+        axes.annotate(words, (0, 1), xycoords="axes fraction", xytext=(4, -4), textcoords="offset points",
+                      fontsize=SMALL, color=MUTED, va="top")  # fmt: skip

@@ -197,20 +197,17 @@ class VideoMonitor:
             method, draws, device, autocast_dtype: not needed here; as for the monitor of CT methods.
             rows: of ``metrics.jsonl``.
         """
+        from voco.figures import save_all
         from voco.figures.confusion import confusion
         from voco.figures.video import accuracy_curves, clip_strips
 
-        folder = self.out / "figures"
-        folder.mkdir(exist_ok=True)
         found = judge(self.latest, self._comparable()) if self.latest is not None else None
-        made = [accuracy_curves(rows, self.constants(), folder / "accuracy.png", limit=found and found.limit)]
-        if self.latest is None:
-            return made
-        made.append(confusion(self.latest.confusion(), self.classes, folder / "confusion.png"))
-        clips = self._examples()
-        if clips:
-            made.append(clip_strips(clips, folder / "clips.png"))
-        return made
+        drawn = {"accuracy": accuracy_curves(rows, self.constants(), limit=found and found.limit)}
+        if self.latest is not None:
+            drawn["confusion"] = confusion(self.latest.confusion(), self.classes)
+            if clips := self._examples():
+                drawn["clips"] = clip_strips(clips)
+        return save_all(drawn, self.out / "figures")
 
     def _comparable(self) -> dict[str, ClipLine]:
         """Lines on the clips of the latest report; a file that vanished since leaves the line without its pair."""
