@@ -265,7 +265,7 @@ def schema(top: type = Run) -> Schema:
         "Start with `accelerate launch finetune/run.py …`. The task options shown are those of the task chosen.",
         top=top,
         groups={
-            "task": {name: task_class(name).Options for name in TASK_NAMES},
+            "task": lambda: {name: task_class(name).Options for name in TASK_NAMES},
             "encoder": EncoderConfig,
             "data": DataConfig,
             "input": InputConfig,
@@ -277,7 +277,6 @@ def schema(top: type = Run) -> Schema:
             "score": ScoreConfig,
             "log": LogConfig,
         },
-        presets={},
         config_dir=CONFIG_DIR,
     )
 

@@ -32,9 +32,10 @@ class Schema:
         prog: the program's name in usage lines.
         description: what the command does, for ``--help``.
         top: dataclass of the settings without a prefix (``--out``, ``--seed``).
-        groups: prefix to dataclass, or to ``{name: dataclass}`` where ``--prefix.name`` chooses.
+        groups: prefix to dataclass, or to a function that gives ``{name: dataclass}`` where ``--prefix.name`` chooses;
+            it is called when plugins are loaded. A dataclass with a field ``preset`` has ``presets``, ``{preset: nested
+            values}``: ``--prefix.preset`` replaces its defaults.
         follows: prefix to the prefix whose name chooses among its dataclasses, where that is another one.
-        presets: prefix to ``{name: {preset: nested values}}``; ``--prefix.preset`` replaces the defaults of the group.
         config_dir: folder in which ``--config NAME`` is also looked for.
     """
 
@@ -42,7 +43,6 @@ class Schema:
     description: str
     top: type
     groups: Mapping[str, Any]
-    presets: Mapping[str, Mapping[str, Mapping[str, dict]]]
     config_dir: Path
     follows: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
@@ -176,7 +176,8 @@ def _build_parser(schema: Schema, argv: list[str]):
     classes = {}
     for prefix, group in schema.groups.items():
         name = None
-        if isinstance(group, Mapping):
+        if not isinstance(group, type):
+            group = group()
             chooser = schema.follows.get(prefix, prefix)
             name = _chosen(argv, f"{chooser}.name", next(iter(group)))
             if name not in group:
@@ -192,8 +193,7 @@ def _build_parser(schema: Schema, argv: list[str]):
                 parser.add_argument(
                     f"--{prefix}.{item.name.rstrip('_')}", type=hint, default=default, help=item.metadata.get("help")
                 )
-        presets = schema.presets.get(prefix, {}).get(name, {})
-        if presets:
+        if presets := getattr(group, "presets", {}):
             preset = _chosen(argv, f"{prefix}.preset", "default")
             if preset not in presets:
                 raise InputError(f"unknown {prefix}.preset {preset!r}; known: {', '.join(presets)}")

@@ -102,6 +102,10 @@ class Registry(Generic[T]):
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._items))
 
+    def in_order(self) -> list[str]:
+        """Registered names as they were filed: the first is the default of a command line."""
+        return list(self._items)
+
     def names(self, pattern: str = "*") -> list[str]:
         """Registered names that match a shell pattern, sorted; those under a prefix if the pattern begins with it."""
         listings = [listing for prefix, (_, listing, _) in self._prefixes.items() if pattern.startswith(prefix)]
