@@ -226,6 +226,12 @@ CONFIG_DIR = Path(__file__).parent / "configs"
 _DATA = {"scans": ScanData, "clips": VideoData}
 
 
+def _encoders():
+    from voco.encoders import ENCODERS
+
+    return ENCODERS
+
+
 SCHEMA = Schema(
     prog="pretrain/run.py",
     description="Turn unlabeled CT scans (--method.name voco3d or voco2d) or labeled clips (video) into an encoder. "
@@ -241,12 +247,14 @@ SCHEMA = Schema(
         "log": LogConfig,
     },
     config_dir=CONFIG_DIR,
+    registries={"method": lambda: METHODS, "encoder": _encoders},
     follows={"data": "method"},
 )
 
 # What may differ between a run and its continuation: none of it changes a number in metrics.jsonl.
 FREE_ON_RESUME = (
     "out",
+    "plugins",
     "plan",
     "data.root",
     "data.sets",

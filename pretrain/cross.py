@@ -80,7 +80,7 @@ def _run_fold(session: Session, source, number: int) -> bool:
         save_yaml(config, out / "config.yaml")
         write_fingerprints(source.fingerprints(), out)
     session.accelerator.wait_for_everyone()
-    record = RunRecord(out, active=main_process)
+    record = RunRecord(out, active=main_process, plugins=config.get("plugins", ()))
     record.update(fold={"number": number, "of": of})
     return pretrain(session, source, network, record, resume, fold=number)
 

@@ -130,7 +130,8 @@ def _train(source, folds, network, accelerator, start, probe, flops, say) -> int
     from voco.engine.signals import StopRequest
 
     config, (resume, changes) = source.config, start
-    record, recipe = RunRecord(Path(config["out"]), active=accelerator.is_main_process), None
+    active, recipe = accelerator.is_main_process, None
+    record = RunRecord(Path(config["out"]), active=active, plugins=config.get("plugins", ()))
     scaler = None if accelerator.scaler is None else accelerator.scaler.state_dict()
     try:
         with StopRequest() as stop:

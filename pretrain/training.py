@@ -10,6 +10,7 @@ from typing import Any
 from pretrain.sources import provenance
 from pretrain.stopping import make_watch, on_all, restore_best
 from voco.config import flatten
+from voco.methods import METHODS
 
 
 @dataclass
@@ -194,6 +195,7 @@ class Training:
             **({"extended": found["note"]} if (found := self.record.values.get("extended")) else {}),
             **({"fold": f"{self.fold} of {self.config['eval'].cross}"} if self.fold else {}),
             **facts,
+            **({"samples": self.method.source} if METHODS.owner(self.config["method"].name) else {}),
             "synthetic": bool(drawn),
             "data_fingerprint": self.source.cohort.fingerprint,
             "steps": step,
