@@ -5,7 +5,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pytest
 import yaml
@@ -34,7 +34,7 @@ class A:
     """Inner."""
     rate: float = 1e-4
     """Rate."""
-    presets = {"default": {}, "wide": {"inner": {"grid": (4, 4)}, "rate": 0.5}}
+    presets: ClassVar = {"default": {}, "wide": {"inner": {"grid": (4, 4)}, "rate": 0.5}}
 
 
 @dataclass

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import os
 import re
@@ -157,7 +158,7 @@ def _find_configs(argv: list[str], schema: Schema) -> list[str]:
 
 def _check_plugins(argv: list[str]) -> None:
     """Refuse settings, and a run folder to go on in, whose plugins are not loaded: no name of theirs would be known."""
-    for key, value in zip(argv, argv[1:]):
+    for key, value in itertools.pairwise(argv):
         path = {"--config": Path(value), "--out": Path(value) / "config.yaml"}.get(key)
         if path is None or not path.is_file():
             continue

@@ -1,6 +1,6 @@
 """Code of a user beside this package: methods, tasks, metrics and encoders in a file or module of its own.
 
-A plugin is loaded where somebody names it (``--plugin``, ``voco.load_plugin``) or has installed it (the entry-point group
+A plugin is loaded where somebody names it (``--plugin``, ``voco.load_plugin``) or has installed it (the entry points
 ``voco.plugins``), never because a file that is read names it. Files name what they need, with a digest, and what is
 missing is one sentence.
 """
@@ -130,7 +130,7 @@ def records(plugins: Sequence[Plugin]) -> list[dict[str, str]]:
 
 
 def record_of(*owners: str | None) -> list[dict[str, str]]:
-    """Name and digest of the plugins that filed something, given ``Registry.owner`` of each name; None files nothing."""
+    """Name and digest of the plugins that filed names, as ``Registry.owner`` gives them; None is no plugin."""
     return records([_LOADED[name] for name in dict.fromkeys(owners) if name])
 
 
@@ -181,9 +181,8 @@ def _add(plugin: Plugin, run: Callable[[], object]) -> Plugin:
         except InputError as error:
             raise InputError(f"plugin {plugin.source}: {error}") from error
         except Exception as error:  # whatever a user's code may do
-            raise InputError(
-                f"plugin {plugin.source} cannot be loaded: {type(error).__name__}: {error}{_place(error, plugin.source)}"
-            ) from error
+            why = f"{type(error).__name__}: {error}{_place(error, plugin.source)}"
+            raise InputError(f"plugin {plugin.source} cannot be loaded: {why}") from error
     _LOADED[plugin.name] = plugin
     if plugin.asked:
         os.environ[_FOR_CHILDREN] = json.dumps([p.source for p in _LOADED.values() if p.asked])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import nn
@@ -28,7 +28,7 @@ class MaskedOptions:
     share: float = 0.25
     """Share of the blocks that are hidden."""
 
-    presets = {"default": {}, "half": {"share": 0.5}}
+    presets: ClassVar = {"default": {}, "half": {"share": 0.5}}
 
 
 @dataclass(frozen=True)
