@@ -21,7 +21,7 @@ CT = (
     *("StonyBrookChestCT", "CT-Colonography", "BTCV", "FLARE23", "WORD", "AMOS22", "TotalSegmentator", "PANORAMA"),
     *("AbdomenAtlas-1.0", "AbdomenAtlas-1.1", "DeepLesion", "HNSCC", "OPC-Radiomics", "HeadNeckCT", "QIN-HeadNeck"),
     *("TCGA-HNSC", "VoComni", "PreCT-160K", "RSNA-STR-PE-2020", "RSNA-2023-Abdominal-Trauma", "ImageCLEF-TB-2021"),
-    "CC-CCII",
+    *("CC-CCII", "Merlin Abdominal CT", "CTRgDB"),
 )
 _ALIASES = {
     "LIDC": "LIDC-IDRI",

