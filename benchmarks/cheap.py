@@ -80,7 +80,7 @@ def run_line(name: str, config: dict, *, planes: int = PLANES, side: int = SIDE,
         if _is_done(out, name, config):
             print(f"{out}: already done", file=sys.stderr)
             return out
-        record = RunRecord(out, active=True)
+        record = RunRecord(out, active=True, plugins=config.get("plugins", ()))
         try:
             _write(name, config, record, {"planes": planes, "side": side, "width": projection})
         except BaseException as error:

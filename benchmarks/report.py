@@ -14,6 +14,7 @@ from pathlib import Path
 
 from voco.errors import InputError
 from voco.files import write_text
+from voco.plugins import load_all
 
 PAGE, TEXT, PAPER, CACHE = "report.html", "report.md", "paper", "statistics.json"
 
@@ -33,8 +34,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ("--resamples", "--seed"):
         parser.add_argument(name, type=int, help="without effect, as intervals need no draws any more")
     parser.add_argument("--no-paper", action="store_true", help="leave out paper/")
+    parser.add_argument(
+        "--plugin", action="append", default=[], metavar="FILE_OR_MODULE",
+        help="Python file or module with a task or metrics of your own that the runs were made with",
+    )  # fmt: skip
     args = parser.parse_args(argv)
     try:
+        load_all(args.plugin)
         write_report(
             args.runs, args.out, plan=args.plan, reference=args.reference, title=args.title,
             paper=not args.no_paper, say=lambda text: print(text, file=sys.stderr, flush=True),

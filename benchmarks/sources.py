@@ -14,7 +14,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 
+from voco import plugins
 from voco.errors import InputError
+from voco.plugins import load_all
 
 GRID = "grid.yaml"
 # Work that --until ends with, and the kinds of cells that are then finished.
@@ -29,6 +31,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", required=True, help="YAML file, or the name of one in benchmarks/configs")
     parser.add_argument("--out", required=True, type=Path, help="folder of the grid and its report")
     parser.add_argument("--data", action="append", default=[], metavar="NAME=FOLDER", help="take a data set from there")
+    parser.add_argument(
+        "--plugin", action="append", default=[], metavar="FILE_OR_MODULE",
+        help="Python file or module with methods, tasks, metrics or encoders of your own, for all cells",
+    )  # fmt: skip
     parser.add_argument("--plan", action="store_true", help="print cells, hours, disk and detectable differences; stop")
     parser.add_argument("--until", choices=sorted(_UNTIL), help="stop after this much of the work")
     parser.add_argument("--shard", default="1/1", metavar="I/N", help="work on the I-th of N parts, from 1")
@@ -61,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace, arguments: Sequence[str], runner=None) -> int:
     """One call from the YAML file to the report."""
     from benchmarks.cells.process import Process
-    from benchmarks.cells.store import Store
+    from benchmarks.cells.store import Store, read_json
     from benchmarks.cells.worker import Worker
     from benchmarks.grid.config import find_config, read_grid
     from benchmarks.grid.expand import expand
@@ -72,6 +78,8 @@ def run(args: argparse.Namespace, arguments: Sequence[str], runner=None) -> int:
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
+    load_all(args.plugin)
+    plugins.check(args.out, read_json(args.out / plugins.FILE).get("plugins"))
     shard = _shard(args.shard)
     config = find_config(args.config)
     grid = read_grid(config).with_data(_places(args.data))
@@ -91,6 +99,8 @@ def run(args: argparse.Namespace, arguments: Sequence[str], runner=None) -> int:
     if missing := missing_data(store):
         raise InputError("data sets are not there:\n  " + "\n  ".join(missing))
     plan = store_plan(store)
+    if needed := plugins.records(plugins.loaded()):
+        write_json(store.out / plugins.FILE, {"plugins": needed})
     write_text(store.out / GRID, config.read_text(encoding="utf-8"))
     say(plan_text(store, jobs))
     if plan["primary"]:

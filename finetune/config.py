@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from voco.config import Schema
 from voco.errors import InputError
-from voco.tasks import TASK_NAMES, task_class
+from voco.tasks import TASKS, task_class
 from voco.transfer.augment import StudyAugmentation
 from voco.transfer.model import HeadOptions
 
@@ -265,7 +265,7 @@ def schema(top: type = Run) -> Schema:
         "Start with `accelerate launch finetune/run.py …`. The task options shown are those of the task chosen.",
         top=top,
         groups={
-            "task": {name: task_class(name).Options for name in TASK_NAMES},
+            "task": lambda: {name: task_class(name).Options for name in TASKS.in_order()},
             "encoder": EncoderConfig,
             "data": DataConfig,
             "input": InputConfig,
@@ -277,9 +277,15 @@ def schema(top: type = Run) -> Schema:
             "score": ScoreConfig,
             "log": LogConfig,
         },
-        presets={},
         config_dir=CONFIG_DIR,
+        registries={"task": lambda: TASKS, "encoder": _encoders},
     )
+
+
+def _encoders():
+    from voco.encoders import ENCODERS
+
+    return ENCODERS
 
 
 # Settings that runs from before they existed do not name.
@@ -290,6 +296,7 @@ LATER = (
 # What may differ between a run and its continuation: none of it changes a number in metrics.jsonl.
 FREE_ON_RESUME = (
     "out",
+    "plugins",
     "fold",
     "eval",
     "allow_seen",

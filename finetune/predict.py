@@ -80,7 +80,6 @@ SCHEMA = Schema(
     description="Score new scans with the model, or the ensemble of folds, of a finetune run.",
     top=Run,
     groups={"data": Data, "input": Input},
-    presets={},
     config_dir=Path(__file__).parent / "configs",
 )
 

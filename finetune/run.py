@@ -110,7 +110,7 @@ def _run(config: dict, rank: int, world: int) -> int:
         find_unused=True,
         threads=config["train"].threads,
     )
-    record = RunRecord(locked_folder(config), active=rank == 0)
+    record = RunRecord(locked_folder(config), active=rank == 0, plugins=config.get("plugins", ()))
     record.update(**_facts(config, task, encoder, view, cohort, accelerator))
     record.session(**describe_device(accelerator))
     with StopRequest() as stop:

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from voco.config import Schema
-from voco.data.clip_frames import ClipSettings
 from voco.errors import InputError
-from voco.geometry import Augmentation, Geometry
-from voco.methods import options, options2d
-from voco.methods.options import VoCoOptions, VoCoSettings
-from voco.methods.options2d import VoCo2DOptions
-from voco.methods.video_options import VideoOptions
+from voco.methods import METHODS, method_class, method_options
 
 
 @dataclass
@@ -118,54 +113,6 @@ class VideoData:
     """Loader processes per training process. 0 = in the main process."""
     timeout: float = 600.0
     """Seconds after which a silent loader is an error."""
-
-
-@dataclass
-class VoCo3DConfig:
-    """3D VoCo; see docs/voco3d.md for which option is which published version."""
-
-    name: Literal["voco3d"] = "voco3d"
-    """Method."""
-    preset: Literal["default", "v1", "v2"] = "default"
-    """default: v2 with its defects repaired; v1, v2: as published. Single options still win."""
-    region: Literal["window", "whole"] = "window"
-    """window: a random local window (v2); whole: the whole volume resized to the window (v1)."""
-    geometry: Geometry = field(default_factory=Geometry)
-    """Grid and crops."""
-    augmentation: Augmentation = field(default_factory=Augmentation)
-    """Augmentation of every crop on its own."""
-    options: VoCoOptions = field(default_factory=VoCoOptions)
-    """Network heads and losses."""
-
-
-@dataclass
-class VoCo2DConfig:
-    """2D-VoCo; see docs/voco2d.md for which option is which published version."""
-
-    name: Literal["voco2d"] = "voco2d"
-    """Method."""
-    preset: Literal["default", "published_v1", "published_v2"] = "default"
-    """default: the published method with its defects repaired; published_v1, published_v2: as published."""
-    region: Literal["window", "whole"] = "window"
-    """window: a random local window; whole: the whole volume resized to the window (published)."""
-    geometry: Geometry = field(default_factory=Geometry)
-    """Grid and crops."""
-    augmentation: Augmentation = field(default_factory=Augmentation)
-    """Augmentation of every crop on its own."""
-    options: VoCo2DOptions = field(default_factory=VoCo2DOptions)
-    """Slices, network heads and losses."""
-
-
-@dataclass
-class VideoConfig:
-    """Supervised training on labeled clips; see docs/video.md."""
-
-    name: Literal["video"] = "video"
-    """Method."""
-    clip: ClipSettings = field(default_factory=ClipSettings)
-    """Frames and pixels of a sample."""
-    options: VideoOptions = field(default_factory=VideoOptions)
-    """Head, loss and augmentation."""
 
 
 @dataclass
@@ -276,12 +223,13 @@ class LogConfig:
 
 
 CONFIG_DIR = Path(__file__).parent / "configs"
+_DATA = {"scans": ScanData, "clips": VideoData}
 
 
-def _as_settings(preset: VoCoSettings) -> dict:
-    """A resolved VoCo preset as values of ``VoCo3DConfig`` or ``VoCo2DConfig``."""
-    groups = {name: asdict(getattr(preset, name)) for name in ("geometry", "augmentation", "options")}
-    return {"region": preset.region, **groups}
+def _encoders():
+    from voco.encoders import ENCODERS
+
+    return ENCODERS
 
 
 SCHEMA = Schema(
@@ -291,26 +239,22 @@ SCHEMA = Schema(
     top=Run,
     groups={
         "encoder": EncoderConfig,
-        "data": {"voco3d": ScanData, "voco2d": ScanData, "video": VideoData},
-        "method": {"voco3d": VoCo3DConfig, "voco2d": VoCo2DConfig, "video": VideoConfig},
+        "data": lambda: {name: _DATA[METHODS[name].source] for name in METHODS.in_order()},
+        "method": lambda: {name: method_options(name) for name in METHODS.in_order()},
         "train": TrainConfig,
         "eval": EvalConfig,
         "probe": ProbeConfig,
         "log": LogConfig,
     },
-    presets={
-        "method": {
-            "voco3d": {name: _as_settings(options.resolve(name)) for name in options.PRESETS},
-            "voco2d": {name: _as_settings(options2d.resolve(name)) for name in options2d.PRESETS},
-        }
-    },
     config_dir=CONFIG_DIR,
+    registries={"method": lambda: METHODS, "encoder": _encoders},
     follows={"data": "method"},
 )
 
 # What may differ between a run and its continuation: none of it changes a number in metrics.jsonl.
 FREE_ON_RESUME = (
     "out",
+    "plugins",
     "plan",
     "data.root",
     "data.sets",
@@ -355,6 +299,7 @@ NEW = {
 
 def check(config: dict, world: int) -> None:
     """Everything that can be wrong with the settings alone, before any work."""
+    from pretrain.sources import source_kind
     from voco.data.dataset import StepSampler
 
     data, train = config["data"], config["train"]
@@ -388,13 +333,16 @@ def check(config: dict, world: int) -> None:
     if late := [step for step in train.milestones if not 0 < step <= train.steps]:
         raise InputError(f"--train.milestones {late} are never reached: steps count from 1 to {train.steps}")
     StepSampler(0, 0, train.batch_size, train.accumulate, 0, world)
+    source_kind(config).check(config)
 
 
 def _check_cross(config: dict) -> None:
+    from pretrain.sources import source_kind
+
     cross, resume = config["eval"].cross, config["train"].resume
     if cross < 0 or cross == 1:
         raise InputError(f"--eval.cross is a number of folds, at least 2, or 0 for none; found {cross}")
-    if cross and config["method"].name == "video":
+    if cross and not source_kind(config).takes_folds:
         raise InputError("--eval.cross is for scans; videos are judged on the groups of --data.heldout")
     if cross and resume not in ("auto", "never"):
         raise InputError(
@@ -411,18 +359,21 @@ def _check_stopping(config: dict) -> None:
     train = config["train"]
     if not (train.patience or train.plateau):
         return
-    if config["method"].name != "video":
+    kind = method_class(config["method"].name)
+    if not kind.watched:
         raise InputError(
-            "--train.patience and --train.plateau go by the held-out loss of clips; VoCo's loss does not say how good "
-            "an encoder is, so leave them at 0 and compare --train.milestones"
+            f"--train.patience and --train.plateau go by the held-out loss of clips; {kind.title}'s loss does not say "
+            "how good an encoder is, so leave them at 0 and compare --train.milestones"
         )
     if not config["eval"].every:
         raise InputError("--train.patience and --train.plateau count reports: set --eval.every to steps between them")
 
 
 def _check_probe(config: dict) -> None:
+    from pretrain.sources import source_kind
+
     probe = config["probe"]
-    if probe.labels and config["method"].name == "video":
+    if probe.labels and not source_kind(config).takes_probe:
         raise InputError("--probe.labels is for scans; the video method reports its own accuracy")
     if probe.labels and not Path(probe.labels).is_file():
         raise InputError(f"--probe.labels {probe.labels} does not exist; expected a CSV with labels of scans")

@@ -39,26 +39,31 @@ def check_is_no_fold(out: Path) -> None:
         )
 
 
-def run_folds(session: Session, config: dict, job, folds: Sequence, record) -> bool:
+def fold_configs(config: dict) -> list[dict]:
+    """Settings of all folds; empty where none are asked for."""
+    return [fold_config(config, number) for number in range(1, config["eval"].cross + 1)]
+
+
+def run_folds(session: Session, folds: Sequence, record) -> bool:
     """Train every fold that is not finished yet; False after a stop was asked for.
 
     Args:
-        job: of the run.
-        folds: its data, each time with other patients held out.
+        folds: the data of the run, each time with other patients held out.
         record: of the run.
     """
-    for number, data in enumerate(folds, 1):
+    for number, source in enumerate(folds, 1):
         record.update(cross={"folds": len(folds), "done": number - 1})
-        if not _run_fold(session, fold_config(config, number), type(job), data, number) or session.stop_asked():
+        if not _run_fold(session, source, number) or session.stop_asked():
             return False
     record.update(cross={"folds": len(folds), "done": len(folds)})
     return True
 
 
-def _run_fold(session: Session, config: dict, kind: type, data, number: int) -> bool:
+def _run_fold(session: Session, source, number: int) -> bool:
     from voco.engine.loop import resolve_resume
     from voco.engine.record import RunRecord
 
+    config, data = source.config, source.cohort
     out, main_process = Path(config["out"]), session.accelerator.is_main_process
     resume, of = resolve_resume(config["train"].resume, out), config["eval"].cross
     if resume is not None and is_finished(out, resume):
@@ -69,16 +74,15 @@ def _run_fold(session: Session, config: dict, kind: type, data, number: int) -> 
         f"fold {number} of {of}: {counts['train_patients']} patients train, {counts['heldout_patients']} are held out; "
         f"in {out}"
     )
-    job = kind(config)
-    network = build_network(config, job, data)
+    network = build_network(source)
     if main_process:
         data.write(out)
         save_yaml(config, out / "config.yaml")
-        write_fingerprints(job.fingerprints(data), out)
+        write_fingerprints(source.fingerprints(), out)
     session.accelerator.wait_for_everyone()
-    record = RunRecord(out, active=main_process)
+    record = RunRecord(out, active=main_process, plugins=config.get("plugins", ()))
     record.update(fold={"number": number, "of": of})
-    return pretrain(session, config, job, data, network, record, resume, fold=number)
+    return pretrain(session, source, network, record, resume, fold=number)
 
 
 def judge_recipe(config: dict):
@@ -86,6 +90,6 @@ def judge_recipe(config: dict):
     from voco.engine.log import read_rows
     from voco.health.recipe import Recipe
 
-    folders = [Path(fold_config(config, number + 1)["out"]) for number in range(config["eval"].cross)]
+    folders = [Path(fold["out"]) for fold in fold_configs(config)]
     rows = {folder: read_rows(folder / "metrics.jsonl") for folder in folders}
     return Recipe(Path(config["out"]), rows, config["train"].warmup)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pretrain.sources import build_method, notes
 from pretrain.stopping import BEST
 from pretrain.training import Training, autocast_dtype, ready_to_train
 from voco.config import flatten, to_dict
@@ -44,12 +45,11 @@ class Session:
         return own if self.accelerator.num_processes == 1 else any(gather_object([own]))
 
 
-def pretrain(
-    session: Session, config: dict, job, data, network, record, resume: Path | None, changes=(), **parts
-) -> bool:
+def pretrain(session: Session, source, network, record, resume: Path | None, changes=(), **parts) -> bool:
     """Train one network in its folder, from its newest checkpoint on; False after a stop was asked for.
 
     Args:
+        source: data and settings (``pretrain.scans.Scans``, ``pretrain.clips.Clips``).
         network: (encoder, method) as they are before the first step.
         record: of ``config["out"]``; closed in the end.
         resume: checkpoint to go on from.
@@ -62,7 +62,8 @@ def pretrain(
     from voco.engine.loop import LoopState, explain_out_of_memory
     from voco.engine.record import describe_device
 
-    out, accelerator, (encoder, method) = Path(config["out"]), session.accelerator, network
+    config, accelerator, (encoder, method) = source.config, session.accelerator, network
+    out = Path(config["out"])
     goes_on = resume is not None and is_own(resume, out)
     log, state = MetricLog(out, accelerator), LoopState()
     try:
@@ -70,10 +71,9 @@ def pretrain(
             if session.scaler is not None:  # nothing of a training before this one
                 accelerator.scaler.load_state_dict(session.scaler)
             method.to(accelerator.device)
-            untrained = lambda i: job.build_method(build_encoder(config, like=encoder, number=i), data)  # noqa: E731
             monitor = None
-            if accelerator.is_main_process:
-                monitor = job.start_monitor(data, method, untrained, accelerator, goes_on)
+            if accelerator.is_main_process and source.cohort.heldout:
+                monitor = start_monitor(source, network, accelerator.device, goes_on)
             model, optimizer, checkpoints = ready_to_train(config, accelerator, method, out)
             if resume is not None:
                 state = LoopState.from_dict(checkpoints.load(resume, method, optimizer))
@@ -86,13 +86,13 @@ def pretrain(
                 session.say(f"note: {extension_note(state.extended)}")
             trackers = config["log"].with_
             start_trackers(accelerator, flatten(to_dict(config)), names=trackers, out=out, resumed_at=state.step)
-            facts = _facts(config, data, encoder, method, accelerator, session.flops)
-            facts["notes"] = job.notes(accelerator.num_processes, data)
+            facts = _facts(source, encoder, method, accelerator, session.flops)
+            facts["notes"] = notes(source, accelerator.num_processes)
             record.values.pop("extended", None)  # of an extension that came to no checkpoint
             facts |= {"extended": extension_facts(state.extended)} if state.extended else {}
             record.update(**facts | {"cost": record.values.get("cost", {}) | facts["cost"]})
             record.session(first_step=state.step, **describe_device(accelerator))
-            training = Training(config, job, data, accelerator, method, log, record, monitor, **parts)
+            training = Training(source, accelerator, method, log, record, monitor, **parts)
             if monitor is not None and state.step == 0 and resume is None:
                 log.metrics(0, monitor.report(method, 0, accelerator.device, autocast_dtype(accelerator)))
                 accelerator.log(monitor.constants(), step=0)
@@ -108,6 +108,21 @@ def pretrain(
         stop_trackers(accelerator)
     accelerator.free_memory()
     return state.step >= config["train"].steps or bool(state.watch.get("ended"))
+
+
+def start_monitor(source, network, device, goes_on: bool):
+    """The report on held-out data, its lines measured (once a run); None for a method that has none.
+
+    Args:
+        network: (encoder, method) as they are before the first step.
+        goes_on: the lines may be taken from an earlier session of this run.
+    """
+    config, (encoder, method) = source.config, network
+    monitor = method.monitor(source)
+    if monitor is not None:
+        untrained = lambda i: build_method(config, build_encoder(config, like=encoder, number=i), source.cohort)  # noqa: E731
+        monitor.measure_lines(method, untrained, device, reuse=goes_on)
+    return monitor
 
 
 def is_own(resume: Path, out: Path) -> bool:
@@ -138,11 +153,11 @@ def write_fingerprints(fingerprints, out: Path) -> None:
         fingerprints.write(out / FILE)
 
 
-def build_network(config: dict, job, data):
+def build_network(source):
     """(encoder, method) before the first step, the same each time."""
-    encoder = build_encoder(config)
-    encoder.input_spec = job.as_fed(encoder.input_spec)
-    return encoder, job.build_method(encoder, data)
+    encoder = build_encoder(source.config)
+    encoder.input_spec = source.as_fed(encoder.input_spec)
+    return encoder, build_method(source.config, encoder, source.cohort)
 
 
 def build_encoder(config: dict, *, like=None, number: int = 0):
@@ -189,10 +204,11 @@ def _freeze(encoder, parts) -> None:
             parameter.requires_grad_(False)
 
 
-def _facts(config: dict, data, encoder, method, accelerator, flops: int | None) -> dict:
+def _facts(source, encoder, method, accelerator, flops: int | None) -> dict:
     """Entries of ``run.json`` that do not change while the run goes on."""
     from voco.engine.cost import FLOPS_RULE
 
+    config, data = source.config, source.cohort
     report = encoder.load_report
     parameters = sum(p.numel() for p in encoder.parameters())
     return {
@@ -218,16 +234,13 @@ def _batch_statistics(config: dict, method, world: int) -> dict:
     """What norms and pairs of volumes are taken over: the part of a step that depends on how its batch is cut."""
     from voco.encoders.timm_nets import batch_norms
 
-    train, options = config["train"], config["method"].options
+    train = config["train"]
     own = train.batch_size // (train.accumulate * world)
-    processes = world if options.norm_scope == "global" else 1
-    found = {
-        "norm_scope": options.norm_scope,
+    processes = world if method.norm_scope == "global" else 1
+    return {
+        "norm_scope": method.norm_scope,
         "layers": sum(norm.training for norm in batch_norms(method.encoder.train())),
         "processes": processes,
         "samples": own * processes,
+        **method.batch_facts(own, world),
     }
-    if hasattr(options, "inter_scope"):
-        pairs = own * (world if options.inter_scope == "global" else 1) if options.inter_weight > 0 else 0
-        found |= {"projector_norm": options.projector_norm, "volumes_paired": pairs}
-    return found

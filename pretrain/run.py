@@ -1,6 +1,6 @@
 """Pretrain an encoder: ``accelerate launch pretrain/run.py --config NAME --data.root DATA --out runs/x``.
 
-What depends on the kind of data lies in ``volumes.py`` (VoCo on CT) and ``videos.py`` (labeled clips): a job.
+What depends on the kind of data lies in ``scans.py`` and ``clips.py``, what depends on the method in ``voco.methods``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pretrain.config import EXTENDABLE, FREE_ON_RESUME, NEW, SCHEMA, check, check_same_data
-from pretrain.cross import check_is_no_fold, fold_config, judge_recipe, run_folds
+from pretrain.cross import check_is_no_fold, fold_configs, judge_recipe, run_folds
 from pretrain.pretraining import (
     MEMORY_SETTINGS,
     Session,
@@ -23,9 +23,11 @@ from pretrain.pretraining import (
     pretrain,
     write_fingerprints,
 )
+from pretrain.sources import build_method, make_source, notes
 from pretrain.training import ready_to_train, training_loader
 from voco.config import parse, save_yaml, to_dict
 from voco.errors import InputError
+from voco.methods import method_class
 
 _TIMED_STEPS = 20
 
@@ -49,30 +51,17 @@ def run(config: dict) -> int:
     from voco.engine.signals import die_with_parent
 
     rank, world = launched_rank()
-    job = _job(config)
     check(config, world)
-    job.check()
     check_is_no_fold(Path(config["out"]))
     check_precision(config["train"].precision)
     check_trackers([] if config["plan"] else config["log"].with_)
     die_with_parent()
     alone = rank == 0 and not config["plan"]
     with FolderLock(Path(config["out"])) if alone else contextlib.nullcontext():
-        return _run(config, job, rank, world)
+        return _run(config, rank, world)
 
 
-def _job(config: dict):
-    """The part of the run that knows its data."""
-    if config["method"].name == "video":
-        from pretrain.videos import VideoJob
-
-        return VideoJob(config)
-    from pretrain.volumes import VolumeJob
-
-    return VolumeJob(config)
-
-
-def _run(config: dict, job, rank: int, world: int) -> int:
+def _run(config: dict, rank: int, world: int) -> int:
     """Reads top to bottom: prepare data, build, train, export."""
     from voco.engine.launch import build_accelerator
     from voco.engine.log import read_rows
@@ -93,65 +82,68 @@ def _run(config: dict, job, rank: int, world: int) -> int:
     encoder = build_encoder(config)
     if encoder.load_report is not None:
         say(f"weights: {encoder.load_report}")
-    job.check_encoder(encoder)  # refuses crops and clips that do not fit, before hours of preparing
-    data = job.prepare_data(encoder.input_spec, rank, world, say)
-    encoder.input_spec = job.as_fed(encoder.input_spec)
-    method = job.build_method(encoder, data)
+    # refuses crops and clips that do not fit, before hours of preparing
+    method_class(config["method"].name).check_encoder(encoder, config["method"])
+    source = make_source(config, encoder).prepare(encoder.input_spec, rank, world, say)
+    data = source.cohort
+    encoder.input_spec = source.as_fed(encoder.input_spec)
+    method = build_method(config, encoder, data)
     if resume is not None:
         check_same_data(resume, data)
     if writes:
         data.write(out)
         save_yaml(config, out / "config.yaml")
     data.check(config["data"].max_rejected)
-    folds = job.folds(data)
+    folds = source.folds(fold_configs(config))
     _check_folds(config, folds)
-    probe = job.start_probe(data, say) if main_process else None
+    probe = source.start_probe(getattr(method, "geometry", None), say) if main_process else None
     if writes:
-        write_fingerprints(job.fingerprints(data), out)
+        write_fingerprints(source.fingerprints(), out)
     goes_on = resume is not None and is_own(resume, out)
-    for note in job.notes(world, data):
+    for note in notes(source, world):
         say(f"note: {note}")
-    for note in job.fallen(read_rows(out / "metrics.jsonl")) if goes_on or config["plan"] else ():
+    for note in source.fallen(read_rows(out / "metrics.jsonl")) if goes_on or config["plan"] else ():
         say(note)
 
-    flops = _count_flops(job, data, method) if writes else None
+    flops = _count_flops(source, method) if writes else None
     accelerator = build_accelerator(
         precision=train.precision,
         out=out,
         trackers=[] if config["plan"] else config["log"].with_,
-        find_unused=job.find_unused(method),
+        find_unused=method.find_unused,
         threads=train.threads,
     )
     _check_agreement(accelerator, data.fingerprint)
     if config["plan"]:
         with explain_out_of_memory(MEMORY_SETTINGS):
             method.to(accelerator.device)
-            return _plan(config, job, data, accelerator, method, say, resume)
+            return _plan(source, accelerator, method, say, resume)
     try:
-        return _train(config, job, data, folds, (encoder, method), accelerator, (resume, changes), probe, flops, say)
+        return _train(source, folds, (encoder, method), accelerator, (resume, changes), probe, flops, say)
     finally:
         accelerator.end_training()
 
 
-def _train(config: dict, job, data, folds, network, accelerator, start, probe, flops, say) -> int:
+def _train(source, folds, network, accelerator, start, probe, flops, say) -> int:
     """The folds, where there are any, then the training whose encoder is the run's."""
     from voco.engine.record import RunRecord
     from voco.engine.signals import StopRequest
 
-    resume, changes = start
-    record, recipe = RunRecord(Path(config["out"]), active=accelerator.is_main_process), None
+    config, (resume, changes) = source.config, start
+    active, recipe = accelerator.is_main_process, None
+    record = RunRecord(Path(config["out"]), active=active, plugins=config.get("plugins", ()))
     scaler = None if accelerator.scaler is None else accelerator.scaler.state_dict()
     try:
         with StopRequest() as stop:
             session = Session(accelerator, stop, flops, say, scaler)
             if folds:
-                if not run_folds(session, config, job, folds, record):
+                if not run_folds(session, folds, record):
                     record.close("stopped", signal=stop.received)
                     return 0
                 recipe = judge_recipe(config) if accelerator.is_main_process else None
                 say(f"the recipe is judged, see {Path(config['out']) / 'health.json'}; now the encoder, on all scans")
-                network = build_network(config, job, data)
-            pretrain(session, config, job, data, network, record, resume, changes, probe=probe, recipe=recipe)
+                network = build_network(source)
+            pretrain(session, source, network, record, resume, changes, probe=probe, recipe=recipe)
     except BaseException as error:
         record.fail(error)
         raise
@@ -184,11 +176,10 @@ def _check_folds(config: dict, folds) -> None:
     """Folds that began must have seen the scans of today; before any of them goes on, or is taken as finished."""
     from voco.engine.loop import resolve_resume
 
-    for number, fold in enumerate(() if config["plan"] else folds, 1):
-        own = fold_config(config, number)
-        resume = resolve_resume(own["train"].resume, Path(own["out"]))
+    for fold in () if config["plan"] else folds:
+        resume = resolve_resume(fold.config["train"].resume, Path(fold.config["out"]))
         if resume is not None:
-            check_same_data(resume, fold)
+            check_same_data(resume, fold.cohort)
 
 
 def _check_agreement(accelerator, fingerprint: str) -> None:
@@ -199,24 +190,24 @@ def _check_agreement(accelerator, fingerprint: str) -> None:
         raise InputError(f"processes found different scans ({sorted(found)}), did files change just now? Start again")
 
 
-def _count_flops(job, data, method) -> int | None:
+def _count_flops(source, method) -> int | None:
     """Operations of one training sample; before any process group, whose collectives cannot be counted."""
     import torch
 
     from voco.engine.cost import flops_per_sample
 
-    sample = job.dataset(data, method)[0]
+    sample = method.dataset(source)[0]
     return flops_per_sample(method, {name: torch.stack([value, value]) for name, value in sample.items()})
 
 
-def _plan(config: dict, job, data, accelerator, method, say, resume) -> int:
+def _plan(source, accelerator, method, say, resume) -> int:
     from voco.data.dataset import batches_of
     from voco.engine.plan import make_plan
 
-    train = config["train"]
+    config, train = source.config, source.config["train"]
     taken = 0 if resume is None else json.loads((resume / "state.json").read_text())["step"]
     model, optimizer, _ = ready_to_train(config, accelerator, method, Path(config["out"]))
-    with batches_of(training_loader(config, job, data, method, accelerator, 0, _TIMED_STEPS + 3)) as batches:
+    with batches_of(training_loader(source, method, accelerator, 0, _TIMED_STEPS + 3)) as batches:
         plan = make_plan(
             accelerator,
             model,
@@ -229,8 +220,9 @@ def _plan(config: dict, job, data, accelerator, method, say, resume) -> int:
             pretrainings=config["eval"].cross + 1,
         )
     say(plan.text())
-    say(f"  disk: {job.disk(data)}")
-    if note := job.size_note(method.encoder, data):
+    say(f"  disk: {source.disk()}")
+    parameters = sum(p.numel() for p in method.encoder.parameters())
+    if note := method.size_note(parameters, source.size[0], train.steps * train.batch_size):
         say(f"  {note}")
     return 0
 

@@ -1,11 +1,10 @@
-"""Early stopping of runs on clips: the held-out loss decides, and the encoder with the lowest one is exported."""
+"""Early stopping: the held-out loss decides, where a method says so, and the encoder with the lowest is exported."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
 
-KEY = "heldout/loss"
 BEST = "best.safetensors"
 
 
@@ -18,11 +17,11 @@ def make_watch(config: Mapping, method, accelerator, out: Path):
     if not (train.patience or train.plateau):
         return None
     return Watch(
-        KEY,
+        method.watched,
         higher=False,
         patience=train.patience,
         plateau=train.plateau,
-        plateau_key=KEY,
+        plateau_key=method.watched,
         factor=train.plateau_factor,
         on_best=lambda step: save_weights(accelerator, method, out / BEST),
     )

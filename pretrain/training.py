@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pretrain.sources import provenance
 from pretrain.stopping import make_watch, on_all, restore_best
 from voco.config import flatten
+from voco.methods import METHODS
 
 
 @dataclass
@@ -16,19 +18,15 @@ class Training:
     """What training needs at hand; ``run.py`` puts it together.
 
     Attributes:
-        config: resolved settings.
-        job: the part that knows its data, e.g. ``pretrain.volumes.VolumeJob``.
-        data: what ``job.prepare_data`` gave: ``train``, ``heldout``, ``counts``, ``fingerprint``.
-        method: the unwrapped ``nn.Module`` with ``encoder``.
+        source: data and settings (``pretrain.scans.Scans``, ``pretrain.clips.Clips``).
+        method: the unwrapped ``voco.methods.base.Method``.
         monitor: of held-out data; None without any, and on all processes but the first.
         probe: of labeled scans; None without labels, and on all processes but the first.
         recipe: what folds said of the recipe (``voco.health.recipe.Recipe``), for a run on all scans after them.
         fold: number of the fold that this training is of; 0 is none.
     """
 
-    config: dict
-    job: Any
-    data: Any
+    source: Any
     accelerator: Any
     method: Any
     log: Any
@@ -37,6 +35,10 @@ class Training:
     probe: Any = None
     recipe: Any = None
     fold: int = 0
+
+    @property
+    def config(self) -> dict:
+        return self.source.config
 
     @property
     def out(self) -> Path:
@@ -51,10 +53,8 @@ class Training:
         from voco.engine.optim import learning_rate
 
         train = self.config["train"]
-        watch = make_watch(self.config, self.method, self.accelerator, self.out) if self.data.heldout else None
-        loader = training_loader(
-            self.config, self.job, self.data, self.method, self.accelerator, state.step, train.steps
-        )
+        watch = make_watch(self.config, self.method, self.accelerator, self.out) if self.source.cohort.heldout else None
+        loader = training_loader(self.source, self.method, self.accelerator, state.step, train.steps)
         with batches_of(loader) as batches:
             return fit(
                 self.accelerator,
@@ -89,7 +89,7 @@ class Training:
 
     def _evaluation(self, shared: bool):
         """What is called every so many steps; ``shared`` hands its numbers to all processes."""
-        if not self.data.heldout and not self.config["probe"].labels:
+        if not self.source.cohort.heldout and not self.config["probe"].labels:
             return None
         return (lambda step: on_all(self.accelerator, self.report(step))) if shared else self.report
 
@@ -188,15 +188,16 @@ class Training:
         from voco.data.fingerprint import FILE
         from voco.weights.export import save_encoder
 
-        drawn = next((n for name, n in self.data.counts.items() if name.startswith("synthetic_")), 0)
-        train, facts = self.config["train"], self.job.provenance(self.data, judged)
-        provenance = {
+        drawn = next((n for name, n in self.source.cohort.counts.items() if name.startswith("synthetic_")), 0)
+        train, facts = self.config["train"], provenance(self.source, self.method, judged)
+        entry = {
             "method": self.config["method"].name,
             **({"extended": found["note"]} if (found := self.record.values.get("extended")) else {}),
             **({"fold": f"{self.fold} of {self.config['eval'].cross}"} if self.fold else {}),
             **facts,
+            **({"samples": self.method.source} if METHODS.owner(self.config["method"].name) else {}),
             "synthetic": bool(drawn),
-            "data_fingerprint": self.data.fingerprint,
+            "data_fingerprint": self.source.cohort.fingerprint,
             "steps": step,
             "volumes_seen": step * train.batch_size,
             "settings": facts["settings"]
@@ -206,22 +207,23 @@ class Training:
         }
         seen = self.out / FILE
         fingerprints = seen.read_bytes() if seen.is_file() else None
-        return save_encoder(self.method.encoder, folder, provenance, fingerprints=fingerprints)
+        return save_encoder(self.method.encoder, folder, entry, fingerprints=fingerprints)
 
     def _milestone(self, step: int) -> None:
         self.export(self.out / "milestones" / f"step-{step:08d}" / "encoder", step)
 
 
-def training_loader(config: dict, job, data, method, accelerator, start: int, steps: int):
+def training_loader(source, method, accelerator, start: int, steps: int):
     """Batches from step ``start`` to ``steps`` for this process."""
     from voco.data.dataset import StepSampler, make_loader
 
-    settings, train = config["data"], config["train"]
+    settings, train = source.config["data"], source.config["train"]
     sampler = StepSampler(
         start, steps, train.batch_size, train.accumulate, accelerator.process_index, accelerator.num_processes
     )
     pin = accelerator.device.type == "cuda"
-    return make_loader(job.dataset(data, method), sampler, workers=settings.workers, timeout=settings.timeout, pin=pin)
+    dataset = method.dataset(source)
+    return make_loader(dataset, sampler, workers=settings.workers, timeout=settings.timeout, pin=pin)
 
 
 def ready_to_train(config: dict, accelerator, method, out: Path):

@@ -50,7 +50,7 @@ def test_stages_stay_apart(path):
 RULES = {
     "voco/engine": ("voco.methods", "voco.encoders", "voco.data", "voco.health", "voco.losses", "voco.crops"),
     "voco/data": ("voco.methods", "voco.encoders", "voco.engine", "voco.health", "voco.weights", "voco.tasks"),
-    "voco/methods": ("voco.engine", "voco.health", "voco.data"),
+    "voco/methods": ("voco.engine", "voco.weights", "voco.tasks", "voco.transfer"),
     "voco/encoders": ("voco.engine", "voco.health", "voco.data", "voco.methods"),
     "voco/weights": ("voco.engine", "voco.health", "voco.data", "voco.methods"),
     "voco/stats": ("voco.tasks", "voco.transfer", "voco.engine", "voco.data", "voco.encoders", "torch"),
@@ -76,6 +76,35 @@ def test_nothing_asks_a_task_or_a_metric_whether_it_has_something():
                 if subject in ("task", "metric", "main"):
                     asked.append(f"{module(path)}: {ast.unparse(node)}")
     assert not asked
+
+
+def test_methods_know_of_data_and_health_only_what_their_contract_names():
+    """A method names the settings of its clips and the report it is judged by, when it is asked for one; what it needs
+    of scans and clips it asks of the source that it is handed. Health knows no method."""
+    for path in (ROOT / "voco" / "methods").rglob("*.py"):
+        named = under(imports(path), "voco.data")
+        assert all(name.startswith("voco.data.clip_frames") for name in named), module(path)
+        assert not under(imports(path, late=False), "voco.health"), module(path)
+    assert not [module(p) for p in (ROOT / "voco" / "health").rglob("*.py") if under(imports(p), "voco.methods")]
+
+
+def test_the_stage_names_no_method():
+    """What a method is decides nothing by its name: the registry is the dispatch, in every stage."""
+    from voco.methods import METHODS
+
+    places = [p for p in SOURCES if module(p).split(".")[0] in ("pretrain", "finetune", "benchmarks")]
+    places += sorted((ROOT / "voco" / "transfer").rglob("*.py")) + sorted((ROOT / "voco" / "health").rglob("*.py"))
+    for path in places:
+        compared = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, (ast.Compare, ast.Dict))]
+        words = {item.value for node in compared for item in ast.walk(node) if isinstance(item, ast.Constant)}
+        assert not words & (set(METHODS) - {"video"}), module(path)
+        named = [n for n in under(imports(path), "voco.methods") if not n.startswith("voco.methods.base")]
+        assert set(named) <= {
+            "voco.methods",
+            "voco.methods.METHODS",
+            "voco.methods.method_class",
+            "voco.methods.method_options",
+        }, module(path)
 
 
 @pytest.mark.parametrize("name", ["crops", "losses", "heads", "distributed", "geometry"])

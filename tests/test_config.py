@@ -5,7 +5,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pytest
 import yaml
@@ -34,6 +34,7 @@ class A:
     """Inner."""
     rate: float = 1e-4
     """Rate."""
+    presets: ClassVar = {"default": {}, "wide": {"inner": {"grid": (4, 4)}, "rate": 0.5}}
 
 
 @dataclass
@@ -71,8 +72,7 @@ def schema(tmp_path):
         prog="t",
         description="t",
         top=Top,
-        groups={"data": Data, "method": {"a": A, "b": B}},
-        presets={"method": {"a": {"default": {}, "wide": {"inner": {"grid": (4, 4)}, "rate": 0.5}}}},
+        groups={"data": Data, "method": lambda: {"a": A, "b": B}},
         config_dir=tmp_path,
     )
 

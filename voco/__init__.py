@@ -17,6 +17,7 @@ _LAZY = {
     "list_encoders": "voco.encoders",
     "embed": "voco.transfer.features",
     "InputSpec": "voco.encoders.spec",
+    "load_plugin": "voco.plugins",
 }
 __all__ = ["__version__", *_LAZY]
 

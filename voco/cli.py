@@ -11,6 +11,7 @@ from pathlib import Path
 
 from voco.errors import InputError
 from voco.machine import cores
+from voco.plugins import load_all
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text
     try:
+        load_all(getattr(args, "plugin", ()))
         return args.run(args)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -170,6 +172,16 @@ def _add_prepare(commands) -> None:
     )
 
 
+def _add_plugin(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--plugin",
+        action="append",
+        default=[],
+        metavar="FILE_OR_MODULE",
+        help="Python file or module with encoders or tasks of your own; may be repeated",
+    )
+
+
 def _add_offset(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--offset",
@@ -251,6 +263,7 @@ def _add_split(commands) -> None:
         help="option of the task as in finetune/run.py without 'task.', such as preset=ke_3d; may be repeated",
     )
     command.add_argument("--patient_regex", metavar="R", help="its first group in the relative path is the patient")
+    _add_plugin(command)
 
 
 def split(args: argparse.Namespace) -> int:
@@ -282,6 +295,7 @@ def _add_inspect(commands) -> None:
         "run. Names, numbers and UIDs of patients are not shown.",
     )
     command.add_argument("path", metavar="FILE_OR_DIR", help="what to look at")
+    _add_plugin(command)
 
 
 def inspect(args: argparse.Namespace) -> int:
@@ -302,6 +316,7 @@ def _add_encoders(commands) -> None:
         "List the encoders that --encoder.name takes, what each is fed by default, and the published weights that fit.",
     )
     command.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="shell pattern, such as 'swin*'")
+    _add_plugin(command)
 
 
 def encoders(args: argparse.Namespace) -> int:
@@ -342,6 +357,7 @@ def _add_embed(commands) -> None:
     command.add_argument("--device", default="auto", metavar="D", help="auto, cpu, cuda, cuda:1 …")
     command.add_argument("--bf16", action="store_true", help="compute in bf16, faster on GPUs that have it")
     command.add_argument("--chunk", type=int, default=8, metavar="N", help="tiles at once: bounds memory")
+    _add_plugin(command)
     command.add_argument("--workers", type=int, default=cores(), metavar="N", help="processes that prepare scans")
 
 

@@ -7,7 +7,9 @@ do not survive being saved and read again.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+import itertools
 import json
 import re
 import sys
@@ -18,6 +20,7 @@ from typing import Any
 
 import yaml
 
+from voco import plugins
 from voco.errors import InputError
 from voco.files import write_text
 
@@ -32,9 +35,11 @@ class Schema:
         prog: the program's name in usage lines.
         description: what the command does, for ``--help``.
         top: dataclass of the settings without a prefix (``--out``, ``--seed``).
-        groups: prefix to dataclass, or to ``{name: dataclass}`` where ``--prefix.name`` chooses.
+        groups: prefix to dataclass, or to a function that gives ``{name: dataclass}`` where ``--prefix.name`` chooses;
+            it is called when plugins are loaded. A dataclass with a field ``preset`` has ``presets``, ``{preset: nested
+            values}``: ``--prefix.preset`` replaces its defaults.
+        registries: prefix to a function that gives the registry of its names, of groups whose name a plugin may add.
         follows: prefix to the prefix whose name chooses among its dataclasses, where that is another one.
-        presets: prefix to ``{name: {preset: nested values}}``; ``--prefix.preset`` replaces the defaults of the group.
         config_dir: folder in which ``--config NAME`` is also looked for.
     """
 
@@ -42,8 +47,8 @@ class Schema:
     description: str
     top: type
     groups: Mapping[str, Any]
-    presets: Mapping[str, Mapping[str, Mapping[str, dict]]]
     config_dir: Path
+    registries: Mapping[str, Callable[[], Any]] = dataclasses.field(default_factory=dict)
     follows: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
@@ -51,18 +56,28 @@ def parse(schema: Schema, argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Read settings: dataclass defaults, then the preset, then each ``--config``, then single options.
 
     Returns:
-        ``{"out": …, "data": DataConfig(…), …}``: top settings by name, groups as dataclass instances.
+        ``{"out": …, "data": DataConfig(…), …}``: top settings by name, groups as dataclass instances; and ``plugins``,
+        name and digest of each that was loaded, where any were.
 
     Raises:
-        InputError: a config file that does not exist or cannot be read.
+        InputError: a config file that does not exist or cannot be read, or a plugin that is missing.
         SystemExit: unknown or ill-typed options (usage goes to stderr).
     """
-    argv = _find_configs(list(sys.argv[1:] if argv is None else argv), schema)
+    argv = _find_configs(plugins.take(sys.argv[1:] if argv is None else argv), schema)
+    _check_plugins(argv)
     parser, classes = _build_parser(schema, argv)
     argv = _spell_out(argv, classes, schema.top)
     values = parser.parse_args(argv).as_dict()
     top = {f.name: values[f.name] for f in dataclasses.fields(schema.top)}
-    return top | {prefix: _instance(cls, values[prefix]) for prefix, cls in classes.items()}
+    config = top | {prefix: _instance(cls, values[prefix]) for prefix, cls in classes.items()}
+    needed = plugins.loaded(*(_owners(schema, config) if plugins.any_installed() else ()))
+    return config | ({"plugins": plugins.records(needed)} if needed else {})
+
+
+def _owners(schema: Schema, config: Mapping[str, Any]) -> list[str | None]:
+    """The plugins that filed the names that were chosen."""
+    chosen = [(schema.registries.get(prefix), config[prefix]) for prefix in schema.groups]
+    return [found().owner(group.name) for found, group in chosen if found is not None]
 
 
 def to_dict(config: Mapping[str, Any]) -> dict:
@@ -139,6 +154,20 @@ def _find_configs(argv: list[str], schema: Schema) -> list[str]:
     return argv
 
 
+def _check_plugins(argv: list[str]) -> None:
+    """Refuse settings, and a run folder to go on in, whose plugins are not loaded: no name of theirs would be known."""
+    for key, value in itertools.pairwise(argv):
+        path = {"--config": Path(value), "--out": Path(value) / "config.yaml"}.get(key)
+        if path is None or not path.is_file():
+            continue
+        values = _read_yaml(str(path))
+        if "plugin" in values:
+            raise InputError(f"{path}: settings cannot load code; give --plugin on the command line instead")
+        plugins.check(path, values.get("plugins"))
+        for note in plugins.changes(path, values.get("plugins")):
+            print(f"note: {note}", file=sys.stderr)
+
+
 def _chosen(argv: list[str], key: str, default: str) -> str:
     """The last value of ``--key`` among config files and options, before any parser exists."""
     value, prefix = default, f"--{key}"
@@ -170,11 +199,19 @@ def _build_parser(schema: Schema, argv: list[str]):
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(prog=schema.prog, description=schema.description)
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file with settings; may be given several times")
+    parser.add_argument(
+        "--plugin",
+        metavar="FILE_OR_MODULE",
+        help="Python file or module with methods, tasks, metrics or encoders of your own; may be given several times",
+    )
+    # of a saved config: what it needs, which nothing here loads
+    parser.add_argument("--plugins", type=list, default=None, help=argparse.SUPPRESS)
     parser.add_class_arguments(schema.top, help="run")
     classes = {}
     for prefix, group in schema.groups.items():
         name = None
-        if isinstance(group, Mapping):
+        if not isinstance(group, type):
+            group = group()
             chooser = schema.follows.get(prefix, prefix)
             name = _chosen(argv, f"{chooser}.name", next(iter(group)))
             if name not in group:
@@ -190,8 +227,7 @@ def _build_parser(schema: Schema, argv: list[str]):
                 parser.add_argument(
                     f"--{prefix}.{item.name.rstrip('_')}", type=hint, default=default, help=item.metadata.get("help")
                 )
-        presets = schema.presets.get(prefix, {}).get(name, {})
-        if presets:
+        if presets := getattr(group, "presets", {}):
             preset = _chosen(argv, f"{prefix}.preset", "default")
             if preset not in presets:
                 raise InputError(f"unknown {prefix}.preset {preset!r}; known: {', '.join(presets)}")

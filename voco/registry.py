@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import fnmatch
 from collections.abc import Callable, Iterator
@@ -10,6 +11,17 @@ from typing import Generic, TypeVar
 from voco.errors import InputError
 
 T = TypeVar("T")
+_filing: list[str] = []  # the plugin whose code is being run, innermost last
+
+
+@contextlib.contextmanager
+def filed_by(plugin: str) -> Iterator[None]:
+    """What is registered inside belongs to a plugin."""
+    _filing.append(plugin)
+    try:
+        yield
+    finally:
+        _filing.pop()
 
 
 class Registry(Generic[T]):
@@ -23,6 +35,7 @@ class Registry(Generic[T]):
         self.kind = kind
         self._items: dict[str, T] = {}
         self._aliases: dict[str, str] = {}
+        self._owners: dict[str, str] = {}
         self._prefixes: dict[str, tuple[Callable[[str], T], Callable[[], list[str]], str]] = {}
 
     def register(self, name: str, *aliases: str) -> Callable[[T], T]:
@@ -33,6 +46,8 @@ class Registry(Generic[T]):
                 if key in self._items or key in self._aliases:
                     raise ValueError(f"{self.kind} {key!r} is registered twice")
             self._items[name] = item
+            if _filing:
+                self._owners[name] = _filing[-1]
             self._aliases.update(dict.fromkeys(aliases, name))
             return item
 
@@ -70,11 +85,20 @@ class Registry(Generic[T]):
             return name
         name = self._aliases.get(name, name)
         if name not in self._items:
+            from voco.plugins import load_installed
+
+            load_installed()
+            name = self._aliases.get(name, name)
+        if name not in self._items:
             close = difflib.get_close_matches(name, [*self._items, *self._aliases], n=3, cutoff=0.5)
             hint = f"; did you mean {' or '.join(close)}?" if close else ""
             known = [*sorted(self._items), *(f"{prefix}NAME" for prefix in self.prefixes)]
             raise InputError(f"unknown {self.kind} {name!r}{hint} Known: {', '.join(known)}")
         return name
+
+    def owner(self, name: str) -> str | None:
+        """The plugin that filed a name; None for one of this package, or none."""
+        return self._owners.get(self._aliases.get(name, name))
 
     def aliases(self, name: str) -> list[str]:
         """Other names of a registered one, in the order they were given; any of its names may be asked for.
@@ -105,6 +129,10 @@ class Registry(Generic[T]):
     def values(self) -> list[T]:
         """Registered objects in the order in which they were registered."""
         return list(self._items.values())
+
+    def in_order(self) -> list[str]:
+        """Registered names as they were filed: the first is the default of a command line."""
+        return list(self._items)
 
     def names(self, pattern: str = "*") -> list[str]:
         """Registered names that match a shell pattern, sorted; those under a prefix if the pattern begins with it."""

@@ -11,6 +11,7 @@ from benchmarks.cells.store import SETTINGS, Store, read_json, read_lines
 from benchmarks.grid.cell import Cell
 from benchmarks.read.provenance import flops_per_volume
 from voco.errors import InputError
+from voco.plugins import loaded
 
 _VOCO = "import sys; from voco.cli import main; sys.exit(main())"
 
@@ -29,7 +30,8 @@ def command(store: Store, cell: Cell, *, processes: int = 1, threads: int = 0, w
     folder = store.folder(cell)
     if cell.kind == "data":
         return [sys.executable, "-c", _VOCO, *_phantom(cell.identity["phantom"], folder, workers)]
-    words = ["--config", str(folder / SETTINGS), "--out", str(folder), "--data.cache", str(store.cache)]
+    words = [word for plugin in loaded() for word in ("--plugin", plugin.source)]
+    words += ["--config", str(folder / SETTINGS), "--out", str(folder), "--data.cache", str(store.cache)]
     words += ["--data.root", str(store.root(cell.data))]
     if threads and not cell.settings.get("train", {}).get("threads"):
         words += ["--train.threads", str(threads)]

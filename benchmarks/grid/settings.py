@@ -112,4 +112,5 @@ def _parse(stage: str, settings: Mapping[str, Any], where: str) -> dict[str, Any
             raise InputError(f"{where}: {stage}/run.py does not accept these settings: {reason}") from None
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
+    config.pop("plugins", None)  # like all code, not part of what a cell is
     return to_dict(config)

@@ -20,7 +20,9 @@ from benchmarks.read.provenance import (
     training_id,
     trainings,
 )
+from voco import plugins
 from voco.errors import InputError
+from voco.tasks import TASKS
 from voco.tasks.base import Task
 from voco.transfer.prediction_files import PREDICTIONS
 from voco.transfer.results import rebuild_task
@@ -34,7 +36,18 @@ SYNTHETIC = "synthetic patients"  # how the mark of the finetune stage begins
 # Settings that say where things lie, how often numbers are written, or what is told apart in other ways: by source,
 # seed, the test set itself and the patients trained on.
 _PLACES = (
-    *("out", "seed", "eval", "fold", "allow_seen", "fraction", "encoder.name", "encoder.weights", "split.file"),
+    *(
+        "out",
+        "plugins",
+        "seed",
+        "eval",
+        "fold",
+        "allow_seen",
+        "fraction",
+        "encoder.name",
+        "encoder.weights",
+        "split.file",
+    ),
     *("encoder.activation_checkpointing", "input.chunk"),
     *("train.threads", "train.save_every", "train.keep", "train.resume", "train.max_skipped"),
 )
@@ -326,6 +339,8 @@ def read_run(folder: str | Path) -> Run:
         raise InputError(f"{folder} has no {PREDICTIONS}, which every figure is computed from; run its command again")
     history, spec, network = read_history(folder, results)
     cell = read_json(folder / CELL) if (folder / CELL).is_file() else {}
+    if results["task"] not in TASKS:
+        plugins.check(folder, record.get("plugins"))
     task = rebuild_task(results, f"the results of {folder}")
     return Run(folder, task, results, record, read_settings(folder), history, spec, network, cell)
 

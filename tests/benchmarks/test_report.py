@@ -433,7 +433,6 @@ def test_the_page_names_its_method_and_the_rule_of_verdicts(page, out, root, set
 
 def test_an_own_metric_is_compared_and_named(tmp_path, monkeypatch):
     monkeypatch.setitem(METRICS._items, "brier", Brier)
-    monkeypatch.setattr(Chart, "_pdf", lambda chart, path: path.write_text("%PDF"))
     folders = []
     for name, gain, provenance in (("scratch", 0.5, []), ("voco", 4.0, [VOCO])):
         for seed in range(2):

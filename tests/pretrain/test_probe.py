@@ -167,7 +167,7 @@ def test_probes_come_when_they_are_due(health, every, probes, reports, monkeypat
     from types import SimpleNamespace as Bag
 
     config = {"train": Bag(steps=7), "eval": Bag(every=health), "probe": Bag(every=every, labels="x")}
-    training, seen = Training(config, *[None] * 7), []
+    training, seen = Training(Bag(config=config), *[None] * 5), []
     monkeypatch.setattr(training, "probe_now", seen.append)
     monkeypatch.setattr(training, "_health", lambda step: {"step": step})
     steps = range(1, 8)

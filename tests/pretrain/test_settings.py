@@ -8,7 +8,7 @@ import torch
 
 from pretrain.config import SCHEMA, check, check_same_data
 from pretrain.pretraining import _freeze
-from pretrain.volumes import VolumeJob
+from pretrain.sources import make_source, notes
 from voco.config import parse
 from voco.encoders import create_encoder
 from voco.encoders.spec import InputSpec
@@ -43,7 +43,6 @@ def test_settings_that_cannot_work_are_named(tmp_path, options, words):
     config = settings(tmp_path, *options)
     with pytest.raises(InputError, match=words):
         check(config, world=1)
-        VolumeJob(config).check()
 
 
 def test_early_stopping_of_clips_counts_reports(tmp_path):
@@ -78,6 +77,16 @@ def test_processes_count_for_the_batch(tmp_path):
         check(config, world=4)
 
 
+def source(config, cohort=None, spec=SPEC):
+    made = make_source(config, SimpleNamespace(input_spec=spec))
+    made.cohort = cohort
+    return made
+
+
+def said(config, cohort, world=1):
+    return notes(source(config, cohort), world)
+
+
 def cohort(train: int = 9, heldout: int = 8, shape=(200, 300, 300)):
     """Counts and shapes of so many patients with a scan each."""
     names = (f"p{number}" for number in range(train + heldout))
@@ -89,33 +98,33 @@ def cohort(train: int = 9, heldout: int = 8, shape=(200, 300, 300)):
 
 
 def test_notes_say_when_there_are_no_pairs_or_no_report(tmp_path):
-    plain = VolumeJob(settings(tmp_path))
-    assert plain.notes(1, cohort()) == []
+    plain = settings(tmp_path)
+    assert said(plain, cohort()) == []
     alone = settings(tmp_path, "--train.batch_size", "4", "--train.accumulate", "4")
-    assert "one volume at a time" in VolumeJob(alone).notes(1, cohort())[0]
-    local = VolumeJob(settings(tmp_path, "--train.batch_size", "4", "--method.preset", "v2"))
-    assert local.notes(2, cohort()) == [] and "one volume at a time" in local.notes(4, cohort())[0]
-    assert "one patient" in plain.notes(1, cohort(train=1))[0]
-    assert "nothing will tell" in plain.notes(1, cohort(heldout=0))[0]
-    assert "one patient with 1 scan(s): nobody can be held out" in plain.notes(1, cohort(train=1, heldout=0))[1]
-    whole = VolumeJob(settings(tmp_path, "--method.preset", "v1"))
-    assert "smaller than that: 100% of the voxels are made up" in whole.notes(1, cohort(shape=(10, 20, 20)))[-1]
-    assert "5 held-out patients are too few" in plain.notes(1, cohort(heldout=5))[0]
-    assert "--eval.cross 5" in plain.notes(1, cohort(heldout=5))[0]
-    assert "all 5 patients together are too few" in plain.notes(1, cohort(train=3, heldout=2))[0]
-    assert plain.notes(1, cohort(heldout=6)) == []
-    assert VolumeJob(settings(tmp_path, "--method.preset", "v1", "--train.batch_size", "1")).notes(1, cohort()) == []
+    assert "one volume at a time" in said(alone, cohort())[0]
+    local = settings(tmp_path, "--train.batch_size", "4", "--method.preset", "v2")
+    assert said(local, cohort(), world=2) == [] and "one volume at a time" in said(local, cohort(), world=4)[0]
+    assert "one patient" in said(plain, cohort(train=1))[0]
+    assert "nothing will tell" in said(plain, cohort(heldout=0))[0]
+    assert "one patient with 1 scan(s): nobody can be held out" in said(plain, cohort(train=1, heldout=0))[1]
+    whole = settings(tmp_path, "--method.preset", "v1")
+    assert "smaller than that: 100% of the voxels are made up" in said(whole, cohort(shape=(10, 20, 20)))[-1]
+    assert "5 held-out patients are too few" in said(plain, cohort(heldout=5))[0]
+    assert "--eval.cross 5" in said(plain, cohort(heldout=5))[0]
+    assert "all 5 patients together are too few" in said(plain, cohort(train=3, heldout=2))[0]
+    assert said(plain, cohort(heldout=6)) == []
+    assert said(settings(tmp_path, "--method.preset", "v1", "--train.batch_size", "1"), cohort()) == []
 
 
 def test_notes_say_what_folds_cost_and_when_they_are_no_help(tmp_path):
-    job = VolumeJob(settings(tmp_path, "--eval.cross", "5", "--train.steps", "300", "--train.milestones", "[]"))
-    [note] = job.notes(1, cohort(train=9, heldout=0))
+    config = settings(tmp_path, "--eval.cross", "5", "--train.steps", "300", "--train.milestones", "[]")
+    [note] = said(config, cohort(train=9, heldout=0))
     assert "5 pretrainings of 300 steps" in note and "one on all 9 scans" in note and "0.1 is not used" in note
-    assert "5 patients are too few to say whether the recipe learns" in job.notes(1, cohort(train=5, heldout=0))[1]
+    assert "5 patients are too few to say whether the recipe learns" in said(config, cohort(train=5, heldout=0))[1]
 
 
 def test_notes_name_scans_that_are_smaller_than_the_windows(tmp_path):
-    [note] = VolumeJob(settings(tmp_path)).notes(1, cohort(heldout=0, shape=(64, 96, 192)))[1:]
+    [note] = said(settings(tmp_path), cohort(heldout=0, shape=(64, 96, 192)))[1:]
     # windows of 64 x 192 x 192: half of each lies outside
     assert note.startswith("50% of the voxels in windows of training scans") and "p0 50%" in note and "4 more" in note
 
@@ -146,6 +155,6 @@ def test_a_continued_run_must_see_the_same_scans(tmp_path):
 )
 def test_the_export_states_the_voxels_that_the_network_saw(tmp_path, options, prepared, spacing, size):
     config = settings(tmp_path, *options)
-    assert VolumeJob(config)._spacing(SPEC) == prepared
-    fed = VolumeJob(config).as_fed(SPEC)
+    assert source(config)._spacing(SPEC) == prepared
+    fed = source(config).as_fed(SPEC)
     assert fed.spacing_mm == spacing and fed.size == size

@@ -158,10 +158,10 @@ def test_a_seen_test_scan_is_refused_unless_allowed(tmp_path):
 
 
 def test_every_data_set_in_use_is_in_the_vocabulary():
-    from voco.tasks import TASK_NAMES, task_class
+    from voco.tasks import TASKS, task_class
 
     listed = {name for source in all_sources().values() for name in source.data} - {"unknown"}
-    listed |= {name for task in TASK_NAMES for name in task_class(task).data_sets}
+    listed |= {name for task in TASKS for name in task_class(task).data_sets}
     assert not {name for name in listed if canonical_name(name) is None}
     assert is_not_ct("kinetics400") and not is_not_ct("LIDC-IDRI") and canonical_name("own") is None
     assert all(canonical_name(name) == name for name in NOT_CT)

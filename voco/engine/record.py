@@ -6,6 +6,7 @@ import json
 import platform
 import subprocess
 import time
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -22,15 +23,18 @@ class RunRecord:
     Args:
         out: run folder.
         active: only the main process writes.
+        plugins: name and digest of each plugin in use.
     """
 
-    def __init__(self, out: Path, *, active: bool):
+    def __init__(self, out: Path, *, active: bool, plugins: Sequence[Mapping[str, str]] = ()):
         self.path, self.active = Path(out) / "run.json", active
         self._start = time.monotonic()
         self.values = read_record(out)
         self.values["state"] = "running"
         sessions = self.values.setdefault("sessions", [])
         sessions.append({"started": _now(), "state": "running", "versions": versions(), "git_commit": git_commit()})
+        if plugins:
+            sessions[-1]["plugins"] = self.values["plugins"] = list(plugins)
         self._session = sessions[-1]
 
     def update(self, **values) -> None:

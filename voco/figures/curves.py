@@ -46,6 +46,23 @@ def loss_curves(metrics_rows: Sequence[Mapping], references: Mapping[str, float]
     return figure
 
 
+def training_loss(metrics_rows: Sequence[Mapping]):
+    """The training loss over steps, of a method of which nothing else is known.
+
+    Args:
+        metrics_rows: rows of metrics.jsonl: ``step``, ``loss``.
+    """
+    figure = style.new_figure(680)
+    axes = style.pixels(figure, 64, 130, 960, 480)
+    _draw_term(axes, metrics_rows, "loss", {})
+    style.panel_title(axes, "loss")
+    axes.set_xlabel("step", fontsize=style.SMALL, color=MUTED)
+    steps, values = style.series(metrics_rows, "loss")
+    finding = f"The training loss is {values[-1]:.3g} at step {steps[-1]:.0f}" if len(steps) else "No loss yet"
+    style.headline(figure, finding, "Pale: each logged step; blue: running mean. What was learned, other pictures say.")
+    return figure
+
+
 def _loss_finding(rows, references) -> str:
     steps, held = style.series(rows, "heldout/intra")
     where = "held-out"
@@ -91,7 +108,7 @@ def _levels(name, references) -> list[tuple[str, float]]:
             ("full collapse", references["collapse"]),
         ]
     # orthogonal embeddings have no inter and no reg loss, so their total is that of intra
-    return [("zero logits", references["zero_logits"])] if name == "loss" else []
+    return [("zero logits", references["zero_logits"])] if name == "loss" and references else []
 
 
 def _reference_levels(axes, levels, top, small) -> None:
@@ -133,13 +150,15 @@ def position_scores(metrics_rows: Sequence[Mapping], lines: Mapping, references:
         lines: ``step0``, ``untrained`` and ``histogram`` -> ``HealthReport``.
         references: fields of ``voco.reference.reference_lines``.
     """
-    figure, highest = style.new_figure(874), _highest(metrics_rows, lines, references)
+    compared = any("heldout/position_accuracy" in row for row in metrics_rows)
+    heads = _HEADS if compared else _HEADS[:1]  # a method without a projector has features alone
+    figure, highest = style.new_figure(134 + 370 * len(heads)), _highest(metrics_rows, lines, references)
     for column, (score, words, note) in enumerate(_KINDS):
-        for row, (prefix, kind) in enumerate(_HEADS):
+        for row, (prefix, kind) in enumerate(heads):
             axes = style.pixels(figure, 64 + column * 592, 162 + row * 370, 335, 280)
             _draw_score(axes, metrics_rows, lines, references, f"{prefix}{score}_balanced", highest)
             style.panel_title(axes, f"{words}, {kind}", note)
-            if row == 1:
+            if row == len(heads) - 1:
                 axes.set_xlabel("step", fontsize=style.SMALL, color=MUTED)
     scans = style.series(metrics_rows, "heldout/scans")[1]
     style.headline(
@@ -221,9 +240,9 @@ def heldout_summary(report, lines: Mapping, references: Mapping[str, float], *, 
         references: fields of ``voco.reference.reference_lines``.
         title: replaces the finding.
     """
-    figure = style.new_figure(975)
-    shifted = "intensity shift per crop"
-    modes = (*((*head, shifted) for head in _HEADS), ("encoder_clean_", "encoder features", "crops as they are"))
+    shifted, heads = "intensity shift per crop", _HEADS if "position_accuracy" in report.tallies else _HEADS[:1]
+    modes = (*((*head, shifted) for head in heads), ("encoder_clean_", "encoder features", "crops as they are"))
+    figure = style.new_figure(150 + 275 * len(modes))
     for column, (score, words, note) in enumerate(_KINDS):
         for row, (prefix, kind, mode) in enumerate(modes):
             axes = style.pixels(figure, 170 + column * 575, 165 + row * 275, 420, 190)

@@ -18,6 +18,7 @@ from voco.health.scores import (
     place_tally,
     position_tallies,
     rank_correlation,
+    spread,
     standardised_cosine,
     tally_rows,
 )
@@ -40,13 +41,15 @@ def evaluate(
 ) -> HealthReport:
     """Score a method on held-out windows. Weights, modes and random state are left as they were.
 
-    Crops as they are give the loss terms, mean cosine, effective rank and rank correlation. Crops with an intensity
+    Crops as they are give effective rank and rank correlation and, of a method that compares crops, the loss terms and
+    mean cosine; of another one, how far its features spread. Crops with an intensity
     shift each, drawn independently so that brightness does not tell the place, give position accuracy, and with queries
     from the neighbouring slab disjoint accuracy. No flips or turns: an encoder is fed scans the right way up. Scores
     named ``clean_`` are without the shift, ``encoder_`` from the encoder's features instead of the projector's cosine.
 
     Args:
-        method: has ``geometry``, ``inspect`` and ``loss_terms`` (``voco.methods.voco3d.VoCo3D``).
+        method: has ``geometry`` and ``inspect``; ``loss_terms`` too where ``inspect`` compares crops
+            (``voco.methods.base.ScanMethod``).
         windows: from ``build_eval_windows`` with the same geometry.
         queries: random crops per window.
         seed: of queries, shifts and resampling.
@@ -68,11 +71,16 @@ def evaluate(
         )
         if positions_only:
             return _report(name, windows, queries, seed, tallies, {})
-        patient = np.array([w.patient for w in windows])
-        other = _loss_tallies(method, patient, clean["cosine"], labels) | _inter_tally(method, windows, clean)
-        other |= _base_tallies(patient, clean["base_cosine"], getattr(getattr(method, "options", None), "reg_power", 2))
+        patient, other = np.array([w.patient for w in windows]), {}
+        features = clean["base_features"].reshape(-1, clean["base_features"].shape[-1])
+        values = {"effective_rank": effective_rank(features)}
+        if "cosine" in clean:
+            other = _loss_tallies(method, patient, clean["cosine"], labels) | _inter_tally(method, windows, clean)
+            power = getattr(getattr(method, "options", None), "reg_power", 2)
+            other |= _base_tallies(patient, clean["base_cosine"], power)
+        else:
+            values["feature_spread"] = spread(features)
         other |= _order_tallies(patient, clean, labels)
-    values = {"effective_rank": effective_rank(clean["base_features"].reshape(-1, clean["base_features"].shape[-1]))}
     return _report(name, windows, queries, seed, other | tallies, values)
 
 
@@ -213,10 +221,10 @@ def inspect_windows(
                 batch, bases.to(device), starts[index].to(device), None if shift is None else shift[index].to(device)
             )
         features = found.features[:kept].float().cpu().numpy()
+        compared = {"cosine": found.cosine, "base_cosine": found.base_cosine}
         parts.append(
             {
-                "cosine": found.cosine[:kept].float().cpu().numpy(),
-                "base_cosine": found.base_cosine[:kept].float().cpu().numpy(),
+                **{key: of[:kept].float().cpu().numpy() for key, of in compared.items() if of is not None},
                 "base_features": features[:, : len(bases)],
                 "encoder_cosine": standardised_cosine(features[:, : len(bases)], features[:, len(bases) :]),
                 "neighbour": np.roll(index, -1)[:kept],
@@ -253,11 +261,11 @@ def _inter_tally(method, windows, found) -> dict[str, Tally]:
 
 
 def _order_tallies(patient, found, labels) -> dict[str, Tally]:
-    tallies = {"rank_correlation": tally_rows(patient, rank_correlation(found["cosine"], labels).mean(axis=-1))}
-    if "encoder_cosine" in found:
-        correlation = rank_correlation(found["encoder_cosine"], labels).mean(axis=-1)
-        tallies["encoder_rank_correlation"] = tally_rows(patient, correlation)
-    return tallies
+    return {
+        f"{prefix}rank_correlation": tally_rows(patient, rank_correlation(found[key], labels).mean(axis=-1))
+        for prefix, key in (("", "cosine"), ("encoder_", "encoder_cosine"))
+        if key in found
+    }
 
 
 def _base_tallies(patient, base_cosine, reg_power) -> dict[str, Tally]:

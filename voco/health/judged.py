@@ -64,6 +64,11 @@ class Judged:
         found = judgements(self.latest, self.lines, self.references)
         return for_card(found, results, nameless(self.verdict, self.latest))
 
+    def card(self, scores: Sequence[str]) -> dict:
+        """``provenance`` with the scores that judge a run and those of its method, as far as they were measured."""
+        results = {name: self.latest.score(name) for name in (HEADLINE, *PARTS, *scores)}
+        return self.provenance({name: value for name, value in results.items() if value is not None})
+
     def constants(self) -> dict[str, float]:
         """Reference losses and the lines, for trackers that draw them beside the curves."""
         found = {f"lines/{name}": float(value) for name, value in self.references.items()}

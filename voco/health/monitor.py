@@ -5,36 +5,34 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, is_dataclass
 from pathlib import Path
 
 import torch
 
 from voco.health.evaluate import calibrate_batchnorm, evaluate, evaluate_histogram, outer_window
-from voco.health.examples import similarity_examples
 from voco.health.judged import LINES_FILE, Judged, lines_of
 from voco.health.recipe import write_states
 from voco.health.report import HealthReport
 from voco.health.verdict import LINES
 from voco.health.windows import EvalWindow, build_eval_windows
+from voco.reference import reference_lines
 
 # A projector without running statistics normalises over the crops that pass together: with one number for all runs,
 # scores of runs with other batch sizes or numbers of processes can be compared.
-_BATCH_VOLUMES = 4
+BATCH_VOLUMES = 4
 # Random networks that the untrained line is made of: with eight, one must lie 2.5 standard deviations above their mean
 # to be more than a lucky draw; five would ask for 3.0, ten for 2.4.
 NETWORKS = 8
 
 
 class HealthMonitor(Judged):
-    """Evaluates one method on held-out scans and keeps what is needed to judge it.
+    """Evaluates one method on held-out scans and keeps what is needed to judge it, by encoder features alone.
 
     Args:
+        method: a ``voco.methods.base.ScanMethod``, before the first step.
         out: run folder; lines go to ``health_lines.json``, the latest report and verdict to ``health.json``.
         volumes, names, patients: held-out prepared files, their case ids and whose they are.
-        geometry, region: of the method.
-        hu_windows: of the encoder, for the histogram line and for volumes that are resized whole.
-        references: from ``voco.reference.reference_lines``.
+        region: of the method's samples.
         per_scan, queries, max_scans: how much is looked at.
         seed: of the run.
         warmup: steps after which the loss is judged.
@@ -43,15 +41,13 @@ class HealthMonitor(Judged):
 
     def __init__(
         self,
+        method,
         out: Path,
         *,
         volumes: Sequence[Path],
         names: Sequence[str],
         patients: Sequence[str],
-        geometry,
         region: str,
-        hu_windows,
-        references,
         per_scan: int,
         queries: int,
         max_scans: int,
@@ -59,20 +55,25 @@ class HealthMonitor(Judged):
         warmup: int,
         is_fold: bool = False,
     ):
-        super().__init__(out, asdict(references) if is_dataclass(references) else references, warmup)
-        self.geometry, self.hu_windows = geometry, hu_windows
+        super().__init__(out, self.known_values(method), warmup)
+        self.geometry, self.hu_windows = method.geometry, method.encoder.input_spec.windows
         self.queries, self.seed, self.is_fold = queries, seed, is_fold
         self.windows: list[EvalWindow] = build_eval_windows(
             volumes,
-            geometry,
+            self.geometry,
             per_scan=per_scan,
             seed=seed,
             region=region,
-            clip=outer_window(hu_windows),
+            clip=outer_window(self.hu_windows),
             names=names,
             patients=patients,
             max_scans=max_scans,
         )
+
+    def known_values(self, method) -> dict[str, float]:
+        """Scores of the best constant guess; fields of ``voco.reference.reference_lines``."""
+        known = reference_lines(method.geometry)
+        return {"position_chance": known.position_chance, "balanced_chance": known.balanced_chance}
 
     def measure_lines(
         self, method: torch.nn.Module, build_untrained: Callable[[int], torch.nn.Module], device, *, reuse: bool
@@ -116,7 +117,7 @@ class HealthMonitor(Judged):
     def _in_both_states(self, method, device, name: str, *, positions_only: bool = True) -> list[HealthReport]:
         states = [self._evaluate(method, device, name, positions_only=positions_only)]
         calibrated = copy.deepcopy(method)
-        if calibrate_batchnorm(calibrated, self.windows, batch_volumes=_BATCH_VOLUMES, device=device):
+        if calibrate_batchnorm(calibrated, self.windows, batch_volumes=BATCH_VOLUMES, device=device):
             states.append(self._evaluate(calibrated, device, name, positions_only=positions_only))
         return states
 
@@ -150,29 +151,25 @@ class HealthMonitor(Judged):
         """
         from voco import figures
 
-        outer = outer_window(self.hu_windows)
-        drawn = {"loss": figures.loss_curves(rows, self.references)}
-        drawn["positions"] = figures.position_scores(rows, self.lines, self.references)
+        return figures.save_all(self.pictures(method, rows, draws, device, autocast_dtype), self.out / "figures")
+
+    def pictures(self, method, rows: Sequence[dict], draws: dict, device, autocast_dtype=None) -> dict:
+        """Figures by name; arguments as ``draw``. A report that measures more adds its own."""
+        from voco import figures
+
+        drawn = {
+            "loss": self.loss_picture(rows),
+            "positions": figures.position_scores(rows, self.lines, self.references),
+        }
         if self.latest is not None:
             drawn["summary"] = figures.heldout_summary(self.latest, self.lines, self.references)
-        for slabs, name in ((False, "similarity"), (True, "similarity_disjoint")):
-            score = self.latest and self.latest.score(f"clean_{'disjoint' if slabs else 'position'}_accuracy")
-            note = "" if score is None else f" Of all held-out crops {score:.0%} are right."
-            cases = similarity_examples(
-                method,
-                self.windows,
-                seed=self.seed,
-                batch_volumes=_BATCH_VOLUMES,
-                device=device,
-                autocast_dtype=autocast_dtype,
-                slabs=slabs,
-            )
-            if cases:
-                where = ", from the slab above or below: no shared voxel" if slabs else ""
-                note = f"First crop of each scan that lies mostly in one cell{where}.{note}"
-                drawn[name] = figures.similarity_map(cases, self.geometry, outer, note=note)
-        drawn["crops"] = figures.crops_of_case(self.windows[0].hu, self.geometry, draws, outer)
-        return figures.save_all(drawn, self.out / "figures")
+        return drawn
+
+    def loss_picture(self, rows: Sequence[Mapping]):
+        """The training loss over steps."""
+        from voco.figures.curves import training_loss
+
+        return training_loss(rows)
 
     def _evaluate(self, method, device, name: str, autocast_dtype=None, positions_only: bool = False) -> HealthReport:
         return evaluate(
@@ -180,7 +177,7 @@ class HealthMonitor(Judged):
             self.windows,
             queries=self.queries,
             seed=self.seed,
-            batch_volumes=_BATCH_VOLUMES,
+            batch_volumes=BATCH_VOLUMES,
             device=device,
             name=name,
             autocast_dtype=autocast_dtype,

@@ -189,6 +189,18 @@ def effective_rank(features: np.ndarray) -> float:
     return float(np.exp(-(share * np.log(share)).sum()))
 
 
+def spread(features: np.ndarray) -> float:
+    """How far features lie from their mean, as a share of their length (root mean squares): 0 where all are equal.
+
+    Args:
+        features: (M, F).
+    """
+    features = np.asarray(features, np.float64)
+    length = np.sqrt((features**2).sum(-1).mean())
+    apart = np.sqrt(((features - features.mean(0)) ** 2).sum(-1).mean())
+    return float(apart / length) if length > 0 else 0.0
+
+
 def standardised_cosine(bases: np.ndarray, queries: np.ndarray) -> np.ndarray:
     """Cosine of descriptors after subtracting the mean over the bases of a window and dividing by their deviation.
 

@@ -14,6 +14,7 @@ from voco.health.windows import PADDED_SHARE
 # Of the sentences and numbers below; a change of what decides is a new rule.
 RULE = "sign flips of whole patients, prediction limit of untrained networks, one-sided 2.5 % (rule 2)"
 COLLAPSE_COSINE = 0.95
+COLLAPSE_SPREAD = 0.01
 # What a verdict needs beside the constant guess.
 LINES = ("step0", "untrained", "histogram")
 WORDS = Words(
@@ -97,7 +98,7 @@ def verdict(
         earlier: rows of metrics.jsonl of this run, for what was better before.
     """
     lines = lines or {}
-    sentences = _about_loss(report, references, step, warmup_steps)
+    sentences = _about_features(report) or _about_loss(report, references, step, warmup_steps)
     if sentences and sentences[0].startswith("broken"):
         return sentences
     found = judgements(report, lines, references)
@@ -194,10 +195,29 @@ def padding_note(share: float, scans: Mapping[str, float], where: str) -> str:
     )
 
 
+def _about_features(report) -> list[str]:
+    """Of a method whose loss says nothing about places: whether its features are numbers, and not all the same."""
+    apart = report.score("feature_spread")
+    if apart is None:
+        return []
+    if not math.isfinite(apart):
+        return [
+            "broken: the features of held-out scans are not finite; go back to an earlier checkpoint and lower the "
+            "learning rate, or train in bf16 or fp32 instead of fp16."
+        ]
+    if apart >= COLLAPSE_SPREAD:
+        return []
+    return [
+        f"collapsed: all places of all scans get nearly the same features (spread {apart:.2g} < {COLLAPSE_SPREAD:g} of "
+        "their length); lower the learning rate, and check that the method has something that keeps them apart."
+    ]
+
+
 def _about_loss(report, references, step, warmup_steps) -> list[str]:
-    intra, cosine, best = report.score("intra"), report.score("mean_cosine"), float(references["best_constant"])
+    intra, cosine = report.score("intra"), report.score("mean_cosine")
     if intra is None or cosine is None:
         return []
+    best = float(references["best_constant"])
     if not (math.isfinite(intra) and math.isfinite(cosine)):
         return [
             f"broken: the held-out loss is not finite (intra {intra}, mean cosine {cosine}); go back to an earlier "

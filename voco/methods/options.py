@@ -6,7 +6,7 @@ MIC-DKFZ/nnssl. The dataclass defaults are the ``default`` preset: v2 with its k
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args, get_type_hints
 
 from voco.errors import InputError
@@ -116,36 +116,55 @@ PRESETS: dict[str, dict[str, Any]] = {
 window is taken from a volume: ``window`` (default: a random place) or ``whole`` (the volume resized to it, v1)."""
 
 
-@dataclass(frozen=True)
-class VoCoSettings:
-    """The resolved settings of one preset."""
+@dataclass
+class VoCo3DConfig:
+    """3D VoCo; see docs/voco3d.md for which option is which published version."""
 
-    geometry: Geometry
-    augmentation: Augmentation
-    options: VoCoOptions
-    region: str
+    name: Literal["voco3d"] = "voco3d"
+    """Method."""
+    preset: Literal["default", "v1", "v2"] = "default"
+    """default: v2 with its defects repaired; v1, v2: as published. Single options still win."""
+    region: Literal["window", "whole"] = "window"
+    """window: a random local window (v2); whole: the whole volume resized to the window (v1)."""
+    geometry: Geometry = field(default_factory=Geometry)
+    """Grid and crops."""
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    """Augmentation of every crop on its own."""
+    options: VoCoOptions = field(default_factory=VoCoOptions)
+    """Network heads and losses."""
 
 
-def resolve(preset: str = "default", **changes: Any) -> VoCoSettings:
+def resolve(preset: str = "default", **changes: Any) -> VoCo3DConfig:
     """Settings of a preset of VoCo 3D, with ``changes`` by flat name on top.
 
     Raises:
         InputError: unknown preset or setting.
     """
-    return resolve_from(PRESETS, VoCoOptions, preset, changes)
+    return resolve_from(PRESETS, VoCo3DConfig, VoCoOptions, preset, changes)
 
 
 def resolve_from(
-    presets: dict[str, dict[str, Any]], options: type[VoCoOptions], preset: str, changes: dict[str, Any]
-) -> VoCoSettings:
-    """``resolve`` for a method with its own ``presets`` and ``options`` class."""
+    presets: dict[str, dict[str, Any]], config: type, options: type[VoCoOptions], preset: str, changes: dict[str, Any]
+) -> Any:
+    """``resolve`` for a method with its own ``presets``, ``options`` class and ``config`` that holds them."""
     if preset not in presets:
         raise InputError(f"unknown preset {preset!r}; known: {', '.join(presets)}")
     values = {"region": "window", **presets[preset], **changes}
-    region, parts = values.pop("region"), []
-    for kind in (Geometry, Augmentation, options):
-        parts.append(kind(**{f.name: values.pop(f.name) for f in fields(kind) if f.name in values}))
+    region, parts = values.pop("region"), {}
+    for part, kind in (("geometry", Geometry), ("augmentation", Augmentation), ("options", options)):
+        parts[part] = kind(**{f.name: values.pop(f.name) for f in fields(kind) if f.name in values})
     if values:
         known = [f.name for kind in (Geometry, Augmentation, options) for f in fields(kind)]
         raise InputError(f"unknown VoCo settings {sorted(values)}; known: {', '.join(['region', *known])}")
-    return VoCoSettings(*parts, region)
+    return config(preset=preset, region=region, **parts)
+
+
+def as_presets(resolved: dict[str, Any]) -> dict[str, dict]:
+    """``Options.presets`` from the resolved settings of each preset."""
+    return {
+        name: {key: value for key, value in asdict(settings).items() if key not in ("name", "preset")}
+        for name, settings in resolved.items()
+    }
+
+
+VoCo3DConfig.presets = as_presets({name: resolve(name) for name in PRESETS})

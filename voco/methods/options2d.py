@@ -6,11 +6,12 @@ V1 and V2 are the two variants of tkz05/2D-VoCo-CT-Classifier (arXiv 2601.14593)
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from voco.errors import InputError
-from voco.methods.options import VoCoOptions, VoCoSettings, resolve_from
+from voco.geometry import Augmentation, Geometry
+from voco.methods.options import VoCoOptions, as_presets, resolve_from
 
 
 @dataclass(frozen=True)
@@ -82,10 +83,31 @@ PRESETS: dict[str, dict[str, Any]] = {
 volume (V1 to 96 x 384 x 384, V2 to 64 x 192 x 192, D H W). V2's element-wise dropout of features is ``channel``."""
 
 
-def resolve(preset: str = "default", **changes: Any) -> VoCoSettings:
+@dataclass
+class VoCo2DConfig:
+    """2D-VoCo; see docs/voco2d.md for which option is which published version."""
+
+    name: Literal["voco2d"] = "voco2d"
+    """Method."""
+    preset: Literal["default", "published_v1", "published_v2"] = "default"
+    """default: the published method with its defects repaired; published_v1, published_v2: as published."""
+    region: Literal["window", "whole"] = "window"
+    """window: a random local window; whole: the whole volume resized to the window (published)."""
+    geometry: Geometry = field(default_factory=Geometry)
+    """Grid and crops."""
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    """Augmentation of every crop on its own."""
+    options: VoCo2DOptions = field(default_factory=VoCo2DOptions)
+    """Slices, network heads and losses."""
+
+
+def resolve(preset: str = "default", **changes: Any) -> VoCo2DConfig:
     """Settings of a preset of 2D-VoCo, with ``changes`` by flat name on top.
 
     Raises:
         InputError: unknown preset or setting.
     """
-    return resolve_from(PRESETS, VoCo2DOptions, preset, changes)
+    return resolve_from(PRESETS, VoCo2DConfig, VoCo2DOptions, preset, changes)
+
+
+VoCo2DConfig.presets = as_presets({name: resolve(name) for name in PRESETS})

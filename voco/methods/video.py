@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from voco.distributed import convert_batchnorm
 from voco.errors import InputError
-from voco.methods.video_options import VideoOptions
+from voco.methods.base import ClipMethod
+from voco.methods.video_options import VideoConfig, VideoOptions
 from voco.video_input import check_clip_size, clip_colour, frames_to_input
 
 
@@ -55,7 +56,7 @@ class VideoDraws:
         return draws
 
 
-class VideoClassification(nn.Module):
+class VideoClassification(ClipMethod):
     """Encoder, head and cross-entropy of supervised training on clips.
 
     Args:
@@ -71,6 +72,14 @@ class VideoClassification(nn.Module):
     Raises:
         InputError: fewer than two classes, repeated names, or clips that the encoder cannot take.
     """
+
+    Options = VideoConfig
+    citation = (
+        "Ke et al.: Video Pretraining Advances 3D Deep Learning on Chest CT Tasks (arXiv 2304.00546); Zunair et al.: "
+        "ViPTT-Net (arXiv 2105.12810)"
+    )
+    watched = "heldout/loss"
+    has_classifier = True
 
     def __init__(
         self,
@@ -99,10 +108,14 @@ class VideoClassification(nn.Module):
             convert_batchnorm(self)
         self.train()  # an encoder comes in evaluation mode
 
+    @classmethod
+    def create(cls, encoder: nn.Module, settings: VideoConfig, data=None) -> VideoClassification:
+        """With a head for the classes of the data."""
+        return cls(encoder, data.classes, settings.options, (settings.clip.frames, *settings.clip.size))
+
     @property
-    def colour(self) -> str:
-        """What clips should be decoded to: ``"gray"`` or ``"rgb"``."""
-        return clip_colour(self.encoder)
+    def norm_scope(self) -> str:
+        return self.options.norm_scope
 
     @property
     def find_unused(self) -> bool:
@@ -162,9 +175,6 @@ class VideoClassification(nn.Module):
             return features, self._classify(features)
         sequence = self.encoder.sequence(x)
         return sequence.float().mean(1), self._classify(self.temporal(sequence))
-
-    def after_step(self) -> None:
-        """Nothing follows the optimiser here."""
 
     def _features(self, x: Tensor) -> Tensor:
         return self.encoder.pool(x) if self.temporal is None else self.temporal(self.encoder.sequence(x))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args, get_type_hints
 
+from voco.data.clip_frames import ClipSettings
 from voco.errors import InputError
 
 
@@ -42,3 +43,15 @@ class VideoOptions:
                 raise InputError(f"{name} must be at least 0 and less than 1, found {getattr(self, name)}")
         if not 0 <= self.flip_prob <= 1:
             raise InputError(f"flip_prob must lie between 0 and 1, found {self.flip_prob}")
+
+
+@dataclass
+class VideoConfig:
+    """Supervised training on labeled clips; see docs/video.md."""
+
+    name: Literal["video"] = "video"
+    """Method."""
+    clip: ClipSettings = field(default_factory=ClipSettings)
+    """Frames and pixels of a sample."""
+    options: VideoOptions = field(default_factory=VideoOptions)
+    """Head, loss and augmentation."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from voco.errors import InputError
 from voco.geometry import Augmentation, Geometry
 from voco.heads import Projector
-from voco.methods.options2d import VoCo2DOptions
+from voco.methods.options2d import VoCo2DConfig, VoCo2DOptions
 from voco.methods.voco3d import VoCo3D
 
 
@@ -32,6 +32,9 @@ class VoCo2D(VoCo3D):
         InputError: an encoder that mixes slices, more slices than a crop has, or crops that the encoder cannot take.
     """
 
+    Options = VoCo2DConfig
+    citation = "Chiu, Chen: 2D-VoCo (arXiv 2601.14593); Wu, Zhuang, Chen: VoCo (CVPR 2024, arXiv 2402.17300)"
+
     def __init__(
         self,
         encoder: nn.Module,
@@ -44,6 +47,11 @@ class VoCo2D(VoCo3D):
         super().__init__(encoder, geometry, augmentation, options)
 
     @property
+    def find_unused(self) -> bool:
+        """All parameters but a decoder's are on the way to the features."""
+        return "decoder" in self.encoder.optional_parts
+
+    @property
     def features(self) -> int:
         if self.options.embedding == "pyramid":
             return self.encoder.pyramid_features
@@ -53,8 +61,8 @@ class VoCo2D(VoCo3D):
     def _network_shape(self) -> tuple[int, int, int]:
         return (self.options.slices, *self.geometry.network_shape[1:])
 
-    def _cut(self, hu: Tensor, starts: Tensor) -> Tensor:
-        crops = super()._cut(hu, starts)
+    def crops(self, hu: Tensor, starts: Tensor) -> Tensor:
+        crops = super().crops(hu, starts)
         # Before augmentation, on which most slices would be wasted; a flip along D then reverses the same slices.
         return crops.index_select(2, slice_places(crops.shape[2], self.options.slices, crops.device))
 

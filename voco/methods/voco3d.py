@@ -13,14 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from voco.crops import augment, cut, overlap_labels, shift_intensity
+from voco.crops import augment, overlap_labels, shift_intensity
 from voco.distributed import convert_batchnorm, gather, gather_with_gradient, rank
 from voco.errors import InputError
 from voco.geometry import Augmentation, Geometry
 from voco.heads import Projector
 from voco.losses import base_regulariser, cosine, mean_pairwise_cosine, relu_cosine, voco_cross_entropy
-from voco.methods.options import VoCoOptions
-from voco.short_repr import short_repr
+from voco.methods.base import Inspection, ScanMethod, ScanSample
+from voco.methods.options import VoCo3DConfig, VoCoOptions
+from voco.methods.sizes import size_note
 
 # 8 crops of 64^3, fewer than one volume brings to a training step
 _INSPECTED_VOXELS = 8 * 64**3
@@ -53,27 +54,7 @@ class VoCoDraws:
         return draws
 
 
-@short_repr
-@dataclass(frozen=True)
-class Inspection:
-    """What the network thinks of some crops: B windows, N base crops, Q query crops.
-
-    Attributes:
-        cosine: (B, Q, N) student query against teacher base, not relu'd.
-        base_cosine: (B, N, N) student bases against each other.
-        features: (B, N+Q, F) encoder features, base crops first.
-        embeddings: (B, N+Q, P) student projections.
-        teacher_embeddings: (B, N+Q, P) teacher projections of the same crops; None without a teacher.
-    """
-
-    cosine: Tensor
-    base_cosine: Tensor
-    features: Tensor
-    embeddings: Tensor
-    teacher_embeddings: Tensor | None = None
-
-
-class VoCo3D(nn.Module):
+class VoCo3D(ScanMethod):
     """Encoder, student projector, frozen teacher and losses of VoCo 3D.
 
     With several processes and ``norm_scope="global"``, features are gathered with their gradient and every process
@@ -88,6 +69,15 @@ class VoCo3D(nn.Module):
     Raises:
         InputError: crops that the encoder cannot take as they are.
     """
+
+    Options = VoCo3DConfig
+    title = "VoCo"
+    citation = (
+        "Wu, Zhuang, Chen: VoCo (CVPR 2024, arXiv 2402.17300); Large-Scale 3D Medical Image Pre-training "
+        "(arXiv 2410.09890)"
+    )
+    card_scores = ("intra", "position_accuracy_balanced", "disjoint_accuracy_balanced", "mean_cosine")
+    size_note = staticmethod(size_note)
 
     def __init__(
         self,
@@ -105,6 +95,45 @@ class VoCo3D(nn.Module):
         self.student = Projector(self.features, self.options.projector_dim, self.options.projector_norm)
         self.teacher = self._make_teacher()
         self.train()  # an encoder comes in evaluation mode
+
+    @classmethod
+    def create(cls, encoder: nn.Module, settings: VoCo3DConfig, data=None) -> VoCo3D:
+        return cls(encoder, settings.geometry, settings.augmentation, settings.options)
+
+    @classmethod
+    def sample(cls, settings: VoCo3DConfig, spec) -> ScanSample:
+        """The window that the grid of base crops fills, and the crops that are cut from it."""
+        geometry = settings.geometry
+        return ScanSample(geometry.window, settings.region, geometry.size, geometry.network_shape)
+
+    @classmethod
+    def notes(cls, settings: VoCo3DConfig, *, samples: int, world: int, patients: int) -> list[str]:
+        """Whether there are pairs of volumes to compare."""
+        together = samples // (world if settings.options.inter_scope == "local" else 1)
+        if settings.options.inter_weight == 0 or (together > 1 and patients > 1):
+            return []
+        why = "one volume at a time" if together == 1 else "one patient"
+        return [f"with {why} there are no pairs of volumes: the inter-volume loss is 0"]
+
+    @property
+    def norm_scope(self) -> str:
+        return self.options.norm_scope
+
+    @property
+    def find_unused(self) -> bool:
+        """VoCo reads no decoder; the deepest map leaves out norms of the others."""
+        return "decoder" in self.encoder.optional_parts or self.options.embedding != "pyramid"
+
+    def batch_facts(self, samples: int, world: int) -> dict[str, object]:
+        options = self.options
+        pairs = samples * (world if options.inter_scope == "global" else 1) if options.inter_weight > 0 else 0
+        return {"projector_norm": options.projector_norm, "volumes_paired": pairs}
+
+    def monitor(self, source):
+        """The shared report, with the projector's answers, the loss beside predictors that know nothing, and more."""
+        from voco.health.positions import PositionMonitor
+
+        return PositionMonitor(self, **source.heldout_settings())
 
     @property
     def features(self) -> int:
@@ -158,7 +187,7 @@ class VoCo3D(nn.Module):
         return self._losses(student, teacher, labels, case, volumes=len(batch["case"]))
 
     def after_step(self) -> None:
-        """Move the teacher; to be called after every optimiser step."""
+        """Move the teacher."""
         if self.options.ema_timing == "after_step":
             self._update_teacher()
 
@@ -254,23 +283,10 @@ class VoCo3D(nn.Module):
 
     def _prepare(self, hu: Tensor, starts: Tensor) -> Tensor:
         """Cut crops (M = B * crops) out of windows and make them the network's input."""
-        return self.encoder.prepare(self._cut(hu, starts))
+        return self.encoder.prepare(self.crops(hu, starts))
 
     def crops(self, hu: Tensor, starts: Tensor) -> Tensor:
-        """Crops as the encoder gets them: ``encoder(method.crops(hu, starts))`` are their features.
-
-        Args:
-            hu: (B, D, H, W) windows in Hounsfield units.
-            starts: (B, K, 3) corners (D, H, W).
-
-        Returns:
-            (B * K, 1, d, h, w) Hounsfield units.
-        """
-        return self._cut(hu, starts)
-
-    def _cut(self, hu: Tensor, starts: Tensor) -> Tensor:
-        """(M, 1, d, h, w) crops in Hounsfield units."""
-        crops = cut(hu, starts, self.geometry.size).flatten(0, 1).unsqueeze(1)
+        crops = super().crops(hu, starts)
         if self.geometry.network_shape != self.geometry.size:
             # v1 windows the volume before it resizes crops (corners aligned), so bone and air must be clipped first
             windows = self.encoder.input_spec.windows

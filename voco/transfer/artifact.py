@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from voco import plugins
 from voco.errors import InputError
 from voco.files import write_together
-from voco.tasks import create_task
+from voco.tasks import TASKS, create_task
 from voco.tasks.base import Output, Task
 from voco.transfer.heads import NeighbourHead, Standardise
 from voco.transfer.model import HeadOptions, StudyModel, output_widths
@@ -78,6 +79,8 @@ def save_model(folder: Path, model: StudyModel, task: Task, view: View, *, mode:
         "knn": None if knn is None else {"bank": len(knn.bank), "probe": [knn.neighbours, knn.temperature]},
         **facts,
     }
+    if needed := plugins.record_of(TASKS.owner(task.name)):
+        record["plugins"] = needed
     # model.json comes last: a folder that has it is whole
     text = json.dumps(record, indent=1) + "\n"
     write_together({folder / HEAD_FILE: save(head), folder / MODEL_FILE: text.encode()})
@@ -105,6 +108,8 @@ def load_model(folder: str | Path) -> TrainedModel:
         raise InputError(f"{folder / MODEL_FILE} is not readable: {error}") from None
     if record.get("format") != _FORMAT:
         raise InputError(f"{folder / MODEL_FILE} has format {record.get('format')}; this version reads {_FORMAT}")
+    if record["task"]["name"] not in TASKS:
+        plugins.check(folder / MODEL_FILE, record.get("plugins"))
     options = {name: value for name, value in record["task"]["options"].items() if name != "name"}
     task = create_task(record["task"]["name"], **options)
     if task.version != record["task"]["version"]:

@@ -20,6 +20,7 @@ from voco.data.fingerprint import Fingerprints, data_set_digest
 from voco.data.pictures import nearest
 from voco.errors import InputError
 from voco.files import write_text
+from voco.methods import METHODS
 from voco.transfer.data_sets import canonical_name, is_not_ct, shared, with_parts
 
 if TYPE_CHECKING:
@@ -89,8 +90,8 @@ def _source(number: int, entry: dict, files: dict[str, bytes]) -> Source:
         if file not in files:
             return Source(name, why_unknown=f"its {file} is missing beside the encoder")
         return Source(name, fingerprints=Fingerprints.from_bytes(files[file], file))
-    if entry.get("method") == "video":
-        return Source(name, data_sets=())  # clips
+    if _samples(entry) == "clips":
+        return Source(name, data_sets=())  # nobody's scans
     if "method" in entry:
         sets = tuple(map(str, entry.get("data_sets", ())))
         return Source(name, data_sets=sets, why_unknown="the run left no fingerprints of its scans")
@@ -110,6 +111,12 @@ def _source(number: int, entry: dict, files: dict[str, bytes]) -> Source:
     if not names:
         return Source(name, why_unknown="where its weights come from is not known")
     return Source(name, data_sets=tuple(map(str, names)))
+
+
+def _samples(entry: dict) -> str:
+    """What a training saw, ``scans`` or ``clips``: the method says it; that of a plugin need not be there any more."""
+    method = entry.get("method")
+    return METHODS[method].source if method in METHODS else str(entry.get("samples", ""))
 
 
 class LeakGuard:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from voco import __version__
+from voco import __version__, plugins
 from voco.encoders.base import ENCODERS, Encoder
 from voco.encoders.spec import InputSpec
 from voco.errors import InputError
@@ -120,6 +120,8 @@ def _config(encoder: Encoder, history: list[dict]) -> dict:
         "dtype": str(next(encoder.parameters()).dtype).removeprefix("torch."),
         "provenance": history,
     }
+    if needed := plugins.record_of(ENCODERS.owner(encoder.name)):
+        config["plugins"] = needed
     try:
         return json.loads(json.dumps(config))
     except TypeError as error:

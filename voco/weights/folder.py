@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from voco import __version__
+from voco import __version__, plugins
 from voco.encoders.base import ENCODERS
 from voco.errors import InputError
 
@@ -47,6 +47,7 @@ def read_config(path: str | Path) -> dict | None:
     if lost := sorted(wanted - set(config)):
         raise InputError(f"{file} lacks {', '.join(lost)}; export the encoder again")
     if config["arch"] not in ENCODERS:
+        plugins.check(file, config.get("plugins"))
         raise InputError(
             f"{file} names the architecture {config['arch']!r} (written by voco {config.get('voco_version')}), which "
             f"this version ({__version__}) does not have; known: {', '.join(ENCODERS)}"

@@ -29,13 +29,13 @@ class Seen:
     Attributes:
         case, label: (M,).
         features: of each network (M, F).
-        answers: of each network (M, C) probabilities of its classifier.
+        answers: of each network (M, C) probabilities of its classifier; None of one without.
     """
 
     case: np.ndarray
     label: np.ndarray
     features: list[np.ndarray]
-    answers: list[np.ndarray]
+    answers: list[np.ndarray | None]
 
 
 def look_at(
@@ -50,7 +50,7 @@ def look_at(
     Weights, modes and random state are left as they were.
 
     Args:
-        methods: have ``inspect`` (``voco.methods.video.VideoClassification``).
+        methods: have ``inspect`` (``voco.methods.base.ClipMethod``).
         batches: ``frames`` (B, T, H, W, 3|1) uint8, ``label`` (B,), ``case`` (B,) clip numbers.
         device: where the methods are.
         autocast_dtype: e.g. ``torch.bfloat16`` to look as in training; None is float32.
@@ -67,11 +67,13 @@ def look_at(
                 with precision:
                     features, logits = method.inspect(frames)
                 # not every device has float64
-                rows.append((features.float().cpu().double().numpy(), logits.cpu().double().softmax(1).numpy()))
+                answers = None if logits is None else logits.cpu().double().softmax(1).numpy()
+                rows.append((features.float().cpu().double().numpy(), answers))
     if not truth:
         return None
     case, label = (np.concatenate(part) for part in zip(*truth))
-    features, answers = ([np.concatenate([row[i] for row in rows]) for rows in found] for i in (0, 1))
+    features = [np.concatenate([row[0] for row in rows]) for rows in found]
+    answers = [None if rows[0][1] is None else np.concatenate([row[1] for row in rows]) for rows in found]
     return Seen(case, label, features, answers)
 
 
@@ -105,13 +107,15 @@ def evaluate_clips(
     if asked is None:
         why = "; ".join(f"{clip}: {reason}" for clip, reason in list((unreadable or {}).items())[:3])
         raise InputError(f"no held-out clip could be read{': ' + why if why else ''}")
+    if known is None and asked.answers[0] is None:
+        raise InputError("no training clip could be read, and the method has no classifier: there is nothing to report")
     nearest = None
     if known is not None:
         nearest = nearest_centroid(known.features[0], known.label, asked.features[0], len(method.classes))
     return report_of(
         asked.case,
         asked.label,
-        asked.answers[0],
+        nearest if asked.answers[0] is None else asked.answers[0],
         classes=method.classes,
         groups=groups,
         name=name,

@@ -41,6 +41,7 @@ class VideoMonitor:
             times the number of classes.
         names, groups: of the held-out clips, in order.
         classes: names, in the order of the labels.
+        classifier: the method has one, which is judged too; else the nearest class mean of its features answers.
         warmup: steps after which the loss is judged.
         batch_clips: samples per forward pass.
         workers, timeout: processes that decode, and seconds after which a silent one is an error.
@@ -58,13 +59,14 @@ class VideoMonitor:
         groups: Sequence[str],
         classes: Sequence[str],
         warmup: int,
+        classifier: bool = True,
         batch_clips: int = 8,
         workers: int = 0,
         timeout: float = 600.0,
         keep_bytes: int = _KEPT_BYTES,
     ):
         self.out, self.names, self.groups = Path(out), list(names), list(groups)
-        self.classes, self.warmup = tuple(classes), warmup
+        self.classes, self.warmup, self.classifier = tuple(classes), warmup, classifier
         samples = range(min(_SAMPLES, _SAMPLES_OF_CLASS * len(self.classes)))
         settings = {"batch_clips": batch_clips, "workers": workers, "timeout": timeout}
         self.train = ClipBatches(train, samples, **settings, room=lambda: keep_bytes - self.heldout.kept_bytes)
@@ -146,7 +148,9 @@ class VideoMonitor:
             unreadable=unreadable,
         )
         lines = self._comparable()
-        self.verdict = verdict(self.latest, lines, step=step, warmup_steps=self.warmup, earlier=earlier)
+        self.verdict = verdict(
+            self.latest, lines, step=step, warmup_steps=self.warmup, earlier=earlier, classifier=self.classifier
+        )
         record = {
             "step": step,
             "verdict": self.verdict,
@@ -173,6 +177,10 @@ class VideoMonitor:
         results = {name: self.latest.score(name) for name in (HEADLINE, *self.latest.score_names)}
         known = {name: value for name, value in results.items() if value is not None}
         return for_card(self._judgements(), known, self.verdict)
+
+    def card(self, scores: Sequence[str]) -> dict:
+        """``provenance``: all scores of clips travel with the weights."""
+        return self.provenance()
 
     def constants(self) -> dict[str, float]:
         """The lines, for trackers that draw them beside the curves."""

@@ -75,6 +75,7 @@ def verdict(
     step: int,
     warmup_steps: int,
     earlier: Sequence[Mapping] = (),
+    classifier: bool = True,
 ) -> list[str]:
     """Say in plain words whether the run has learned.
 
@@ -90,6 +91,7 @@ def verdict(
         step: steps taken so far.
         warmup_steps: loss and collapse are judged only after these.
         earlier: rows of metrics.jsonl of this run, for what was better before.
+        classifier: the method has one; without, its features alone are judged.
     """
     lines = lines or {}
     loss, chance = report.score("loss"), math.log(len(report.classes))
@@ -100,14 +102,16 @@ def verdict(
         ]
     early = step < max(1, warmup_steps)  # a fresh network gives one answer to everything
     sentences = [] if early else _about_one_answer(report)
-    sentences.append(_about_loss(loss, chance, step, early))
+    if classifier:
+        sentences.append(_about_loss(loss, chance, step, early))
     found = judge(report, lines)
     if found is None:
         sentences.append("cannot be judged: no training clip could be read, so that no class has a mean to be near to.")
     else:
         sentences.append(sentence(found, WORDS))
-    head = beside_best(judge(report, lines, _HEAD), WORDS)
-    sentences.append(f"note: through the classifier head, which only training needs: top-1 {head}.")
+    if classifier:
+        head = beside_best(judge(report, lines, _HEAD), WORDS)
+        sentences.append(f"note: through the classifier head, which only training needs: top-1 {head}.")
     now = {HEADLINE: report.score(HEADLINE)}
     sentences += judgement.fallen([row for row in earlier if row["step"] < step], WORDS, now, step)
     if absent := [name for name, recall in report.recall().items() if recall is None]:
