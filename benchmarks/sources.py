@@ -73,7 +73,7 @@ def run(args: argparse.Namespace, arguments: Sequence[str], runner=None) -> int:
     from benchmarks.grid.expand import expand
     from benchmarks.grid.plan import missing_data, plan_text
     from benchmarks.grid.primary import named, store_plan
-    from voco.files import write_text
+    from voco.files import write_json, write_text
 
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
@@ -100,7 +100,7 @@ def run(args: argparse.Namespace, arguments: Sequence[str], runner=None) -> int:
         raise InputError("data sets are not there:\n  " + "\n  ".join(missing))
     plan = store_plan(store)
     if needed := plugins.records(plugins.loaded()):
-        write_json(store.out / plugins.FILE, {"plugins": needed})
+        write_json(store.out / plugins.FILE, {"plugins": needed}, indent=1)
     write_text(store.out / GRID, config.read_text(encoding="utf-8"))
     say(plan_text(store, jobs))
     if plan["primary"]:
