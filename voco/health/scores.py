@@ -198,7 +198,7 @@ def spread(features: np.ndarray) -> float:
     features = np.asarray(features, np.float64)
     length = np.sqrt((features**2).sum(-1).mean())
     apart = np.sqrt(((features - features.mean(0)) ** 2).sum(-1).mean())
-    return float(apart / length) if length > 0 else 0.0
+    return 0.0 if length == 0 else float(apart / length)
 
 
 def standardised_cosine(bases: np.ndarray, queries: np.ndarray) -> np.ndarray:

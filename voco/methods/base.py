@@ -307,12 +307,12 @@ def check_options(name: str, cls: type[Method]) -> None:
     """
     from dataclasses import fields, is_dataclass
 
-    options, known = getattr(cls, "Options", None), ("scans", "clips")
+    options = getattr(cls, "Options", None)
     if not (isinstance(options, type) and is_dataclass(options)):
         raise InputError(f"the method {name} needs Options, a dataclass of its settings; found {options!r}")
     if not any(item.name == "name" and item.default == name for item in fields(options)):
         raise InputError(f"the Options of the method {name} need a field name: Literal[{name!r}] = {name!r}")
-    if getattr(cls, "source", None) not in known:
-        raise InputError(f"the method {name} needs source, one of {' and '.join(known)}")
+    if not issubclass(cls, ScanMethod | ClipMethod):
+        raise InputError(f"the method {name} must derive from ScanMethod or ClipMethod of voco.methods.base")
     if cls.source == "clips" and not any(item.name == "clip" for item in fields(options)):
         raise InputError(f"the Options of the method {name} need a field clip: ClipSettings")
