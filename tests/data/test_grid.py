@@ -264,5 +264,5 @@ def test_lists_and_suffixes_that_itk_does_not_find(tmp_path, hu):
     path.write_text(path.read_text().replace("voxels.raw", f"LIST\n{names}\n"))
     np.testing.assert_array_equal(read_volume(path).array, hu)
     path.write_text(path.read_text().replace(f"LIST\n{names}\n", "gone.raw"))
-    with pytest.raises(ScanError, match="gone.raw, which is not there; put that file beside the header"):
+    with pytest.raises(ScanError, match=r"gone\.raw, which is not there; put that file beside the header"):
         read_volume(path)
