@@ -9,7 +9,7 @@ import SimpleITK as sitk
 from voco.data.asides import find_asides, has_air_and_tissue
 from voco.data.cohort import prepare_together
 from voco.data.manifest import build_manifest
-from voco.data.peek import MAX_VALUES, peek
+from voco.data.peek import MAX_VALUES, NoVolume, peek
 from voco.data.prepare import PrepareSettings
 from voco.errors import InputError
 
@@ -178,6 +178,43 @@ def abdomen1k(root, i):
     write(root / f"Mask/Case_{i:05d}.nii.gz", mask(i, 1, 4))
 
 
+def computed(root, i):
+    """What was computed of a scan, on its grid: network outputs, normalised values, fields, one-hot masks."""
+    write(root / f"p{i}/ct.nii.gz", body(i))
+    hu = body(i).astype(np.float32)
+    write(root / f"p{i}/normalised.nii.gz", (hu - hu.mean()) / hu.std())
+    write(root / f"p{i}/logits.nii.gz", np.where(mask(i) > 0, 6, -7) + hu / 1000)
+    field = sitk.GetImageFromArray(np.stack([hu, hu, hu], -1), isVector=True)
+    sitk.WriteImage(field, str(root / f"p{i}/field.mha"))
+    onehot = sitk.JoinSeries([sitk.GetImageFromArray(mask(i, 1)), sitk.GetImageFromArray(1 - mask(i, 1))])
+    sitk.WriteImage(onehot, str(root / f"p{i}/onehot.nii.gz"))
+    sitk.WriteImage(sitk.GetImageFromArray(body(i)[4]), str(root / f"p{i}/key.nii.gz"))
+
+
+def empty_masks(root, i):
+    write(root / f"ct/p{i}.nii.gz", body(i))
+    write(root / f"bleeding/p{i}.nii.gz", np.zeros(SHAPE, np.uint8))
+    write(root / f"field/p{i}.nii.gz", np.ones(SHAPE, np.uint8))
+
+
+def detached_masks(root, i):
+    """Masks as lists of slices, in subfolders, and after a header of their own."""
+    write(root / f"ct/{i}.nrrd", body(i))
+    (root / "lobes/raw").mkdir(parents=True, exist_ok=True)
+    names = [f"raw/ü{i}_{k}.raw" for k in range(SHAPE[0])]
+    for name, plane in zip(names, mask(i, 1, 2)):
+        (root / "lobes" / name).write_bytes(plane.tobytes())
+    (root / f"lobes/{i}.mhd").write_text(
+        "NDims = 3\nDimSize = 20 24 8\nElementSpacing = 2 2 4\nElementType = MET_UCHAR\nElementDataFile = LIST\n"
+        + "\n".join(names)
+    )
+    (root / f"lobes/raw/{i}.raw").write_bytes(b"some header" + mask(i, 1, 2).tobytes())
+    (root / f"lobes/{i}.nhdr").write_text(
+        "NRRD0004\ntype: uchar\ndimension: 3\nspace: lps\nsizes: 20 24 8\nspace directions: (2,0,0) (0,2,0) (0,0,4)\n"
+        f"encoding: raw\nbyte skip: -1\ndata file: raw/{i}.raw\n"
+    )
+
+
 def tables_of_labels(root, i):
     """Values that no label set has, on the grid of the scan: 1000 over -1000, and probabilities."""
     write(root / f"scan/{i}.nii.gz", body(i))
@@ -188,6 +225,7 @@ def tables_of_labels(root, i):
 TREES = [
     imageclef, luna16, atm22, aeropath, verse, kits, lits, decathlon, totalsegmentator, nsclc_radiomics, covid_19_20,
     covid_20_cases, autopet, hecktor, amos, mosmed, vessel12, sliver, han_seg, segthor, abdomen1k, tables_of_labels,
+    computed, empty_masks, detached_masks,
 ]  # fmt: skip
 
 
@@ -202,10 +240,25 @@ def test_trees_of_public_data_sets(tmp_path, tree):
     assert not rejected and not manifest.rejected
     assert len(entries) == 4
     words = {word for entry in entries for word in entry.case.path.lower().replace("/", "_").split("_")}
-    assert not words & {"masks1", "seg", "suv.nii.gz", "ctres.nii.gz", "gt.nii.gz", "heart", "prob"}
+    assert not words & {
+        "masks1",
+        "seg",
+        "suv.nii.gz",
+        "ctres.nii.gz",
+        "gt.nii.gz",
+        "heart",
+        "prob",
+        "lobes",
+        "field",
+        "key.nii.gz",
+    }
     notes = [note for note in manifest.notes if note.startswith("set aside, not counted as scans: ")]
     total = sum(int(note.split(": ")[1].split(" ")[0]) for note in notes)
-    files = sum(p.suffix in (".gz", ".nii", ".mhd", ".nrrd") for p in (tmp_path / "in").rglob("*") if p.is_file())
+    files = sum(
+        p.suffix in (".gz", ".nii", ".mhd", ".mha", ".nrrd", ".nhdr")
+        for p in (tmp_path / "in").rglob("*")
+        if p.is_file()
+    )
     assert total == files - 4, "each file is a scan, or said to be none"
 
 
@@ -295,6 +348,17 @@ def test_a_look_sees_what_simpleitk_reads(tmp_path, suffix, compress):
         assert look.grid == ((20, 24, 8), (0.5, 0.75, 4.0))
         assert look.whole == (array.dtype.kind != "f")
         assert look.values is None if len(values) > MAX_VALUES else np.array_equal(look.values, values)
+
+
+def test_a_look_tells_what_is_no_single_volume(tmp_path):
+    channels = np.zeros((*SHAPE, 2), np.uint8)
+    sitk.WriteImage(sitk.GetImageFromArray(channels, isVector=True), str(tmp_path / "x.mha"))
+    sitk.WriteImage(sitk.GetImageFromArray(channels, isVector=True), str(tmp_path / "x.nrrd"))
+    sitk.WriteImage(sitk.GetImageFromArray(channels[0, ..., 0]), str(tmp_path / "x.nii"))
+    seen = [peek(tmp_path / f"x.{suffix}") for suffix in ("mha", "nrrd", "nii")]
+    assert seen == [NoVolume("2 values per voxel"), NoVolume("2 x 20 x 24 x 8 voxels"), NoVolume("20 x 24 voxels")]
+    # Without a scan beside them they are files that somebody has to look at.
+    assert find_asides(tmp_path, ["x.mha", "x.nrrd", "x.nii"]) == []
 
 
 def test_a_look_at_damaged_files_is_nothing(tmp_path):

@@ -237,3 +237,32 @@ def test_names_that_are_not_utf8_do_not_end_the_process(tmp_path, hu):
     done = subprocess.run([sys.executable, "-c", _CHILD, *map(os.fsencode, paths)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [str(hu.sum())] * 5
+
+
+@pytest.mark.parametrize(
+    "header", ["a%20b #1.raw", "D:\\scans\\old\\a%20b #1.raw", ".\\sub\\x.raw", "/old/a%20b #1.raw"]
+)
+def test_data_files_that_itk_does_not_find(tmp_path, hu, header):
+    """Percent signs, backslashes, and folders of another machine: the file of that name beside the header is meant."""
+    file = tmp_path / ("sub/x.raw" if "sub" in header else "a%20b #1.raw")
+    file.parent.mkdir(exist_ok=True)
+    path = meta(tmp_path / "a.mhd", hu, np.diag(SPACING))
+    os.rename(tmp_path / "voxels.raw", file)
+    path.write_bytes(path.read_bytes().replace(b"voxels.raw", header.encode()))
+    assert detached_files(path) == [file]
+    np.testing.assert_array_equal(read_volume(path).array, hu)
+    plain = nrrd(tmp_path / "a.nhdr", hu)
+    plain.write_bytes(plain.read_bytes()[: -hu.nbytes].rstrip(b"\n") + f"\ndata file: {header}\n\n".encode())
+    np.testing.assert_array_equal(read_volume(plain).array, hu)
+
+
+def test_lists_and_suffixes_that_itk_does_not_find(tmp_path, hu):
+    for number, plane in enumerate(hu):
+        (tmp_path / f"ü{number}.raw").write_bytes(plane.tobytes())
+    path = meta(tmp_path / "A.MHD", hu, np.diag(SPACING))
+    names = "\n".join(f".\\ü{number}.raw" for number in range(len(hu)))
+    path.write_text(path.read_text().replace("voxels.raw", f"LIST\n{names}\n"))
+    np.testing.assert_array_equal(read_volume(path).array, hu)
+    path.write_text(path.read_text().replace(f"LIST\n{names}\n", "gone.raw"))
+    with pytest.raises(ScanError, match=r"gone\.raw, which is not there; put that file beside the header"):
+        read_volume(path)

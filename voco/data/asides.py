@@ -6,9 +6,12 @@ What decides, in this order:
 2. Few whole numbers from 0 to 255, at least two of them: a mask. No scan in Hounsfield units has them.
 3. Few values of any kind, or a map from 0 to 1, on the grid (size and voxel size) of the scan that it belongs to by
    its name: a mask. Without such a scan it is taken as a scan (a phantom, a narrow window) that the reader judges.
-4. Many values, none of them far below zero: PET or MR where the name says so, where it lies on the grid of its scan,
+4. One value alone, or many in a narrow range, on the grid of its scan: an empty mask, or a map that was computed of it
+   (network outputs, distances, a scan with its values normalised).
+5. Many values, none of them far below zero: PET or MR where the name says so, where it lies on the grid of its scan,
    or where the distribution has no two peaks as far apart as air and tissue. Anything else is left to the reader: a CT
    with an offset is a scan that needs mending, and has to be heard of.
+6. No single volume (2-D, 4-D, vectors, colours) beside a scan: one-hot masks, displacement fields, pictures.
 """
 
 from __future__ import annotations
@@ -22,14 +25,16 @@ from pathlib import Path
 
 import numpy as np
 
-from voco.data.peek import SURELY_HU, Peek, peek
+from voco.data.peek import SURELY_HU, NoVolume, Peek, peek
+from voco.data.volume import MIN_RANGE_HU
 from voco.data.walk import looks_like_labels, stem
 
-MASK, MAP, OTHER, COPY, NAMED = "masks", "maps", "no CT", "copies", "named"
+MASK, MAP, OTHER, COPY, NAMED, ODD = "masks", "maps", "no CT", "copies", "named", "no volumes"
 _KINDS = {
     NAMED: "named like segmentations",
     MASK: "masks by their values",
-    MAP: "maps from 0 to 1 on the grid of a scan",
+    MAP: "maps on the grid of a scan, in a range too narrow for one",
+    ODD: "no single volumes (2-D, 4-D, vectors or colours), beside a scan",
     OTHER: "no CT (PET, MR or another modality) by their values",
     COPY: "a CT on the grid of a PET, beside the CT itself",
 }
@@ -69,7 +74,7 @@ def find_asides(root: Path, names: Sequence[str], by_name: bool = True) -> list[
     with_masks = {_pattern(name.rpartition("/")[0]) for name, aside in found.items() if aside and aside.kind == MASK}
     for name, look in looks.items():
         # One value alone may be an empty mask or a scan that got lost: its company tells.
-        if found[name] is None and look and _is_empty(look) and _pattern(name.rpartition("/")[0]) in with_masks:
+        if found[name] is None and _is_empty(look) and _pattern(name.rpartition("/")[0]) in with_masks:
             found[name] = Aside(name, MASK, f"nothing but {look.low:.4g}")
     return [aside for aside in found.values() if aside is not None]
 
@@ -78,8 +83,8 @@ def _pattern(name: str) -> str:
     return re.sub(r"\d+", "#", name)
 
 
-def _is_empty(look: Peek) -> bool:
-    return look.values is not None and len(look.values) == 1
+def _is_empty(look: Peek | NoVolume | None) -> bool:
+    return isinstance(look, Peek) and look.values is not None and len(look.values) == 1
 
 
 def notes_of(asides: Sequence[Aside]) -> list[str]:
@@ -104,13 +109,18 @@ def notes_of(asides: Sequence[Aside]) -> list[str]:
 class _Scans:
     """Which scans there are, to find the one that a file belongs to."""
 
-    def __init__(self, looks: dict[str, Peek | None]):
-        self.names = {name for name, look in looks.items() if look and _is_scan(look)}
+    def __init__(self, looks: dict[str, Peek | NoVolume | None]):
+        self.names = {name for name, look in looks.items() if _is_scan(look)}
         self.files = {stem(name.rpartition("/")[2]).lower() for name in self.names}
         self.places: dict[tuple, list[str]] = defaultdict(list)
         for name in self.names:
             for place in _places(name):
                 self.places[looks[name].grid, place].append(name)
+                self.places[None, place].append(name)
+
+    def near(self, name: str) -> str | None:
+        """A scan of any grid in the same folder, of the same name, or with the same numbers in its name."""
+        return min((s for place in _places(name) for s in self.places[None, place]), default=None)
 
     def of(self, name: str, grid: tuple) -> str | None:
         """A scan of the same grid and the same name, or the same numbers in its name."""
@@ -128,7 +138,7 @@ def _places(name: str) -> list[tuple]:
     return [("folder", folder), ("file", stem(file).lower()), *([("numbers", numbers)] if numbers else [])]
 
 
-def _look_at(root: Path, names: list[str]) -> dict[str, Peek | None]:
+def _look_at(root: Path, names: list[str]) -> dict[str, Peek | NoVolume | None]:
     """Look at every file; where the first of a kind of name are masks, the others get a glance."""
     groups: dict[str, list[str]] = defaultdict(list)
     for name in names:
@@ -137,7 +147,7 @@ def _look_at(root: Path, names: list[str]) -> dict[str, Peek | None]:
     with ThreadPoolExecutor(8) as pool:
         looks = dict(zip(leaders, pool.map(lambda name: peek(root / name), leaders)))
         rest = [
-            (name, _GLANCE if all(looks[n] and _is_mask(looks[n]) for n in group[:_LEADERS]) else None)
+            (name, _GLANCE if all(_is_mask(looks[n]) for n in group[:_LEADERS]) else None)
             for group in groups.values()
             for name in group[_LEADERS:]
         ]
@@ -145,21 +155,23 @@ def _look_at(root: Path, names: list[str]) -> dict[str, Peek | None]:
     return looks
 
 
-def _is_scan(look: Peek) -> bool:
-    return look.low <= SURELY_HU and (look.values is None or len(look.values) > FEW)
+def _is_scan(look: Peek | NoVolume | None) -> bool:
+    return isinstance(look, Peek) and look.low <= SURELY_HU and (look.values is None or len(look.values) > FEW)
 
 
-def _is_mask(look: Peek) -> bool:
+def _is_mask(look: Peek | NoVolume | None) -> bool:
     """Whole numbers from 0 to 255: few of them, or as many as lie in flat pieces."""
-    if look.values is None or not look.whole or look.low < 0 or look.high > 255:
+    if not isinstance(look, Peek) or look.values is None or not look.whole or look.low < 0 or look.high > 255:
         return False
     # One value alone says nothing; part of a file may well show no more than the background.
     return (len(look.values) > 1 or not look.complete) and (len(look.values) <= FEW or look.smooth > 0.8)
 
 
-def _judge(name: str, look: Peek | None, scans: _Scans) -> Aside | None:
+def _judge(name: str, look: Peek | NoVolume | None, scans: _Scans) -> Aside | None:
     if look is None:
         return None
+    if isinstance(look, NoVolume):
+        return Aside(name, ODD, f"{look.seen}, beside {scan}") if (scan := scans.near(name)) else None
     if _is_scan(look):
         file = stem(name.rpartition("/")[2]).lower()
         original = re.sub("ct_?res$", "ct", file)
@@ -171,10 +183,15 @@ def _judge(name: str, look: Peek | None, scans: _Scans) -> Aside | None:
     scan, only = scans.of(name, look.grid), scans.alone_beside(name, look.grid)
     if few and (scan or (only and len(look.values) == 2)):
         return Aside(name, MASK, f"{len(look.values)} {seen}, on the grid of {scan or only}")
-    if few or _is_empty(look) or look.low < -0.1 * look.high:
+    if _is_empty(look):
+        # A constant is no scan; where none belongs to it, one may have got lost.
+        return (
+            Aside(name, MASK, f"nothing but {look.low:.4g}, on the grid of {scan}") if scan and look.low >= 0 else None
+        )
+    if not few and (scan or only) and look.high - look.low < MIN_RANGE_HU:
+        return Aside(name, MAP, f"{seen}, on the grid of {scan or only}")
+    if few or look.low < -0.1 * look.high:
         return None
-    if scan and look.low >= 0 and look.high <= 1:
-        return Aside(name, MAP, f"{seen}, on the grid of {scan}")
     # Of two scans in a folder one may have lost its offset.
     if scan or (only and look.low >= 0 and not has_air_and_tissue(look.sample)):
         return Aside(name, OTHER, f"{seen}, on the grid of {scan or only}")

@@ -169,12 +169,15 @@ def _check_meta(path: Path) -> float:
     name = head["ElementDataFile"]
     voxel = _META_BYTES.get(head["ElementType"].upper(), 1) * int(head.get("ElementNumberOfChannels", 1))
     compressed = head.get("CompressedData", "False").lower() == "true"
-    if name.upper().startswith("LIST") or "%" in name:
-        data, have = None, sum(file.stat().st_size for file in detached_files(path))
+    data = path if name.upper() == "LOCAL" else data_file(path, name)
+    if data is None and (name.upper().startswith("LIST") or "%" in name):
+        have = sum(file.stat().st_size for file in detached_files(path))
+    elif data is None:
+        raise ScanError(
+            f"{path}: incomplete, its voxels should lie in {name}, which is not there; put that file beside the header,"
+            " or name the right one there (ElementDataFile)"
+        )
     else:
-        data = path if name.upper() == "LOCAL" else data_file(path, name)
-        if data is None:
-            raise ScanError(f"{path}: incomplete, its voxels should lie in {name}, which is not there")
         have = data.stat().st_size - (at if data == path else max(0, int(head.get("HeaderSize", 0))))
     if compressed:
         check_bytes(int(head.get("CompressedDataSize", 0)), have, str(path))

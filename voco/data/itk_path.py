@@ -7,75 +7,109 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator
-from pathlib import Path
-
-from voco.errors import ScanError
+from pathlib import Path, PureWindowsPath
+from typing import NamedTuple
 
 # In a detached header: the line that names the files with the voxels.
 _DATA_LINE = {".mhd": rb"(?im)^\s*ElementDataFile\s*=(.*)$", ".nhdr": rb"(?im)^\s*data ?file:(.*)$"}
+_VOLUMES = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".nhdr")
 
 
 def detached_files(path: Path) -> list[Path]:
     """Files with voxels that an MHD or NHDR header points to (one, a list, or a numbered pattern) and that exist."""
-    return [file for _, file in _detached(path)]
+    found = _detached(path)
+    return [] if found is None else found.files
 
 
-def _detached(path: Path) -> list[tuple[str, Path]]:
-    """(name as the header has it, file) of each; names are bytes of any encoding, kept as Python keeps file names."""
+class _Detached(NamedTuple):
+    """Where a header names its voxels: the header around that line, the word LIST where it has a list, and the files.
+
+    ``plain`` tells whether ITK finds them by the names as they are.
+    """
+
+    before: bytes
+    after: bytes
+    word: str
+    files: list[Path]
+    plain: bool
+
+
+def _detached(path: Path) -> _Detached | None:
+    """What a header says of its files; names are bytes of any encoding, kept as Python keeps file names."""
     line = _DATA_LINE.get(path.suffix.lower())
     if line is None or not path.is_file():
-        return []
+        return None
     with contextlib.suppress(OSError, ValueError, TypeError):
         with path.open("rb") as file:
             head = file.read(1 << 20)
         found = re.search(line, head)
         if found is None:
-            return []
-        value, rest = (part.decode("utf-8", "surrogateescape").strip() for part in (found[1], head[found.end() :]))
-        names = [value]
+            return None
+        before, after = head[: found.start(1)], head[found.end() :]
+        value = found[1].decode("utf-8", "surrogateescape").strip()
+        word, names = "", [value]
         if value.upper().split(" ")[0] == "LIST":
-            names = [name.strip() for name in rest.splitlines() if name.strip()]
-        elif "%" in value:
+            word, names = value, [name.strip() for name in after.decode("utf-8", "surrogateescape").splitlines()]
+            names, after = [name for name in names if name], b""
+        elif _is_pattern(path, value):
             pattern, first, last, *step = value.split()
             numbers = range(int(first), int(last) + 1, int(step[0]) if step else 1)
-            names = [pattern % number for number in numbers[: 1 << 16]]
-        pairs = [(name, data_file(path, name)) for name in names]
-        return [(name, file) for name, file in pairs if file is not None]
-    return []
+            word, names = "LIST", [pattern % number for number in numbers[: 1 << 16]]
+        files = [(name, file) for name in names if (file := data_file(path, name)) is not None]
+        # A single name with a percent sign is taken for a pattern.
+        plain = all(path.parent / name == file for name, file in files) and ("%" not in value or word == "LIST")
+        return _Detached(before, after, word, [file for _, file in files], plain)
+    return None
+
+
+def _is_pattern(path: Path, value: str) -> bool:
+    return "%" in value and len(value.split()) >= 3 and data_file(path, value) is None
 
 
 def data_file(path: Path, name: str) -> Path | None:
     """The file that a header means by a name; None where there is none.
 
-    A name that was written on another system (cp1252) is also looked for as this system spells it.
+    A name that was written on another system (cp1252, backslashes) is also looked for as this system spells it, and one
+    with a folder that is not here by its end, beside the header.
     """
     raw = os.fsencode(name)
     for text in (name, raw.decode("cp1252", "replace")):
-        if (path.parent / text).is_file():
-            return path.parent / text
+        parts = PureWindowsPath(text).parts
+        for place in (text, "/".join(parts), parts[-1] if PureWindowsPath(text).anchor else ""):
+            if place and (path.parent / place).is_file():
+                return path.parent / place
     return None
 
 
 @contextlib.contextmanager
 def itk_path(path: str | Path) -> Iterator[Path]:
-    """A name of the file that ITK can open: its own, or for a name that is not UTF-8 a link in a temporary folder.
+    """A name of the file that ITK can open: its own, or one in a temporary folder.
 
-    Raises:
-        ScanError: the voxels of such a header lie in a folder above it.
+    There lies a link for a name that is not UTF-8 or has a suffix in capitals, and for a header that names its voxels
+    in a way that ITK does not follow a copy of it with other names.
     """
     path = Path(path)
     beside = _detached(path)
-    same = all(path.parent / name == file for name, file in beside)
-    if same and os.fsencode(path).decode("utf-8", "ignore") == str(path):
+    suffix = re.search(r"(\.nii\.gz|\.[^.]*)?$", path.name.lower())[0]
+    plain = os.fsencode(path).decode("utf-8", "ignore") == str(path)
+    if suffix in _VOLUMES:
+        plain = plain and path.name.endswith(suffix)
+    if plain and (beside is None or beside.plain):
         yield path
         return
     with tempfile.TemporaryDirectory() as folder:
-        for name, file in [(f"scan{''.join(path.suffixes[-2:])}", path), *beside]:
-            if os.path.isabs(name):
-                continue
-            link = Path(folder, name)
-            if ".." in link.parts:
-                raise ScanError(f"{path}: its voxels lie in {name}; put them beside the header, or rename it in ASCII")
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(file.absolute())
-        yield Path(folder, f"scan{''.join(path.suffixes[-2:])}")
+        copy = Path(folder, f"scan{suffix}")
+        if beside is None or not beside.files:
+            copy.symlink_to(path.absolute())
+        else:
+            names = [f"{number}{file.suffix}" for number, file in enumerate(beside.files)]
+            for name, file in zip(names, beside.files):
+                Path(folder, name).symlink_to(file.absolute())
+            lines = "\n".join([beside.word, *names] if beside.word else names).encode()
+            fields = beside.after.strip(b"\r\n")
+            if beside.word and fields:  # a list ends the header
+                at = beside.before.rindex(b"\n") + 1
+                copy.write_bytes(beside.before[:at] + fields + b"\n" + beside.before[at:] + b" " + lines + b"\n")
+            else:
+                copy.write_bytes(beside.before + b" " + lines + b"\n" + (fields + b"\n\n" if fields else b""))
+        yield copy

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from voco.data.itk_path import detached_files
 from voco.short_repr import short_repr
 
 # More distinct values than this are not counted.
@@ -66,10 +67,17 @@ class Peek:
 
 
 @dataclass(frozen=True)
-class _Stream:
-    """Where the voxels lie and how they are stored."""
+class NoVolume:
+    """A file that holds voxels, but not one volume of one number each: why."""
 
-    path: Path
+    seen: str
+
+
+@dataclass(frozen=True)
+class _Stream:
+    """Where the voxels lie and how they are stored; ``start`` is for the first file."""
+
+    paths: tuple[Path, ...]
     start: int
     compression: str
     kind: np.dtype
@@ -78,7 +86,7 @@ class _Stream:
     rescale: tuple[float, float] = (1.0, 0.0)
 
 
-def peek(path: Path, most: int | None = None) -> Peek | None:
+def peek(path: Path, most: int | None = None) -> Peek | NoVolume | None:
     """Look at the voxels of a NIfTI, MetaImage or NRRD file until it is clear what they are.
 
     Args:
@@ -86,14 +94,17 @@ def peek(path: Path, most: int | None = None) -> Peek | None:
         most: look at this many voxels at most.
 
     Returns:
-        What was seen, or None where the file is damaged, no volume of one number per voxel, or in an uncommon form.
+        What was seen, or None where the file is damaged or in an uncommon form.
     """
     try:
         # A pipe would be waited for.
         stream = _open(path) if path.is_file() else None
-        if stream is None or not stream.path.is_file() or sum(n > 1 for n in stream.size) != 3:
-            return None
-        return _look(stream, most)
+        if not isinstance(stream, _Stream):
+            return stream
+        axes = sum(n > 1 for n in stream.size)
+        if axes != 3 or any(n > 1 for n in stream.size[3:]):
+            return NoVolume(f"{' x '.join(map(str, stream.size))} voxels")
+        return _look(stream, most) if stream.paths and stream.paths[0].is_file() else None
     except Exception:
         # Headers of strangers raise anything; what is wrong with the file is for its reader to say.
         return None
@@ -163,32 +174,36 @@ class _Distinct:
 def _voxels(stream: _Stream, count: int) -> Iterator[np.ndarray]:
     """Stored values in the order of the file, a small piece first."""
     left, rest = count * stream.kind.itemsize, b""
-    with ExitStack() as stack:
-        file = stack.enter_context(stream.path.open("rb"))
-        if stream.compression == "gzip":
-            if stream.path.name.lower().endswith(".gz"):
-                file = stack.enter_context(gzip.open(file))
-                file.read(stream.start)
-            else:
-                file.seek(stream.start)
-                file = stack.enter_context(gzip.open(file))
-        else:
-            file.seek(stream.start)
-        unpack = zlib.decompressobj() if stream.compression == "zlib" else None
-        size = _CHUNK
-        while left > 0:
-            raw = unpack.unconsumed_tail if unpack else b""
-            raw = raw or file.read(size)
-            data = rest + (unpack.decompress(raw, size) if unpack else raw)
-            whole = min(len(data), left) // stream.kind.itemsize * stream.kind.itemsize
-            if not whole:
+    for path, start in zip(stream.paths, (stream.start, *[0] * len(stream.paths))):
+        for data in _bytes(path, start, stream.compression):
+            whole = min(len(rest) + len(data), left) // stream.kind.itemsize * stream.kind.itemsize
+            data, rest = (rest + data)[:whole], (rest + data)[whole:]
+            left -= whole
+            if whole:
+                yield np.frombuffer(data, stream.kind)
+            if left <= 0:
                 return
-            rest, left = data[whole:], left - whole
-            yield np.frombuffer(data[:whole], stream.kind)
+
+
+def _bytes(path: Path, start: int, compression: str) -> Iterator[bytes]:
+    with ExitStack() as stack:
+        file = stack.enter_context(path.open("rb"))
+        if compression == "gzip" and not start:
+            file = stack.enter_context(gzip.open(file))
+        elif compression == "gzip" and path.name.lower().endswith(".gz"):
+            file = stack.enter_context(gzip.open(file))
+            file.read(start)
+        else:
+            file.seek(start)
+            file = stack.enter_context(gzip.open(file)) if compression == "gzip" else file
+        unpack = zlib.decompressobj() if compression == "zlib" else None
+        size = _CHUNK
+        while raw := (unpack.unconsumed_tail if unpack else b"") or file.read(size):
+            yield unpack.decompress(raw, size) if unpack else raw
             size = 8 * _CHUNK
 
 
-def _open(path: Path) -> _Stream | None:
+def _open(path: Path) -> _Stream | NoVolume | None:
     name = path.name.lower()
     if name.endswith((".nii", ".nii.gz")):
         return _nifti(path)
@@ -197,7 +212,7 @@ def _open(path: Path) -> _Stream | None:
     return _meta(path, head) if name.endswith((".mhd", ".mha")) else _nrrd(path, head)
 
 
-def _nifti(path: Path) -> _Stream | None:
+def _nifti(path: Path) -> _Stream | NoVolume | None:
     import nibabel
 
     with path.open("rb") as file:
@@ -208,47 +223,59 @@ def _nifti(path: Path) -> _Stream | None:
     kind = nibabel.Nifti2Header if head[:4] in second else nibabel.Nifti1Header
     header = kind.from_fileobj(io.BytesIO(head), check=False)
     dtype = header.get_data_dtype()
-    if dtype.fields or dtype.kind not in "iuf" or zipped != path.name.lower().endswith(".gz"):
+    if dtype.fields or dtype.kind not in "iuf":
+        return NoVolume("colour" if dtype.fields else "complex numbers")
+    if zipped != path.name.lower().endswith(".gz"):
         return None
     slope, inter = (float(header[key]) for key in ("scl_slope", "scl_inter"))
     rescale = (slope, inter) if math.isfinite(slope) and slope and math.isfinite(inter) else (1.0, 0.0)
     shape, zooms = header.get_data_shape(), header.get_zooms()
     start = int(header["vox_offset"]) or header.sizeof_hdr + 4
-    return _Stream(path, start, "gzip" if zipped else "", dtype, shape, tuple(float(z) for z in zooms), rescale)
+    return _Stream((path,), start, "gzip" if zipped else "", dtype, shape, tuple(float(z) for z in zooms), rescale)
 
 
-def _meta(path: Path, head: bytes) -> _Stream | None:
+def _meta(path: Path, head: bytes) -> _Stream | NoVolume | None:
     end = re.search(rb"(?m)^ElementDataFile *=.*\n?", head)
     if end is None:
         return None
     lines = (line.partition("=") for line in head[: end.end()].decode("latin-1").splitlines())
     fields = {key.strip(): value.strip() for key, _, value in lines}
-    if int(fields.get("ElementNumberOfChannels", 1)) != 1 or int(fields.get("HeaderSize", 0)):
-        return None
+    if (channels := int(fields.get("ElementNumberOfChannels", 1))) != 1:
+        return NoVolume(f"{channels} values per voxel")
     big = fields.get("BinaryDataByteOrderMSB", fields.get("ElementByteOrderMSB", "False")).lower() == "true"
     kind = np.dtype(_META_TYPES[fields["ElementType"]]).newbyteorder(">" if big else "<")
     spacing = fields.get("ElementSpacing", fields.get("ElementSize", "1 1 1")).split()
     local = fields["ElementDataFile"].upper() == "LOCAL"
-    data, start = (path, end.end()) if local else (path.parent / fields["ElementDataFile"], 0)
+    skip = int(fields.get("HeaderSize", 0))
+    data, start = ((path,), end.end()) if local else (tuple(detached_files(path)), max(0, skip))
     packed = "zlib" if fields.get("CompressedData", "False").lower() == "true" else ""
+    if skip < 0 or (packed and (skip or len(data) > 1)):
+        return None
     size = tuple(int(n) for n in fields["DimSize"].split())
     return _Stream(data, start, packed, kind, size, tuple(float(mm) for mm in spacing))
 
 
-def _nrrd(path: Path, head: bytes) -> _Stream | None:
+def _nrrd(path: Path, head: bytes) -> _Stream | NoVolume | None:
     end = re.search(rb"\r?\n\r?\n", head)
     text = (head[: end.start()] if end else head).decode("latin-1").splitlines()
     pairs = (line.partition(":") for line in text if ":" in line and not line.startswith("#"))
-    fields = {key.strip().lower(): value.strip() for key, _, value in pairs}
-    if {"line skip", "lineskip", "byte skip", "byteskip"} & set(fields):
-        return None
+    fields = {key.strip().lower().replace(" ", ""): value.strip() for key, _, value in pairs}
+    size = tuple(int(n) for n in fields["sizes"].split())
+    vectors = fields.get("spacedirections", "")
+    if len(size) > 3 and sum(n > 1 for n in size) > 3:
+        return NoVolume(f"{' x '.join(map(str, size))} voxels")
+    if "none" in vectors.split():  # an axis without a direction, which is of length 1, is none of space
+        axes = re.findall(r"none|\([^)]*\)", vectors)
+        size = tuple(n for n, axis in zip(size, axes) if axis != "none" or n > 1)
+    skip = int(fields.get("byteskip", 0))
     kind = np.dtype(_NRRD_TYPES[fields["type"].lower()])
     kind = kind.newbyteorder(">" if fields.get("endian", "little").lower() == "big" else "<")
     packed = {"raw": "", "gz": "gzip", "gzip": "gzip"}[fields["encoding"].lower()]
-    rows = re.findall(r"\(([^)]*)\)", fields.get("space directions", ""))
+    rows = re.findall(r"\(([^)]*)\)", vectors)
     spacing = [math.hypot(*(float(v) for v in row.split(","))) for row in rows] or [1.0, 1.0, 1.0]
-    size = tuple(int(n) for n in fields["sizes"].split())
-    detached = fields.get("data file", fields.get("datafile"))
-    if detached is None:
-        return None if end is None else _Stream(path, end.end(), packed, kind, size, tuple(spacing))
-    return _Stream(path.parent / detached, 0, packed, kind, size, tuple(spacing))
+    detached = "datafile" in fields
+    data = tuple(detached_files(path)) if detached else (path,)
+    if "lineskip" in fields or (skip and packed) or not data or (end is None and not detached):
+        return None
+    start = skip if skip >= 0 else data[0].stat().st_size - math.prod(size) * kind.itemsize
+    return _Stream(data, start + (0 if detached or skip < 0 else end.end()), packed, kind, size, tuple(spacing))
