@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from finetune.begun import begun_folders, check_same_split
+from finetune.begun import begun_folders, check_same_data, check_same_split
 from finetune.config import Command, check, schema
 from voco.config import parse, save_yaml, to_dict
 from voco.errors import InputError
@@ -73,7 +73,7 @@ def run(config: dict) -> int:
 def _run(config: dict, rank: int, world: int) -> int:
     from finetune.cohort import prepare_studies
     from finetune.folds import Session, run_folds
-    from finetune.splitting import check_fold, check_same_data, check_same_split, make_split, split_cohort
+    from finetune.splitting import check_fold, make_split, split_cohort
     from voco.engine.launch import build_accelerator
     from voco.engine.loop import explain_out_of_memory
     from voco.engine.record import RunRecord, describe_device
