@@ -31,6 +31,34 @@ def imports(path: Path, late: bool = True) -> set[str]:
     return found
 
 
+def defined(tree: ast.Module) -> set[str]:
+    """Names that a module has once it is imported."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            found.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            found |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
+    return found
+
+
+def test_what_is_imported_inside_functions_is_there():
+    """Such an import fails only when the function runs."""
+    trees = {module(path): ast.parse(path.read_text()) for path in SOURCES}
+    names = {name: defined(tree) for name, tree in trees.items()}
+    wrong = [
+        f"{user}: {node.module}.{alias.name}"
+        for user, tree in trees.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module in names
+        for alias in node.names
+        if not {alias.name, "__getattr__"} & names[node.module] and f"{node.module}.{alias.name}" not in names
+    ]
+    assert not wrong
+
+
 def under(names: set[str], *packages: str) -> set[str]:
     return {n for n in names for p in packages if n == p or n.startswith(p + ".")}
 

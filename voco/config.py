@@ -25,6 +25,7 @@ from voco.errors import InputError
 from voco.files import write_text
 
 _NUMBER = re.compile(r"-(\d|\.\d)")
+_WORD = re.compile(r"-(?!-\w|h$)")  # a word that begins with a dash, or is one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,7 +278,8 @@ def _spell_out(argv: list[str], classes: Mapping[str, type], top: type) -> list[
                 out.append("true")
             continue
         values = [inline] if inline else []
-        while i < len(argv) and (not argv[i].startswith("-") or _NUMBER.match(argv[i]) or argv[i] == "-"):
+        taken = _WORD if key in words else _NUMBER
+        while i < len(argv) and (not argv[i].startswith("-") or taken.match(argv[i])):
             values.append(argv[i])
             i += 1
         if key in words:

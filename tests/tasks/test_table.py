@@ -72,7 +72,7 @@ def test_targets(tmp_path):
     [
         ({"x": [1, 1, 1]}, {}, "holds '1' and nothing else"),
         ({"x": [0, 1, 2]}, {"kind": "binary"}, r"1 labels of column x are not usable \(s02: '2'\); expected 0 or 1"),
-        ({"x": [0.5, "low", 2]}, {"kind": "regression"}, r"s01: 'low'.*expected a number"),
+        ({"x": [0.5, "low", 2]}, {"kind": "regression"}, r"'low' .1 of 3 rows.*among numbers.*--task.unknown low"),
         ({"x": ["a", "b", "z"]}, {"kind": "multiclass", "classes": {"x": ["a", "b"]}}, "s02: 'z'.*one of a, b"),
         ({"x": [0, 1, 1], "y": [0.5, 3.5, 4]}, {}, "several kinds .x: binary, y: regression."),
         ({"x": [f"id{i}" for i in range(12)]}, {}, "12 different texts in 12 rows, such as 'id0'"),
@@ -180,6 +180,9 @@ def test_classes_in_any_script_and_with_signs(tmp_path):
     assert column_names(["Größe (mm)", "HER2-low", "≤ 5 %", "-0.5", "+/-", "हाँ"]) == [
         "Größe_mm", "HER2_low", "le_5_percent", "minus_0_5", "plusminus", "हाँ"
     ]  # fmt: skip
+    assert column_names(["\U0001f44d\U0001f3fd", "\U0001f44e", "\u2714\ufe0f ok", "**", "?"]) == [
+        "thumbs_up", "thumbs_down", "heavy_check_mark_ok", "asterisk_asterisk", "question_mark"
+    ]  # fmt: skip
 
 
 def test_tables_as_spreadsheets_write_them(tmp_path):
@@ -202,6 +205,26 @@ def test_tables_as_spreadsheets_write_them(tmp_path):
     (tmp_path / "t.csv").write_text("Path,label\ns0.nii.gz,1\n")
     with pytest.raises(InputError, match="did you mean 'Path'"):
         create_task("table").read(tmp_path / "t.csv")
+
+
+def test_what_is_wrong_with_a_table_is_said_with_the_mend(tmp_path):
+    for i in range(12):
+        (tmp_path / f"s{i}.nii.gz").touch()
+
+    def message(header, *labels):
+        rows = [f"s{i}.nii.gz,{label}" for i, label in enumerate(labels)]
+        (tmp_path / "t.csv").write_text("\n".join([header, *rows]))
+        with pytest.raises(InputError) as caught:
+            create_task("table").read(tmp_path / "t.csv")
+        return str(caught.value)
+
+    assert "found file, label; the first line must name the columns" in message("file,label", "0", "1")
+    assert "no row has a label in label; fill" in message("path,label", "", "")
+    assert "'pid' looks like 'patient'" in message("path,label,pid", "0,1", "1,2")
+    assert "more than that, such as '0 mm'; write the number" in message("path,label", *(f"{i} mm" for i in range(12)))
+    (tmp_path / "t.csv").write_text("path,label\ns0.nii.gz,a\ns1.nii.gz,b\ns2.nii.gz,unclear\n")
+    manifest = create_task("table", unknown=["uncler"]).read(tmp_path / "t.csv")
+    assert "names 'uncler', which no cell of label holds; did you mean 'unclear'?" in " ".join(manifest.notes)
 
 
 def test_words_for_unknown_can_be_named(tmp_path):

@@ -12,34 +12,12 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from voco.data.text_tables import strip
+from voco.data.unknown_words import MAYBE_WORDS, UNKNOWN_WORDS
 from voco.errors import InputError
 
-# Words of R, pandas, Excel (in its languages), SAS, SQL and people. Compared without case and brackets around them.
-UNKNOWN_WORDS = frozenset(
-    {"na", "n/a", "n.a.", "n.a", "n / a", "#n/a", "#na", "#n/a n/a", "na_character_", "na_integer_", "na_real_", "nat"}
-    | {"nan", "-nan", "+nan", "1.#ind", "-1.#ind", "1.#qnan", "-1.#qnan", "null", "#null!", ".", "?", "??", "???"}
-    | {"#nv", "#n/d", "#n/b", "#n/v", "#brak!", "#н/д", "#yok", "#div/0!", "#value!", "#wert!", "#ref!", "#bezug!"}
-    | {"#num!", "#zahl!", "#name?", "#valeur!", "#valor!", "#getting_data", "#spill!", "#calc!"}
-    | {"unknown", "unk", "missing", "undefined", "unspecified", "not available", "not applicable", "not known"}
-    | {"not recorded", "not reported", "not evaluated", "not assessed", "not collected", "not provided", "no data"}
-    | {"not specified", "tbd", "k.a.", "k. a.", "unbekannt", "keine angabe", "inconnu", "inconnue", "desconocido"}
-    | {
-        "desconhecido",
-        "sconosciuto",
-        "onbekend",
-        "неизвестно",
-        "нет данных",
-        "未知",
-        "不明",
-        "不详",
-        "不詳",
-        "缺失",
-        "미상",
-    }
-)
+_ERROR_OF_A_SHEET = re.compile(r"#[^\s\d].*[!?]")
 DASHES = "-\u2010\u2011\u2012\u2013\u2014\u2015\u2212"  # hyphens, dashes and the minus sign
-# Words that some write for an unknown label and others for a class ("no finding").
-_MAYBE_WORDS = frozenset({"none", "nil", "nd", "n.d.", "n.d", "nothing", "keine", "aucun", "ninguno"})
 _DECIMAL_COMMA = re.compile(r"[-+]?\d*,\d+([eE][-+]?\d+)?")
 _THOUSANDS = re.compile(r"[-+]?[1-9]\d{0,2}(,\d{3})+")
 _MOST_CLASSES = 10  # of numbers; more are a measurement
@@ -48,17 +26,23 @@ _SHOWN = 5
 
 def plain(cell: str) -> str:
     """A cell with letters composed (a letter and its accent may be two characters) and ``-`` for the minus of print."""
-    return re.sub(rf"^[{DASHES}](?=\.?\d)", "-", unicodedata.normalize("NFC", str(cell)).strip())
+    return re.sub(rf"^[{DASHES}](?=\.?\d)", "-", unicodedata.normalize("NFC", strip(str(cell))))
 
 
 def is_unknown(cell: str) -> bool:
     """Whether a cell is empty or one of the words that always mean "unknown"."""
-    return _key(cell) in UNKNOWN_WORDS or not plain(cell)
+    key = _key(cell)
+    return (
+        not plain(cell)
+        or key in UNKNOWN_WORDS
+        or _condensed(key) in _CONDENSED
+        or _ERROR_OF_A_SHEET.fullmatch(key) is not None
+    )
 
 
 def may_be_unknown(cell: str) -> bool:
     """Whether a cell is a word that people also use for a class, such as ``none`` or ``-``."""
-    return _key(cell) in _MAYBE_WORDS or _is_dash(cell)
+    return _key(cell) in MAYBE_WORDS or _is_dash(cell)
 
 
 def name_or_none(cell: object) -> str | None:
@@ -93,22 +77,25 @@ def known_labels(
         InputError: a word that may be a class or not; words for "unknown" beside a single class; infinite numbers;
             decimal commas that may be thousands.
     """
-    cells = [plain(cell) for cell in cells]
     given = {plain(c) for c in classes}
+    cells = [plain(cell) for cell in cells]
     sure = _chosen(cells, unknown) if unknown is not None else {c for c in cells if is_unknown(c)}
     sure -= given
     words = sorted(sure - {""})
     if unknown is None:
         rest = [c for c in cells if c and c not in sure]
         doubt = sorted({c for c in rest if c not in given and _in_doubt(c, rest, kind)})
+        if not given and kind != "multiclass" and (texts := _texts_among_numbers(rest, doubt)):
+            _ask(column, cells, sorted({*doubt, *texts}), words, option, "a class" if _are_grades(rest, kind) else "")
         if doubt and not given and _may_be_class(doubt, rest, kind):
-            _ask(column, cells, doubt, words, option)
+            as_number = all(number(word) is not None for word in doubt)
+            _ask(column, cells, doubt, words, option, "a value" if as_number else "a class")
         sure |= set(doubt)
         if kind == "auto":
             _ask_where_one_class_is_left(column, cells, sure, option)
             _refuse_spellings(column, [c for c in cells if c and c not in sure and c not in given])
     out = ["" if c in sure else c for c in cells]
-    out = _decimal_points(column, out)
+    out = _decimal_points(column, _booleans(out, kind))
     _refuse_infinite(column, out, words, option)
     count = Counter(c for c in cells if c and c in sure)
     if not count:
@@ -126,12 +113,16 @@ def number(cell: str) -> float | None:
 
 
 def look_alikes(names: Iterable[str]) -> list[tuple[str, str]]:
-    """Pairs of names that one person may have under two spellings: ``001`` and ``1``, ``3`` and ``3.0``."""
+    """Pairs of names that one person may have under two spellings: ``001`` and ``1``, ``P-1`` and ``p01``, ``3.0``."""
     first: dict[str, str] = {}
     pairs = []
     for name in sorted(set(names)):
-        key = re.sub(r"\.0+$", "", name.casefold().strip())
+        key = re.sub(r"\.0+$", "", unicodedata.normalize("NFKC", name).casefold().strip())
+        if re.fullmatch(r"\d+(\.\d+)?e\+?\d{1,2}", key):  # a spreadsheet's 1E+05
+            key = f"{float(key):.0f}"
         key = re.sub(r"\d+", lambda digits: str(int(digits.group())), key)
+        key = re.sub(r"[\W_]+", " ", key)
+        key = re.sub(r"(?<=[^\W\d]) (?=\d)|(?<=\d) (?=[^\W\d])", "", key)
         if key in first:
             pairs.append((first[key], name))
         else:
@@ -152,7 +143,16 @@ def say_look_alikes(names: Iterable[str]) -> list[str]:
 
 
 def _key(cell: str) -> str:
-    return plain(cell).casefold().strip("[](){}<>'\"*").strip()
+    text = unicodedata.normalize("NFKC", plain(cell)).casefold()  # the wide letters of East Asian keyboards
+    return text.strip("[](){}<>'\"").strip() or text
+
+
+def _condensed(key: str) -> str:
+    return re.sub(r"[\s._/-]", "", key)
+
+
+# Words of letters alone may be written "N.A", "not_available", "NotAvailable".
+_CONDENSED = frozenset(_condensed(word) for word in UNKNOWN_WORDS if word.replace(" ", "").isalpha())
 
 
 def _is_dash(cell: str) -> bool:
@@ -179,14 +179,12 @@ def _signs(cells: Iterable[str]) -> bool:
 
 def _is_code(cell: str, rest: Sequence[str], kind: str) -> bool:
     """Whether a number is written like a code for "unknown": -9, -99, 999 ..., far from all others."""
-    if kind == "multiclass" or not re.fullmatch(r"(-9+|9{2,})(\.0+)?", cell):
+    if kind == "multiclass" or not re.fullmatch(r"(-(7+|8+|9+)|7{2,}|8{2,}|9+)(\.0+)?", cell):
         return False
     value = float(cell)
-    others = [number(c.replace(",", ".")) for c in rest if not may_be_unknown(c)]
-    if any(v is None for v in others):
-        return False
-    others = [v for v in others if v != value and np.isfinite(v)]
-    if not others:
+    others = {_value(c) for c in rest if not may_be_unknown(c)} - {None, value}
+    others = {v for v in others if np.isfinite(v) and not re.fullmatch(r"-?(7+|8+|9+)", f"{v:g}")}
+    if len(others) < 2:
         return False
     return min(others) >= 0 if value < 0 else value > 3 * max(*others, 1.0)
 
@@ -198,21 +196,44 @@ def _may_be_class(doubt: Sequence[str], rest: Sequence[str], kind: str) -> bool:
     others = {c for c in rest if c not in doubt}
     if kind in ("binary", "multilabel", "regression") or not others:
         return False
-    values = [number(c.replace(",", ".")) for c in others]
-    if any(value is None for value in values):
+    if any(_value(c) is None for c in others):
         return True
     # Beside numbers a dash is an empty cell, and so is any word beside a measurement; "none, 1, 2, 3" may be grades.
-    grades = len(others) <= _MOST_CLASSES and all(value == int(value) for value in values if np.isfinite(value))
-    return grades and not all(_is_dash(word) for word in doubt)
+    return _are_grades(others, kind) and not all(_is_dash(word) for word in doubt)
 
 
-def _ask(column: str, cells: Sequence[str], doubt: Sequence[str], words: Sequence[str], option: str) -> None:
+def _value(cell: str) -> float | None:
+    return number(cell.replace(",", "."))
+
+
+def _are_grades(cells: Iterable[str], kind: str) -> bool:
+    """Whether the numbers among some cells may be classes: few and whole."""
+    values = {value for c in cells if (value := _value(c)) is not None and np.isfinite(value)}
+    return kind == "auto" and len(values) <= _MOST_CLASSES and all(value == int(value) for value in values)
+
+
+def _texts_among_numbers(rest: Sequence[str], doubt: Sequence[str]) -> list[str]:
+    """Words in a column of numbers, which no list of words need know: ``x``, ``refused``, ``see report``.
+
+    ``3a`` and ``>2`` beside numbers are classes, so texts with digits are none of them.
+    """
+    others = [c for c in rest if c not in doubt]
+    texts = [c for c in others if _value(c) is None and c.casefold() not in ("true", "false")]
+    numbers = [c for c in others if _value(c) is not None]
+    if any(c.isdigit() for text in texts for c in text) or _signs(texts) or len(set(numbers)) < 2:
+        return []
+    return sorted(set(texts)) if 2 * len(numbers) >= len(others) else []
+
+
+def _ask(column: str, cells: Sequence[str], doubt: Sequence[str], words: Sequence[str], option: str, kind: str) -> None:
+    """Stop with the question whether words are unknown labels or of a ``kind``; empty: nothing else is thinkable."""
     count = Counter(cells)
     named = ", ".join(f"{word!r} ({count[word]} of {len(cells)} rows)" for word in doubt[:_SHOWN])
-    kind = "a value" if all(number(word) is not None for word in doubt) else "a class"
+    named += f" and {len(doubt) - _SHOWN} more" if len(doubt) > _SHOWN else ""
     raise InputError(
-        f"column {column} holds {named}: an unknown label, or {kind}? Say {option} {_listed([*words, *doubt])} to "
-        f"leave these rows out, or {option} {_listed(words)} to take it as {kind}"
+        f"column {column} holds {named}: an unknown label{', or ' + kind if kind else ' among numbers'}? Say {option} "
+        f"{_listed([*words, *doubt])} to leave these rows out, or "
+        + (f"{option} {_listed(words)} to take it as {kind}" if kind else "write numbers")
     )
 
 
@@ -230,9 +251,19 @@ def _ask_where_one_class_is_left(column: str, cells: Sequence[str], sure: set[st
     )
 
 
+def _booleans(cells: list[str], kind: str) -> list[str]:
+    """``TRUE`` and ``FALSE`` as 1 and 0 where the column has those as well, or must be of two values."""
+    words = {c: c.casefold() for c in cells if c}
+    among = {"true", "false", "0", "1", "0.0", "1.0"}
+    two = kind in ("binary", "multilabel") or (kind == "auto" and not set(words.values()) <= {"true", "false"})
+    if not two or not set(words.values()) <= among:
+        return cells
+    return [{"true": "1", "false": "0"}.get(c.casefold(), c) for c in cells]
+
+
 def _listed(words: Sequence[str]) -> str:
-    """Words as a command line takes them."""
-    return " ".join(w if re.fullmatch(r"[\w./#+-]+", w) else repr(w) for w in words) if words else "[]"
+    """Words as a shell takes them."""
+    return " ".join(w if re.fullmatch(r"[\w./+-]+", w) else repr(w) for w in words) if words else "[]"
 
 
 def _decimal_points(column: str, cells: list[str]) -> list[str]:

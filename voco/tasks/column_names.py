@@ -37,6 +37,25 @@ def _name(text: str) -> str:
     text = unicodedata.normalize("NFC", str(text)).strip()
     for pattern, word in _SIGNS:
         text = re.sub(pattern, word, text)
-    # marks are parts of letters in many scripts
-    kept = (c if unicodedata.category(c)[0] in "LNM" else "_" for c in text)
-    return re.sub(r"_+", "_", "".join(kept)).strip("_") or "label"
+    name = _letters(text)
+    return name or _letters("".join(map(_spelled, text))) or "label"
+
+
+def _letters(text: str) -> str:
+    """Letters and digits, and the names of pictures (thumbs_up_sign); marks are parts of letters in many scripts."""
+    kept = (c if unicodedata.category(c)[0] in "LN" or _is_mark(c) else _picture(c) for c in text)
+    return re.sub(r"_+", "_", "".join(kept)).strip("_")
+
+
+def _is_mark(c: str) -> bool:
+    return unicodedata.category(c)[0] == "M" and not unicodedata.name(c, "").startswith("VARIATION SELECTOR")
+
+
+def _picture(c: str) -> str:
+    return _spelled(c) if unicodedata.category(c) == "So" else "_"
+
+
+def _spelled(c: str) -> str:
+    """The Unicode name of a sign."""
+    name = unicodedata.name(c, "") if unicodedata.category(c)[0] in "SP" else ""
+    return f"_{name.removesuffix(' SIGN').lower().replace(' ', '_').replace('-', '_')}_"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -254,6 +255,7 @@ def _guess(name: str, cells: Sequence[str]) -> str:
     numbers = _numbers(different)
     if numbers is None:
         if len(different) > max(_MOST_CLASSES, len(cells) // 2):
+            _refuse_almost_numbers(name, different)
             raise InputError(
                 f"column {name} holds {len(different)} different texts in {len(cells)} rows, such as {cells[0]!r}: "
                 "that is no class; choose the label with task.labels, or set task.kind to multiclass"
@@ -264,6 +266,16 @@ def _guess(name: str, cells: Sequence[str]) -> str:
     whole = all(value == int(value) for value in numbers)
     few = len(different) <= _MOST_CLASSES and len(cells) >= 2 * len(different)
     return "multiclass" if whole and few else "regression"
+
+
+def _refuse_almost_numbers(name: str, cells: set[str]) -> None:
+    """A measurement with units, blanks between thousands, or a limit of detection in some cells."""
+    texts = sorted(cell for cell in cells if number(cell) is None)
+    if all(re.match(r"[<>≤≥~=]*\s*[-+]?\d", cell) for cell in texts):
+        raise InputError(
+            f"column {name} holds numbers, but {len(texts)} different cells have more than that, such as {texts[0]!r}; "
+            "write the number alone (no unit, no sign, no blank or apostrophe between digits)"
+        )
 
 
 def _common_kind(kinds: Mapping[str, str]) -> str:

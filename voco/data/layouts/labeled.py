@@ -14,6 +14,8 @@ from voco.errors import InputError
 
 SPLITS = ("train", "validation", "test")
 _SHOWN = 5
+_MOST_SHOWN = 30
+_AS_PUBLISHED = "give the file with the columns as they were published"
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,14 @@ class LabeledManifest:
     order: list[str] = field(default_factory=list)
 
 
-def read_table(path: str | Path, columns: Sequence[str], *, keys: Sequence[str] = (), what: str = "table"):
+def read_table(
+    path: str | Path,
+    columns: Sequence[str],
+    *,
+    keys: Sequence[str] = (),
+    what: str = "table",
+    advice: str = _AS_PUBLISHED,
+):
     """A published CSV as text columns (pandas, dtype str), checked for what must be there.
 
     Args:
@@ -81,6 +90,7 @@ def read_table(path: str | Path, columns: Sequence[str], *, keys: Sequence[str] 
         columns: columns that must be there; others are kept.
         keys: columns that together must be different in every row.
         what: how to call the file in errors.
+        advice: what to do where a column is missing and none has a name like it.
 
     Raises:
         InputError: no such file, no CSV, missing columns, an empty table, or rows with the same keys.
@@ -93,8 +103,8 @@ def read_table(path: str | Path, columns: Sequence[str], *, keys: Sequence[str] 
     text = read_rows(path, what)
     if missing := [name for name in columns if name not in text.columns]:
         raise InputError(
-            f"{what} {path} lacks the columns {', '.join(missing)}; found {', '.join(text.columns)}"
-            + (did_you_mean(missing[0], text.columns) or "; give the file with the columns as they were published")
+            f"{what} {path} lacks the columns {', '.join(missing)}; found {_columns(text.columns)}"
+            + (did_you_mean(missing[0], text.columns) or f"; {advice}")
         )
     if not text.rows:
         raise InputError(f"{what} {path} holds no row")
@@ -102,6 +112,10 @@ def read_table(path: str | Path, columns: Sequence[str], *, keys: Sequence[str] 
     if keys:
         refuse_repeats(table, keys, f"{what} {path}")
     return table
+
+
+def _columns(names: Sequence[str]) -> str:
+    return ", ".join(f"{name:.60}" for name in names[:_MOST_SHOWN]) if names else "an empty file"
 
 
 def refuse_repeats(table, keys: Sequence[str], what: str) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from voco.data.cells import known_labels, name_or_none, say_look_alikes
+from voco.data.cells import known_labels, name_or_none, number, plain, say_look_alikes
 from voco.data.layouts.labeled import LabeledCase, LabeledManifest, finish, numbers, read_table
 from voco.data.manifest import Case, Rejection, name_cases
 from voco.data.manifest_formats import beside, say_windows
@@ -26,11 +26,13 @@ SPLIT_WORDS = {
     **dict.fromkeys(("validation", "valid", "val", "dev", "heldout", "held-out", "held_out"), "validation"),
     **dict.fromkeys(("test", "testing", "ts"), "test"),
 }
+_RENAME_PATH = f"the first line must name the columns, and the column with the files must be called {PATH!r}: rename it"
 # Other words for a patient. Taken for an attribute, such a column would let splits part a patient.
-_PATIENT_WORDS = ("subject", "mrn", "person")
+_PATIENT_WORDS = ("subject", "mrn", "person", "participant", "pat", "pid", "patienten", "paciente", "paziente")
 # Names that columns of predictions have for themselves.
 _TAKEN = re.compile(r"unit|(label|score)_.*")
 _HEADERS_TRIED = 5
+_SHOWN = 5
 
 
 def read_label_table(
@@ -63,7 +65,7 @@ def read_label_table(
             number, a patient in two parts or folds, no scan that can be used; as ``known_labels``.
     """
     table = Path(table)
-    rows = read_table(table, (PATH,), what="table of labels")
+    rows = read_table(table, (PATH,), what="table of labels", advice=_RENAME_PATH)
     for name in set(rows.columns) & set(RESERVED) - {PATH}:
         rows[name] = [name_or_none(cell) or "" for cell in rows[name]]
     names = _label_columns(rows.columns, labels, table) if labeled or labels else []
@@ -71,11 +73,17 @@ def read_label_table(
     _refuse_twice(rows, CASE, table)
     root = table.parent if root is None else Path(root)
     manifest = LabeledManifest(root)
+    before = rows[names]
     for name in names:
         rows[name], note = known_labels(
             name, rows[name], option="--task.unknown", unknown=unknown, kind=kind, classes=(classes or {}).get(name, ())
         )
         manifest.notes += [note] if note else []
+    manifest.notes += _say_absent_words(unknown, before, names)
+    if labeled and names and not (rows[names] != "").any(axis=None):
+        raise InputError(
+            f"{table}: no row has a label in {', '.join(names)}; fill the column, or name another with task.labels"
+        )
     manifest.notes += say_windows(rows[PATH])
     manifest.notes += say_look_alikes(rows[PATIENT][rows[PATIENT] != ""] if PATIENT in rows else ())
     folds = _folds(rows, table)
@@ -135,13 +143,24 @@ def _label_columns(columns: Sequence[str], labels: Sequence[str], table: Path) -
     return names
 
 
+def _say_absent_words(unknown: Sequence[str] | None, cells, names: Sequence[str]) -> list[str]:
+    """A sentence on words for unknown that no cell holds: they may be misspelt."""
+    held = {plain(cell) for name in names for cell in cells[name]}
+    folded = {word.casefold() for word in held} | {number(word) for word in held}
+    absent = [w for w in unknown or () if plain(w).casefold() not in folded and (number(plain(w)) or 0.5) not in folded]
+    return [
+        f"--task.unknown names {word!r}, which no cell of {', '.join(names)} holds" + did_you_mean(word, held)
+        for word in absent[:_SHOWN]
+    ]
+
+
 def _refuse_misspelt(columns: Sequence[str], labels: Sequence[str], table: Path) -> None:
     """``Patient_ID`` is meant as ``patient``: an error, since a split that parts patients would not be noticed."""
     for name in columns:
         if name in RESERVED or name in labels:
             continue
         plain = re.sub(r"[^a-z]", "", name.lower())
-        short = re.sub(r"(id|uid|name|number|no|nr)$", "", plain) or plain
+        short = re.sub(r"(id|uid|name|number|nummer|num|no|nr|key|code)$", "", plain) or plain
         for word in (plain, short, short.removesuffix("s")):
             meant = PATIENT if word in _PATIENT_WORDS else word if word in RESERVED else None
             if meant is not None and meant not in columns:
