@@ -51,12 +51,12 @@ def test_a_run_is_read_from_its_folder(root):
 
 
 def test_test_sets_of_one_task_are_told_apart_by_its_options(tmp_path):
-    for name, labels, kind in (("a", 1, "binary"), ("b", 2, "auto")):
+    for name, labels, kind in (("a", 1, "binary"), ("b", 2, "multilabel")):
         results = json.loads((write_run(tmp_path / name, patients=20, labels_seed=labels) / "results.json").read_text())
         results["options"]["kind"] = kind
         (tmp_path / name / "results.json").write_text(json.dumps(results))
     runs = [read_run(tmp_path / name) for name in "ab"]
-    assert {one.note for one in group_runs(runs)[0]} == {"kind binary", "kind auto"}
+    assert {one.note for one in group_runs(runs)[0]} == {"kind binary", "kind multilabel"}
     assert [one.note for one in group_runs(runs[:1])[0]] == [""]
 
 

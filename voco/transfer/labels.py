@@ -45,7 +45,7 @@ def read_labels(
     """
     table = read_table(path, [], what="table of labels")
     # columns of the table that was learned from have the words of its user
-    own = {name: output for output, name in getattr(task, "columns", {}).items() if output not in table}
+    own = {name: output for output, name in task.columns.items() if output not in table}
     table = table.rename(columns=own)
     key = next((name for name in ("case", "path") if name in table), None)
     outputs = [output for output in task.outputs if output.name in table]
