@@ -63,6 +63,7 @@ class Task:
             whose labels have sides leaves 2 out, or swaps labels in ``flip_targets``.
         slice_labels: whether cases carry labels of slices, so that windows can be learned on their own.
         data_sets: short names of the public sets that the cases come from, as ``WeightSource.data`` has them.
+        columns: output to the column of the table that the user wrote, where it has another name.
         evaluation: how own figures must be called where the official test labels are not public.
         mask_use: ``crop``, ``fill`` or ``channel`` where scans are shown through masks of the data set, else empty.
         mask_name: which published set of masks that is.
@@ -74,6 +75,7 @@ class Task:
     unit: Literal["study", "slice", "window", "voxel"] = "study"
     noun: str = "study"
     outputs: tuple[Output, ...] = ()
+    columns: Mapping[str, str] = {}
     metrics: Sequence[Metric] = ()
     main_metric: str = "auroc"
     flips: tuple[int, ...] = (0, 1, 2)
