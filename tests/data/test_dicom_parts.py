@@ -83,10 +83,47 @@ def test_two_scans_in_one_series_are_two_volumes(tmp_path, key, apart):
 
 @pytest.mark.parametrize("apart", [1.0, 1.5])
 def test_two_scans_that_nothing_tells_apart_are_refused(tmp_path, apart):
-    write(tmp_path, body(Z), Z)
-    write(tmp_path, body(Z + apart, seed=4), Z + apart, name="b{:03d}.dcm")
+    write(tmp_path, body(Z), Z, each=lambda i: {"InstanceNumber": 2 * i})
+    write(
+        tmp_path, body(Z + apart, seed=4), Z + apart, name="b{:03d}.dcm", each=lambda i: {"InstanceNumber": 2 * i + 1}
+    )
     with pytest.raises(ScanError, match="every other of its 24 slices"):
         read_volume(tmp_path)
+
+
+@pytest.mark.parametrize("apart", [1.0, 1.5, 16.5, 36.0])
+def test_scans_whose_images_are_counted_anew_are_two(tmp_path, apart):
+    """One folder, and nothing else in the headers tells them apart."""
+    one, other = body(Z), body(Z + apart, seed=4)
+    write(tmp_path, one, Z)
+    write(tmp_path, other, Z + apart, name="b{:03d}.dcm")
+    found = volumes(tmp_path)
+    assert len(found) == 2
+    np.testing.assert_array_equal(found[0], one)
+    np.testing.assert_array_equal(found[1], other)
+
+
+def test_two_of_one_number_in_one_plane_are_not_told_apart_by_it(tmp_path):
+    write(tmp_path, body(Z), Z)
+    write(tmp_path, body(Z, seed=4), Z, name="b{:03d}.dcm")
+    with pytest.raises(ScanError, match="different pixels"):
+        read_volume(tmp_path)
+
+
+def test_monitoring_images_outside_of_the_scan(tmp_path):
+    hu = body(Z)
+    write(tmp_path, hu, Z, AcquisitionNumber=3)
+    write(tmp_path, body(np.full(6, 90.0), seed=2), np.full(6, 90.0), name="m{:03d}.dcm", AcquisitionNumber=2)
+    np.testing.assert_array_equal(read_volume(tmp_path).array, hu)
+    assert [r.kind for r in records(tmp_path)] == ["original", "monitoring"]
+
+
+def test_masks_with_the_intercept_of_their_scan_are_masks(tmp_path):
+    hu = body(Z)
+    write(tmp_path, hu, Z)
+    labels = np.where(hu > 100, np.int16(255), np.int16(0)) - np.int16(1024)
+    write(tmp_path / "liver", labels, Z, name="m{:03d}.dcm", series="9.9")
+    assert sorted((r.kind, r.decision) for r in records(tmp_path)) == [("mask", "rejected"), ("original", "kept")]
 
 
 @pytest.mark.parametrize(

@@ -327,6 +327,9 @@ def test_paths_of_windows(tmp_path):
         "0": "a/1.nii.gz", "1": "a/2.nii.gz", "2": "b/1.nii.gz", "3": "../out/3.nii.gz"
     }  # fmt: skip
     assert [item.path for item in manifest.rejected] == [rows[4], "/gone/x.nii"], "as the list has them"
+    touch(tmp_path, "in/b/u\u0308.nii.gz")
+    (tmp_path / "in/list.csv").write_text("path\nE:/study/b/1.nii.gz\nb/\u00fc.nii.gz\n")
+    assert [c.path for c in build_manifest(tmp_path / "in/list.csv").cases] == ["b/1.nii.gz", "b/u\u0308.nii.gz"]
     assert "2 paths are of Windows drives" in " ".join(manifest.notes)
 
 

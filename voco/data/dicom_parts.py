@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -135,7 +135,7 @@ def _labels(headers: list[SliceHeader]) -> Iterator[tuple[str, list]]:
     for index, name in enumerate(("AcquisitionTime", "ContentTime")):
         yield name, _spells([h.times[index] for h in headers])
     yield "folder", [os.path.dirname(h.file) for h in headers]
-    yield "InstanceNumber", _runs(headers)
+    yield "InstanceNumber", _again(headers) if _repeat(headers) else _runs(headers)
 
 
 def _spells(times: list[float | None]) -> list[int]:
@@ -148,6 +148,31 @@ def _spells(times: list[float | None]) -> list[int]:
     usual = np.median(gaps) if len(known) > len(times) / 4 else 0.0
     starts = known[1:][gaps > max(_TIME_GAP_SECONDS, 10 * usual) if usual else gaps > 0]
     return [-1 if t is None else int(np.searchsorted(starts, t, side="right")) for t in times]
+
+
+def _repeat(headers: list[SliceHeader]) -> bool:
+    """Whether images are counted anew: most instance numbers come as often as the others, and more than once."""
+    count = Counter(h.number for h in headers if h.number is not None)
+    often = max(count.values(), default=1)
+    return often > 1 and sum(n for n in count.values() if n == often) > 0.8 * len(headers)
+
+
+def _again(headers: list[SliceHeader]) -> list[int]:
+    """Which of the images of its instance number a slice is, from the lowest to the highest.
+
+    0 for all where that tells nothing: two of one number in one plane, or numbers that do not follow the planes.
+    """
+    z, seen, labels = _along(headers), Counter(), [0] * len(headers)
+    for index in np.argsort(z, kind="stable"):
+        labels[index] = seen[headers[index].number]
+        seen[headers[index].number] += 1
+    for label in set(labels):
+        own = [i for i, other in enumerate(labels) if other == label]
+        steps = np.diff(z[sorted(own, key=lambda i: headers[i].number or 0)])
+        if not ((steps > SAME_PLANE_MM).all() or (steps < -SAME_PLANE_MM).all()):
+            return [0] * len(headers)
+    places = {(h.number, round(place / SAME_PLANE_MM / 10)) for h, place in zip(headers, z)}
+    return labels if len(places) == len(headers) else [0] * len(headers)
 
 
 def _runs(headers: list[SliceHeader]) -> list[int]:
@@ -219,7 +244,8 @@ class _Places:
             return None
         named = [i for i in small if patients and labels[i]]
         stray = named or [i for i in small if any(self._clashes([i], g)[0] and not self._copied(i, g) for g in big)]
-        volumes = self._joined(big, patients or (name == "folder" and self._counted_anew(big)))
+        stray += [i for i in self._watching(groups, small) if i not in stray and not named]
+        volumes = self._joined(big, patients or (name in ("folder", "InstanceNumber") and self._counted_anew(big)))
         for index in set(small) - set(stray):
             nearest = min(volumes, key=lambda g: np.abs(self.z[g] - self.z[index]).min())
             nearest.append(index)
@@ -230,12 +256,18 @@ class _Places:
             parts.append(Part([self.headers[i] for i in stray], aside=self._why_aside(stray, patients)))
         return parts
 
+    def _watching(self, groups: dict[object, list[int]], small: list[int]) -> list[int]:
+        """Images of one place that was looked at again and again, wherever it lies."""
+        few = [group for group in groups.values() if set(group) <= set(small)]
+        again = [group for group in few if len(group) > 2 * len(self._planes(group)) and self._differ(group)]
+        return sorted(i for group in again for i in group)
+
     def _why_aside(self, stray: list[int], patients: bool) -> str:
         if patients:
             return f"{len(stray)} images with the PatientID of others, too few for a volume"
         count = len(self._planes(stray))
         where = f"{count} plane{'s' if count > 1 else ''}"
-        return f"{len(stray)} images in {where} of another volume of the series: monitoring (bolus tracking), no volume"
+        return f"{len(stray)} images in {where} beside a volume of the series: monitoring (bolus tracking), no volume"
 
     def _clashes(self, indices: Sequence[int], group: Sequence[int]) -> np.ndarray:
         """Which slices lie in a plane of the group, or between two of them where no slice is missing."""

@@ -290,18 +290,21 @@ def same_pixels(a: SliceHeader, b: SliceHeader) -> bool:
 
 
 def labels_seen(stack: Stack) -> str:
-    """The few whole numbers from 0 to 255 that a series of masks stored as CT consists of; "" where it is a scan."""
-    if any(h.rescale and h.rescale[1] < 0 for h in stack.headers):
-        return ""
-    values = np.empty(0, int)
+    """The few whole numbers from 0 to 255 that a series of masks stored as CT consists of; "" where it is a scan.
+
+    Stored numbers count: masks are written with the header of their scan, intercept and all.
+    """
+    values = np.empty(0)
     try:
         for header in stack.headers[:: max(1, len(stack.headers) // 4)]:
-            values = np.union1d(values, next(iter(decode(header.file, [header])))[1])
+            slope, intercept = header.rescale or (1.0, 0.0)
+            stored = (next(iter(decode(header.file, [header])))[1] - intercept) / (slope or 1.0)
+            values = np.union1d(values, np.rint(stored))
             if len(values) > MAX_LABELS or values[0] < 0 or values[-1] > 255:
                 return ""
     except ScanError:
         return ""
-    return f"whole numbers from {values[0]} to {values[-1]}" if len(values) > 1 else ""
+    return f"whole numbers from {values[0]:g} to {values[-1]:g}" if len(values) > 1 else ""
 
 
 def coarse_pixels(header: SliceHeader) -> np.ndarray:

@@ -6,6 +6,7 @@ import difflib
 import json
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -140,25 +141,27 @@ def beside(list_file: Path, name: str) -> Path:
     """A path of a list: absolute, below the home of a user (``~``), or relative to the folder of the list.
 
     Backslashes part folders, as on Windows. A path that begins with a drive or a server is not to be found here: it is
-    the longest end of it that lies beside the list.
+    the longest end of it that lies beside the list. Letters with accents are one sign or two, as the disk has them.
     """
     try:
         given = Path(name).expanduser()
     except RuntimeError:  # ~nobody: no such user
         given = Path(name)
     place = list_file.parent / given
-    if "\\" not in name or place.exists():
+    if place.exists():
         return place
     parts = PureWindowsPath(name).parts
-    if not is_windows_absolute(name):
-        return list_file.parent.joinpath(*parts)
-    ends = (list_file.parent.joinpath(*parts[i:]) for i in range(1, len(parts)))
-    return next((end for end in ends if end.exists()), place)
+    if is_windows_absolute(name):
+        places = [list_file.parent.joinpath(*parts[i:]) for i in range(1, len(parts))]
+    else:
+        places = [list_file.parent.joinpath(*parts) if "\\" in name else place]
+    spelt = (Path(unicodedata.normalize(form, str(p))) for p in places for form in ("NFC", "NFD"))
+    return next((p for p in (*places, *spelt) if p.exists()), place if is_windows_absolute(name) else places[0])
 
 
 def is_windows_absolute(name: str) -> bool:
     """Whether a path begins with a drive or a server of Windows."""
-    return "\\" in name and bool(PureWindowsPath(name).drive)
+    return bool(re.match(r"[A-Za-z]:[\\/]", name)) or ("\\" in name and bool(PureWindowsPath(name).drive))
 
 
 def say_windows(names: Iterable[str]) -> list[str]:
