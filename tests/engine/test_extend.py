@@ -38,6 +38,11 @@ def test_the_newest_whole_checkpoint_is_the_start(run, tmp_path):
         extension_point(str(run), steps=2)
     with pytest.raises(InputError, match="no checkpoint there; give the folder"):
         extension_point(str(tmp_path), steps=9)
+    with pytest.raises(InputError, match=r"no such folder; give"):
+        extension_point(str(tmp_path / "nosuch"), steps=9)
+    for part in ("encoder", "checkpoints"):
+        with pytest.raises(InputError, match=rf"did you mean {run}\?"):
+            extension_point(str(run / part), steps=9)
     for inside in (run, run / "checkpoints/step-00000002"):
         with pytest.raises(InputError, match="is --out itself"):
             check_apart(str(inside), run)

@@ -39,11 +39,15 @@ def test_trackers_that_cannot_be_used_stop_before_any_work(monkeypatch):
         ),
         ({"SLURM_STEP_NUM_TASKS": "8", "SLURM_NNODES": "2"}, "torchrun --nnodes .SLURM_NNODES.*--nproc_per_node 4"),
         ({"OMPI_COMM_WORLD_SIZE": "4"}, "mpirun started 4 tasks.*torchrun --nproc_per_node 4"),
-        ({"PMI_SIZE": "2", "PMI_RANK": "0"}, "mpirun started 2 tasks of this command .PMI_SIZE=2"),
+        ({"PMI_SIZE": "2", "PMI_RANK": "0"}, "mpirun started 2 tasks of this command .PMI_SIZE"),
+        ({"SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_STEP_ID": "0"}, "srun started 2 tasks"),
+        ({"SLURM_NPROCS": "4", "SLURM_PROCID": "3"}, "srun started 4 tasks"),
     ],
 )
 def test_ranks_come_from_torchrun_or_the_run_stops(environment, expected, monkeypatch):
-    for name in [*launch._LAUNCHERS, "RANK", "WORLD_SIZE", "SLURM_NNODES", "SLURM_STEP_NUM_NODES"]:
+    for name in [*launch._LAUNCHERS, *os.environ]:
+        if name not in launch._LAUNCHERS and not re.match("SLURM_|RANK$|WORLD_SIZE$", name):
+            continue
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
@@ -53,6 +57,16 @@ def test_ranks_come_from_torchrun_or_the_run_stops(environment, expected, monkey
     with pytest.raises(InputError) as error:
         launch.launched_rank()
     assert re.search(expected, str(error.value), re.DOTALL) and "RANK=0 WORLD_SIZE=1" in str(error.value)
+
+
+@pytest.mark.parametrize("rank", [{"RANK": "1"}, {"RANK": "2", "WORLD_SIZE": "2"}, {"RANK": "x", "WORLD_SIZE": "2"}])
+def test_a_rank_that_no_run_has(rank, monkeypatch):
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in rank.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=r"no process of a run.*unset RANK"):
+        launch.launched_rank()
 
 
 def test_precision():

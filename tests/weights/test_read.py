@@ -217,7 +217,7 @@ HOSTILE = {
     "number_for_a_name": ({1: tensor((4,))}, "holds no weights"),
     "screen_codes_in_a_name": ({"a\x1b[2J": tensor((4,))}, "printable text"),
     "endless_name": ({"a" * 100_000: tensor((4,))}, "printable text"),
-    "list_of_tensors": ([tensor((4,))], "found list"),
+    "list_of_tensors": ([tensor((4,))], "found a list of 1 tensors without names"),
     "tensors_under_a_list": ({"layers": [tensor((4,))]}, "holds no weights"),
     "text": ("hello", "found str"),
 }

@@ -98,6 +98,7 @@ ALONE = {
     },
     "sequence with a normalisation": lambda s: {"0.mean": torch.ones(3), "0.std": torch.ones(3)} | pre("1.", s),
     "in a list": lambda s: {"epoch": 3, "models": [s]},
+    "pairs of name and tensor": lambda s: {"epoch": 3, "params": list(s.items())},
     "in a tuple": lambda s: (3, {"weights": s}),
     "by part": lambda s: {
         "checkpoint": {
@@ -255,6 +256,8 @@ def test_a_gap_is_not_filled_from_beside(cnn, one, tmp_path):
 def constant(kind, state):
     if kind == "one kernel":
         return {k: torch.zeros_like(v) if k == "stages.1.conv2.weight" else v for k, v in state.items()}
+    if kind == "norms":
+        return {k: torch.zeros_like(v) if v.ndim == 1 and "weight" in k else v for k, v in state.items()}
     if kind == "stem":
         return {k: torch.full_like(v, 2) if k == "stem.0.weight" else v for k, v in state.items()}
     if kind == "second half":
@@ -263,7 +266,7 @@ def constant(kind, state):
     return {k: torch.full_like(v, {"zero": 0, "one": 1}[kind]) for k, v in state.items()}
 
 
-@pytest.mark.parametrize("kind", ["zero", "one", "stem", "second half"])
+@pytest.mark.parametrize("kind", ["zero", "one", "stem", "second half", "norms"])
 def test_constant_files_are_refused(kind, cnn, one, tmp_path):
     torch.save(constant(kind, one), tmp_path / "file.pt")
     said = {
@@ -271,9 +274,38 @@ def test_constant_files_are_refused(kind, cnn, one, tmp_path):
         "one": r"stem\.0\.weight is 1 everywhere",
         "stem": r"stem\.0\.weight is 2 everywhere",
         "second half": r"9\d\.\d% of the values in its kernels are constant",
+        "norms": r"most of its norms multiply by zero, for example stem\.1\.weight",
     }[kind]
     with pytest.raises(InputError, match=said):
         load_weights(cnn, tmp_path / "file.pt")
+
+
+def test_the_other_network_is_named_where_the_first_is_constant(cnn, one, tmp_path):
+    torch.save({"student": constant("zero", one), "teacher": one}, tmp_path / "file.pt")
+    with pytest.raises(InputError, match="it also holds teacher: name one with which"):
+        load_weights(cnn, tmp_path / "file.pt")
+    assert load_weights(cnn, tmp_path / "file.pt", which="teacher").coverage == 1.0
+
+
+def test_tensors_without_names_are_said_to_be_that(cnn, one, tmp_path):
+    torch.save({"decay": 0.9, "ema": {"shadow_params": list(one.values())}}, tmp_path / "file.pt")
+    with pytest.raises(
+        InputError, match=r"found a list of 7\d tensors without names in shadow_params; save them with the names"
+    ):
+        load_weights(cnn, tmp_path / "file.pt")
+    torch.save({"epoch": 3, "arch": "x"}, tmp_path / "file.pt")
+    with pytest.raises(InputError, match=r"found arch \(str\), epoch \(int\)"):
+        load_weights(cnn, tmp_path / "file.pt")
+
+
+def test_a_copy_beside_a_network_whose_key_is_a_name_of_ours(tmp_path):
+    """``net`` is the dictionary here, and what the tensors' names in a slice encoder begin with."""
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    net, copy = (timm.create_model("test_resnet").state_dict() for _ in range(2))
+    torch.save({"net": net, "ema": {"shadow": copy}}, tmp_path / "file.pt")
+    report = create_encoder("slices/test_resnet", checkpoint=tmp_path / "file.pt").load_report
+    assert (report.which, report.others) == ("net", ("ema",))
 
 
 def test_one_kernel_of_zeros_is_a_layer_that_began_at_zero(cnn, one, tmp_path):

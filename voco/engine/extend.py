@@ -41,9 +41,11 @@ def extension_point(run: str, *, steps: int) -> Path:
     folder = Path(run)
     found = folder if (folder / "state.json").is_file() else find_checkpoint(folder / "checkpoints")
     if found is None:
-        why = (
-            "all of its checkpoints are damaged" if list_checkpoints(folder / "checkpoints") else "no checkpoint there"
-        )
+        why = "no checkpoint there" if folder.exists() else "no such folder"
+        if list_checkpoints(folder / "checkpoints"):
+            why = "all of its checkpoints are damaged"
+        if list_checkpoints(folder.parent / "checkpoints") or list_checkpoints(folder):
+            why += f"; did you mean {folder.parent}?"
         raise InputError(
             f"--train.extend {run}: {why}; give the folder of a finished or stopped run, or a step-… folder of one. To "
             "start from an encoder alone, use --encoder.weights"

@@ -24,7 +24,13 @@ def launched_rank() -> tuple[int, int]:
     """
     if "RANK" not in os.environ:
         _refuse_ranks_untold()
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    told = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    if not all(map(str.isdecimal, told)) or int(told[0]) >= int(told[1]):
+        raise InputError(
+            f"RANK={told[0]} and WORLD_SIZE={told[1]} in the environment are no process of a run: torchrun and "
+            "accelerate launch set both; unset RANK and WORLD_SIZE to run one process"
+        )
+    return int(told[0]), int(told[1])
 
 
 # Launchers by the variable in which a task finds how many there are. A job of SLURM may have many tasks and this
@@ -38,11 +44,21 @@ _LAUNCHERS = {
     "JSM_NAMESPACE_SIZE": "jsrun",
     "PALS_LOCAL_SIZE": "mpiexec",
 }
+_STEPS = ("SLURM_STEP_ID", "SLURM_STEPID")
+
+
+def _tasks(variable: str) -> str:
+    """How many tasks a launcher started. Of a step of SLURM without that number, the number of the job's tasks."""
+    count = os.environ.get(variable, "")
+    step = any(name in os.environ for name in _STEPS) or os.environ.get("SLURM_PROCID", "0") != "0"
+    if variable == "SLURM_STEP_NUM_TASKS" and not count and step:
+        return os.environ.get("SLURM_NTASKS") or os.environ.get("SLURM_NPROCS", "")
+    return count
 
 
 def _refuse_ranks_untold() -> None:
     for variable, launcher in _LAUNCHERS.items():
-        count = os.environ.get(variable, "")
+        count = _tasks(variable)
         if not count.isdecimal() or int(count) < 2:
             continue
         program = sys.argv[0] if sys.argv[0].endswith(".py") else "pretrain/run.py"
@@ -53,7 +69,7 @@ def _refuse_ranks_untold() -> None:
             ends = "" if nodes == "1" else " --nnodes $SLURM_NNODES --rdzv_backend c10d --rdzv_endpoint HOST:29500"
             start = f"srun --ntasks-per-node 1 torchrun{ends} --nproc_per_node {each} {program} …"
         raise InputError(
-            f"{launcher} started {count} tasks of this command ({variable}={count}) and none of them has a RANK, so "
+            f"{launcher} started {count} tasks of this command ({variable}) and none of them has a RANK, so "
             f"each would be a run of its own in the same folder. Let torchrun start the processes of one run:\n"
             f"  {start}\n"
             f"For one process, start one task. For runs of their own, each with its own --out, set RANK=0 WORLD_SIZE=1"

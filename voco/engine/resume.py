@@ -38,5 +38,6 @@ def check_same_settings(
         raise InputError(
             f"{saved.parent} was started with other settings:\n  "
             + "\n  ".join(lines)
-            + "\nRepeat them, or use another --out (with --encoder.weights to start from its encoder)"
+            + f"\nRepeat them, or use another --out: with --train.extend {saved.parent} to go on from there with more "
+            f"steps or another learning rate, with --encoder.weights {saved.parent} to start from its encoder"
         )

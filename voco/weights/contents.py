@@ -131,6 +131,8 @@ def _walk(content: object) -> Iterable[tuple[tuple, Tensor]]:
         if id(value) in seen or len(place) >= _DEEPEST:
             continue
         seen.add(id(value))
+        if not isinstance(value, Mapping) and value and all(map(_is_pair, value)):
+            value = dict(value)  # list(state_dict.items())
         if isinstance(value, Mapping):
             children = [(key, child) for key, child in value.items() if isinstance(key, (str, int))]
         else:
@@ -139,11 +141,27 @@ def _walk(content: object) -> Iterable[tuple[tuple, Tensor]]:
         waiting += [((*place, key), child) for key, child in reversed(children)]
 
 
+def _is_pair(item: object) -> bool:
+    return (
+        isinstance(item, (list, tuple)) and len(item) == 2 and isinstance(item[0], str) and isinstance(item[1], Tensor)
+    )
+
+
 def _joined(place: Sequence[object]) -> str:
     return ".".join(map(str, place))
 
 
-def _found(content: object) -> str:
+def _found(content: object, place: str = "the file", depth: int = 0) -> str:
+    """What there is in place of named tensors."""
+    if isinstance(content, (list, tuple)) and (unnamed := sum(isinstance(item, Tensor) for item in content)):
+        kind = f"a {type(content).__name__} of {unnamed}"
+        return f"{kind} tensors without names in {place:.80}; save them with the names of the network's state dict"
+    if depth < _DEEPEST and isinstance(content, _CONTAINERS):
+        items = content.items() if isinstance(content, Mapping) else enumerate(content)
+        for name, value in items:
+            if isinstance(value, _CONTAINERS) and "without names" in (text := _found(value, str(name), depth + 1)):
+                return text
     if not isinstance(content, Mapping):
         return type(content).__name__
-    return str(sorted(f"{key!s:.60}" for key in content)[:10])
+    kinds = sorted((f"{key!s:.60}", type(value).__name__) for key, value in content.items())[:10]
+    return ", ".join(f"{key} ({kind})" for key, kind in kinds) or "an empty dictionary"

@@ -116,7 +116,8 @@ def misfit(encoder: Encoder, found: Examination, exact: bool = False) -> str | N
     if exact and (report.missing or report.unexpected or set(report.dropped.values()) - {"decoder"}):
         return "the folder's config.json and its weights do not belong together"
     if problem := _constant(fit, () if exact else encoder.stem_keys):
-        return problem
+        others = f"; it also holds {', '.join(match.others)}: name one with which" if match.others else ""
+        return problem + others
     if fit.not_finite:
         return f"it holds values that are not finite, for example in {fit.not_finite[0]}"
     return None
@@ -126,11 +127,20 @@ def _constant(fit: Fit, stems: Iterable[str]) -> str | None:
     """Kernels of one value only: what an interrupted copy or a file saved before training holds."""
     first = next((key for key in stems if key in fit.constant), None)
     if first is None and fit.constant_share <= _MOST_CONSTANT:
-        return None
+        return _zero_scales(fit)
     name = first or next(iter(fit.constant))
     return (
         f"{_percent(fit.constant_share)} of the values in its kernels are constant, for example {name} is "
         f"{fit.constant[name]:g} everywhere: nothing was trained, or the file is incomplete; fetch or save it again"
+    )
+
+
+def _zero_scales(fit: Fit) -> str | None:
+    if not fit.zero_scales:
+        return None
+    return (
+        f"most of its norms multiply by zero, for example {fit.zero_scales[0]}: nothing was trained, or the file is "
+        "incomplete; fetch or save it again"
     )
 
 

@@ -33,6 +33,7 @@ class Fit:
         not_finite: keys of the file with NaN or infinity.
         constant: kernels (of two dimensions or more) that hold one value only, with it.
         constant_share: their share of all values in kernels.
+        zero_scales: norms that multiply by zero, where most of them do.
         coverage: share of the parameters, by volume, that is filled.
     """
 
@@ -44,6 +45,7 @@ class Fit:
     not_finite: list[str] = field(default_factory=list)
     constant: dict[str, float] = field(default_factory=dict)
     constant_share: float = 0.0
+    zero_scales: list[str] = field(default_factory=list)
     coverage: float = 0.0
 
 
@@ -85,6 +87,10 @@ class Fitter:
         result.constant = {name: float(value.flatten()[0]) for name, value in kernels.items() if _is_constant(value)}
         total = sum(value.numel() for value in kernels.values())
         result.constant_share = sum(kernels[name].numel() for name in result.constant) / total if total else 0.0
+        scales = {name: value for name, value in result.values.items() if value.ndim == 1 and name.endswith("weight")}
+        zero = [name for name, value in scales.items() if not value.is_meta and not value.any()]
+        # Norms that end residual branches may begin at zero; where most are, nothing comes through.
+        result.zero_scales = zero if 2 * len(zero) > len(scales) else []
         return result
 
     def _fit_one(self, result: Fit, name: str, values: list[Tensor], keys: tuple[str, ...], match: Match) -> bool:

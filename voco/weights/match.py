@@ -178,13 +178,19 @@ def _counts(
     names: Mapping[str, str],
 ) -> dict[str, int]:
     """Tensors of the encoder behind each prefix of a file."""
-    counts: dict[str, int] = {}
+    behind: dict[str, set[str]] = {}
     for short, path in names.items():
         for root, name in suffixes(short):
             ours, _ = _target(rename, name)
             if ours in wanted and _plausible(contents.tensors[path], wanted[ours], fmt):
-                counts[root] = counts.get(root, 0) + 1
-    return counts
+                behind.setdefault(root, set()).add(path)
+    # A format may know names with and without their beginning (``net.``): of two prefixes with the same tensors behind
+    # them, the longer one leads to the network, and the shorter one to whatever lies beside it as well.
+    return {
+        root: len(paths)
+        for root, paths in behind.items()
+        if not any(other != root and is_under(other, root) and paths == behind[other] for other in behind)
+    }
 
 
 def _match(

@@ -11,7 +11,6 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
-from operator import getitem
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -119,7 +118,7 @@ class TorchFile:
         Raises:
             InputError: a byte has changed since the file was written.
         """
-        found = (reduce(getitem, place, self.content) for place in places)
+        found = (reduce(_item, place, self.content) for place in places)
         keys = {storage.id[2] for value in found if (storage := _storage_of(value))}
         if not self.zipped or not keys:
             return
@@ -321,6 +320,11 @@ def _fits(storage: Persistent, offset: int, size: object, stride: object, rest: 
         elements = elements * _element_bytes(kind) // dtype.itemsize
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     return 0 in size or last < elements
+
+
+def _item(value: object, key: object) -> object:
+    """What lies under a key; of a list of pairs, under a name."""
+    return dict(value)[key] if isinstance(key, str) and isinstance(value, (list, tuple)) else value[key]
 
 
 def _storage_of(value: object) -> Persistent | None:
