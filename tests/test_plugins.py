@@ -140,12 +140,15 @@ def test_a_report_reads_runs_of_a_task_of_one_file(work, tuned):
     assert results["task"] == "toy_dense" and results["main"]["name"] == "right"
     words = [str(tuned), "--out", str(work / "report"), "--no-paper"]
     done = forked(benchmarks.report.main, words)
-    assert done.returncode == 2 and f"needs the plugin toy_task (digest {digest('toy_task')})" in done.stderr
+    assert done.returncode == 2 and f"needs the plugins toy_task (digest {digest('toy_task')}), toy_enc" in done.stderr
     done = forked(benchmarks.report.main, [*words, TASK])
+    assert done.returncode == 2 and f"needs the plugin toy_encoder (digest {digest('toy_encoder')})" in done.stderr
+    done = forked(benchmarks.report.main, [*words, TASK, NETWORK])
     assert done.returncode == 0, done.stderr[-2000:]
     assert "toy_dense" in (work / "report" / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_method_on_clips_is_judged_by_the_nearest_class_mean(work):
     from voco.phantom.cohort import write_cohort
 
@@ -191,6 +194,7 @@ def test_settings_cannot_load_code(work, tmp_path):
     assert done.returncode == 2 and "settings cannot load code; give --plugin on the command line" in done.stderr
 
 
+@pytest.mark.slow
 def test_processes_that_are_started_anew_find_the_code_of_their_samples(tmp_path):
     """A loader that spawns its processes unpickles the sampler there."""
     (tmp_path / "main.py").write_text(

@@ -335,12 +335,12 @@ def read_run(folder: str | Path) -> Run:
             "stopped"
         )
     results = read_results(folder)
+    if results["task"] not in TASKS:
+        plugins.check(folder, record.get("plugins"))
     if not (folder / PREDICTIONS).is_file():
         raise InputError(f"{folder} has no {PREDICTIONS}, which every figure is computed from; run its command again")
     history, spec, network = read_history(folder, results)
     cell = read_json(folder / CELL) if (folder / CELL).is_file() else {}
-    if results["task"] not in TASKS:
-        plugins.check(folder, record.get("plugins"))
     task = rebuild_task(results, f"the results of {folder}")
     return Run(folder, task, results, record, read_settings(folder), history, spec, network, cell)
 
