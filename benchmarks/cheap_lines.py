@@ -225,8 +225,8 @@ class Slices:
     def _maps(self, study) -> np.ndarray:
         place = self.folder / f"{study.paths[0].stem}.npy"
         if not place.is_file():
-            with whole(place) as beside:
-                np.save(beside, self._compute(study))
+            with whole(place) as beside, open(beside, "wb") as file:
+                np.save(file, self._compute(study))
         return np.load(place)
 
     def _compute(self, study) -> np.ndarray:

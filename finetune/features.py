@@ -44,8 +44,8 @@ def study_features(
     bar = Progress("features", len(own), accelerator.is_main_process and bool(own))
     for i in own:
         features, _ = window_features(model, studies[i].paths, view, dtype=dtype)
-        with whole(places[i]) as place:
-            np.save(place, features)
+        with whole(places[i]) as place, open(place, "wb") as file:
+            np.save(file, features)
         bar.step()
     bar.close()
     accelerator.wait_for_everyone()

@@ -28,7 +28,7 @@ def test_text_bytes_and_json(tmp_path):
 def test_a_failed_write_leaves_the_old_file_and_nothing_beside(tmp_path, monkeypatch):
     write_text(tmp_path / "a.csv", "old")
     with pytest.raises(RuntimeError), whole(tmp_path / "a.csv") as place:
-        assert place.suffix == ".csv" and place.parent == tmp_path
+        assert place.suffix != ".csv" and place.parent == tmp_path
         place.write_text("half")
         raise RuntimeError
 
@@ -84,9 +84,9 @@ def test_leftovers_of_a_killed_process_go_and_those_of_a_living_one_stay(tmp_pat
 
 def test_a_writer_on_another_machine_may_live(tmp_path):
     for name, age in (("young", 60), ("old", 7 * 3600)):
-        path = tmp_path / f"{TEMPORARY}{_host()}x-1-{name}.npy"
+        path = tmp_path / f"{TEMPORARY}{_host()}x-1-{name}.tmp"
         path.touch()
         os.utime(path, (time.time() - age,) * 2)
     (tmp_path / "data.npy").touch()
     sweep(tmp_path)
-    assert sorted(path.name.rpartition("-")[2] for path in tmp_path.iterdir()) == ["data.npy", "young.npy"]
+    assert sorted(path.name.rpartition("-")[2] for path in tmp_path.iterdir()) == ["data.npy", "young.tmp"]

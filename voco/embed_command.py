@@ -171,7 +171,8 @@ def write_table(found: Embedded, out: str | Path) -> list[Path]:
     with whole(out) as place:
         if out.suffix == ".npz":
             arrays = {name: np.array(values) for name, values in names.items()}
-            np.savez_compressed(place, **arrays, features=found.features)
+            with open(place, "wb") as file:
+                np.savez_compressed(file, **arrays, features=found.features)
         else:
             import pandas as pd
 

@@ -28,7 +28,7 @@ def whole(path: str | Path) -> Iterator[Path]:
         path: the file; its folder is made if missing.
 
     Yields:
-        A path in the same folder with the same ending.
+        A path in the same folder, of a name that no search for files of its kind finds.
 
     Raises:
         OSError: the folder cannot be written, or has no space left.
@@ -107,7 +107,7 @@ def sweep(folder: str | Path) -> None:
 
 def _beside(path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    return path.with_name(f"{TEMPORARY}{_host()}-{os.getpid()}-{secrets.token_hex(4)}{path.suffix}")
+    return path.with_name(f"{TEMPORARY}{_host()}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
 
 
 def _remove(temporary: Path) -> None:

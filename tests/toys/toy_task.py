@@ -9,7 +9,8 @@ from typing import Literal
 from voco.data.layouts.labeled import LabeledCase, LabeledManifest, read_table
 from voco.data.manifest import Case
 from voco.tasks import register_task
-from voco.tasks.base import Output, Scores, Task, known_labels
+from voco.tasks.base import Output, Task
+from voco.tasks.metrics import OutputMetric
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,18 @@ class ToyOptions:
     """CSV in the data folder with the columns path and dense."""
 
 
+class Right(OutputMetric):
+    """Share of the scans that are named right."""
+
+    name = "right"
+    kinds = ("binary",)
+    range = (0.0, 1.0)
+    words = "share of the scans that are named right"
+
+    def compute(self, labels, scores):
+        return float(((scores[:, 0] > 0.5) == (labels == 1)).mean())
+
+
 @register_task("toy_dense")
 class Dense(Task):
     """Dense or not."""
@@ -29,6 +42,7 @@ class Dense(Task):
     Options = ToyOptions
     main_metric = "right"
     outputs = (Output("dense"),)
+    metrics = (Right(outputs),)
 
     def read(self, root):
         rows = read_table(Path(root) / self.options.table, ["path", "dense"])
@@ -37,9 +51,3 @@ class Dense(Task):
             for path, label in zip(rows["path"], rows["dense"])
         ]
         return LabeledManifest(Path(root), sorted(cases, key=lambda case: case.id))
-
-    def metrics(self, units, images=None):
-        labels, scores = known_labels(units, self.outputs[0])
-        out = Scores()
-        out.add("right", ((scores[:, 0] > 0.5) == (labels == 1)).mean() if len(labels) else None, "no case")
-        return out

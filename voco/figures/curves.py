@@ -150,8 +150,7 @@ def position_scores(metrics_rows: Sequence[Mapping], lines: Mapping, references:
         lines: ``step0``, ``untrained`` and ``histogram`` -> ``HealthReport``.
         references: fields of ``voco.reference.reference_lines``.
     """
-    compared = any("heldout/position_accuracy" in row for row in metrics_rows)
-    heads = _HEADS if compared else _HEADS[:1]  # a method without a projector has features alone
+    heads = _HEADS if "collapse" in references else _HEADS[:1]  # a method without a projector has features alone
     figure, highest = style.new_figure(134 + 370 * len(heads)), _highest(metrics_rows, lines, references)
     for column, (score, words, note) in enumerate(_KINDS):
         for row, (prefix, kind) in enumerate(heads):
