@@ -30,8 +30,9 @@ FAR = 4.1
 MAX_BLOCKS = 4
 # Residual of a slice against its two neighbours, where these are of another group, over the same inside a group.
 # Every second slice (half the distance): 0.40 to 0.55 in real scans, above 0.85 where another phase or patient is mixed
-# in. Where two blocks meet (the same distance): at most 1.6 in real scans, 3 and more where something else goes on.
-MIXED, BROKEN = 0.8, 2.5
+# in. Where two blocks meet (the same distance): at most 1.6 in real scans, 3.6 where the patient moved by 5 mm between
+# them or contrast came in, 17 and more where another patient goes on.
+MIXED, BROKEN = 0.8, 5.0
 _TRIPLES = 6
 _REMEMBERED = 256
 _TIME_GAP_SECONDS = 2.0
