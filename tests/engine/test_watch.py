@@ -191,7 +191,7 @@ def test_other_settings_are_listed_and_free_ones_are_not(tmp_path):
     other = {**same, "seed": 3, "train": {"lr": 0.2, "steps": 5}}
     with pytest.raises(InputError, match=r"(?s)seed: 0 -> 3.*train.lr: 0.1 -> 0.2") as error:
         check_same_settings(saved, other, ["data.workers", "data.root"])
-    assert "steps" not in str(error.value) and "workers" not in str(error.value)
+    assert "train.steps" not in str(error.value) and "workers" not in str(error.value)
 
 
 def test_a_setting_of_a_later_version_stands_for_what_was_done_without_it(tmp_path):
