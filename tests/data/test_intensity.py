@@ -287,3 +287,8 @@ def test_no_real_scan_is_doubtful_and_every_shifted_one_is_refused():
         small = volume.array[::1, ::4, ::4].astype(np.int32)
         for wrong in (small + 1024, small - 1000):
             assert judge(wrong).wrong
+
+
+@pytest.mark.parametrize("largest", [355, 900, 2500])
+def test_inverted_by_the_largest_value_is_said(largest):
+    assert "inverted" in judge(largest - chest().astype(int)).found

@@ -15,6 +15,8 @@ _RESCALES = (1000, 1024)
 _NEAR = range(976, 1049, 8)  # with scanners whose air is not quite -1000
 # value = this - HU: inverted with its sign, or 12 bits inverted before the intercept of -1024.
 _INVERTED = (-1, 2047)
+# Inverted by the largest value of a slice or of the scan.
+_MIRRORS = range(-960, 4097, 96)
 _OTHER = tuple(shift for shift in range(-4096, 4097, 96) if abs(shift) >= 600)
 # Fewer voxels tell nothing.
 _MIN_VOXELS = 500
@@ -74,9 +76,10 @@ def judge(values: np.ndarray, rescale: tuple[float, float] | None = None) -> Jud
         (best([-shift for shift in _NEAR]), _twice),
         (best(_INVERTED, mirrored=True), _inverted),
         (best(_OTHER) if plain < _WELL else (-np.inf, 0), _other),
+        (best(_MIRRORS, mirrored=True) if plain < _WELL else (-np.inf, 0), _mirrored),
     )
     # What explains the values best is named; anything at all must do so clearly better than what is known to happen.
-    ranked = sorted(kinds, key=lambda kind: kind[0][0] - 0.3 * (kind[1] is _other), reverse=True)
+    ranked = sorted(kinds, key=lambda kind: kind[0][0] - 0.3 * (kind[1] in (_other, _mirrored)), reverse=True)
     for (gain, shift), kind in ranked:
         if (found := kind(histogram, gain, shift, rescale)) is not None:
             return found
@@ -133,15 +136,21 @@ def _twice(histogram: Histogram, gain: float, shift: int, rescale) -> Judgement 
     )
 
 
-def _inverted(histogram: Histogram, gain: float, shift: int, rescale) -> Judgement | None:
+def _inverted(
+    histogram: Histogram, gain: float, shift: int, rescale, doubt: float = _INVERTED_DOUBT, sure: float = _SURE
+) -> Judgement | None:
     bright = histogram.between(800, 1e9)
-    if gain < _INVERTED_DOUBT or bright < 0.05:
+    if gain < doubt or bright < 0.05:
         return None
     return Judgement(
-        gain >= _SURE,
-        f"{_word(gain >= _SURE)}: inverted, {bright:.0%} of the voxels are above 800, as if air were the brightest"
-        f" (value = {shift} - HU); convert the scan again without inverting MONOCHROME1",
+        gain >= sure,
+        f"{_word(gain >= sure)}: inverted, {bright:.0%} of the voxels are above 800, as if air were the brightest"
+        f" (value = about {shift} - HU); convert the scan again without inverting MONOCHROME1",
     )
+
+
+def _mirrored(histogram: Histogram, gain: float, shift: int, rescale) -> Judgement | None:
+    return _inverted(histogram, gain, shift, rescale, _OTHER_DOUBT, _OTHER_SURE)
 
 
 def _other(histogram: Histogram, gain: float, shift: int, rescale) -> Judgement | None:
@@ -157,9 +166,9 @@ def _other(histogram: Histogram, gain: float, shift: int, rescale) -> Judgement 
     if gain < _OTHER_DOUBT:
         return None
     sure = gain >= _OTHER_SURE and histogram.between(1300, 1e9) >= 0.5
-    found = (
-        f"{_word(sure)}: shifted, tissue would fit if all were about {abs(shift)} {'lower' if shift > 0 else 'higher'}"
-    )
+    found = f"{_word(sure)}: shifted, tissue would fit if all were about {abs(shift)} "
+    # Bright air is as common as tissue, and the histogram cannot tell them apart.
+    found += "lower (look at a slice first: where air is bright, it is inverted)" if shift > 0 else "higher"
     return Judgement(sure, found, (-shift,))
 
 
