@@ -204,6 +204,18 @@ def encoded(path: Path, streams: list[list[tuple[str, np.ndarray, tuple[int, int
     return path
 
 
+def test_recordings_one_behind_the_other(folder, tmp_path):
+    """Times begin anew in the middle: no frame may take the place of another."""
+    one = (folder / "h264.ts").read_bytes()
+    (tmp_path / "two.ts").write_bytes(one + one)
+    single, double = probe(folder / "h264.ts"), probe(tmp_path / "two.ts")
+    assert double.frames == 2 * single.frames and "no times" in double.note
+    with VideoReader(folder / "h264.ts") as reader:
+        wanted = reader.read(range(single.frames))
+    with VideoReader(tmp_path / "two.ts") as reader:
+        assert np.array_equal(reader.read(range(double.frames)), np.concatenate([wanted, wanted]))
+
+
 @pytest.mark.parametrize(("name", "form"), [("dvr.mp4", "h264"), ("a.264", "h264"), ("a.hevc", "hevc")])
 def test_raw_streams_have_no_times(tmp_path, name, form):
     codec = {"h264": "libx264", "hevc": "libx265"}[form]

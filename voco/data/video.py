@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +69,7 @@ class FrameIndex:
         in_order: the file holds no true presentation times; frames are numbered as they leave the decoder.
         seekable: times are right after a seek; else decoding starts with the file.
         stream: number of the stream among all of the file.
-        timed: the file has times; else frames follow one another at its nominal rate.
+        timed: the file has times that tell its frames apart; else frames follow one another at its nominal rate.
         shown: (H, W) of the first frame after rotation, once ``VideoReader.info`` has looked at it.
     """
 
@@ -294,6 +295,9 @@ class VideoReader:
             raise ScanError("its video stream holds no frames")
         if sum(p.pts is None and p.dts is None for p in packets) > len(packets) / 2:
             return self._untimed_index(packets)
+        decoded_at = [p.dts for p in packets if p.dts is not None]
+        if any(later < earlier for earlier, later in pairwise(decoded_at)):  # recordings put one behind the other
+            return self._untimed_index(packets)
         # Where only some packets have a presentation time, decoding times (one each, ascending) are the better guess.
         by_pts = all(p.pts is not None for p in packets)
         by_shown = any(name in self._container.format.name for name in ("mov", "matroska"))
@@ -321,7 +325,7 @@ class VideoReader:
         )
 
     def _untimed_index(self, packets: Sequence) -> FrameIndex:
-        """Frames one after another at the nominal rate: raw streams (H.264, HEVC) hold no times at all."""
+        """Frames one after another at the nominal rate: raw streams (H.264, HEVC) hold no such times."""
         unit = float(self._stream.time_base)
         lengths = [p.duration for p in packets if p.duration]
         step = int(np.median(lengths)) if lengths else max(1, round(1 / (_RATE * unit)))
