@@ -44,7 +44,10 @@ def trauma_metrics(outputs: Sequence[Output]) -> list[Metric]:
         reason = f"the official score needs all five organs; {', '.join(missing)} were not trained"
         found += [NotOffered("score", reason, False), NotOffered(f"loss_{ANY}", reason, False)]
     else:
-        found += [Losses(outputs, "score"), *(Losses(outputs, f"loss_{name}", only=name) for name in (*ORGANS, ANY))]
+        found += [
+            OfficialScore(outputs, "score"),
+            *(Losses(outputs, f"loss_{name}", only=name) for name in (*ORGANS, ANY)),
+        ]
     for output in outputs:
         organ, own = output.name, (output,)
         said = {"unknown": f"no patient with a known label of {organ}", "undefined": "no patient with an injury"}
@@ -101,8 +104,6 @@ class Losses(Metric):
     def __init__(self, outputs: Sequence[Output], name: str, only: str = ""):
         super().__init__(outputs, name)
         self.only = only
-        if name == "score":
-            self.words = "Score: weighted log loss of the RSNA 2023 challenge"
 
     def value(self, units: pd.DataFrame, images: pd.DataFrame | None = None) -> float:
         terms = self._terms(units, official=True)
@@ -169,6 +170,13 @@ class Losses(Metric):
             known = np.flatnonzero(~np.isnan(labels))
             found.append((name, known, labels[known].astype(int), rows[known]))
         return found
+
+
+class OfficialScore(Losses):
+    """Mean of all six losses."""
+
+    name = "score"
+    words = "Score: weighted log loss of the RSNA 2023 challenge"
 
 
 class GradesAP(Ranking):
