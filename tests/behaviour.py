@@ -18,6 +18,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -179,7 +180,8 @@ def collect(out: Path) -> dict[str, object]:
     """What was computed: digests of files, and numbers by their place in a file."""
     found: dict[str, object] = {}
     for path in sorted(out.rglob("*")):
-        name = path.relative_to(out).as_posix()
+        # folders of cells end with a digest of settings, among which are the places of files
+        name = re.sub(r"-[0-9a-f]{6}(?=/)", "", path.relative_to(out).as_posix())
         if path.name in _WHOLE:
             found[name] = hashlib.sha256(_known_columns(path)).hexdigest()
         elif path.name in ("results.json", "health.json", "report.json"):
