@@ -292,3 +292,15 @@ def test_no_real_scan_is_doubtful_and_every_shifted_one_is_refused():
 @pytest.mark.parametrize("largest", [355, 900, 2500])
 def test_inverted_by_the_largest_value_is_said(largest):
     assert "inverted" in judge(largest - chest().astype(int)).found
+
+
+def test_pictures_of_eight_bits_with_a_sign_are_said():
+    picture = np.rint((np.clip(chest(), -160, 240) - 40) * 127 / 200)
+    assert "8-bit pictures" in judge(picture).found
+    assert not judge(np.clip(chest(), -160, 240)).found
+
+
+def test_the_intercept_twice_with_the_air_cut_off():
+    noisy = chest(noise=90.0)
+    assert "applied twice" in judge(np.maximum(noisy - 1024, -1024)).found
+    assert not judge(np.maximum(noisy, -1024)).found

@@ -178,9 +178,9 @@ def _again(headers: list[SliceHeader]) -> list[int]:
 
 def _runs(headers: list[SliceHeader]) -> list[int]:
     """Number the runs along the normal when slices are taken by InstanceNumber; 0 for all where these repeat."""
-    numbers = [h.number for h in headers]
-    if None in numbers or len(set(numbers)) < len(numbers):
+    if len({h.number for h in headers} - {None}) < len(headers):
         return [0] * len(headers)
+    numbers = [h.number for h in headers]
     z = _along(headers)
     runs, run, way = [0] * len(headers), 0, 0.0
     order = np.argsort(numbers)
@@ -259,9 +259,8 @@ class _Places:
 
     def _watching(self, groups: dict[object, list[int]], small: list[int]) -> list[int]:
         """Images of one place that was looked at again and again, wherever it lies."""
-        few = [group for group in groups.values() if set(group) <= set(small)]
-        again = [group for group in few if len(group) > 2 * len(self._planes(group)) and self._differ(group)]
-        return sorted(i for group in again for i in group)
+        few = [g for g in groups.values() if set(g) <= set(small) and len(g) > 2 * len(self._planes(g))]
+        return sorted(i for group in few if self._differ(group) for i in group)
 
     def _why_aside(self, stray: list[int], patients: bool) -> str:
         if patients:

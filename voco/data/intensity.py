@@ -121,7 +121,8 @@ def _twice(histogram: Histogram, gain: float, shift: int, rescale) -> Judgement 
     """The intercept applied twice: tissue near -984, and much that is no padding below the air."""
     below, tissue = histogram.between(-1e9, -1150), histogram.between(-300, 1e9)
     # Where air was cut off at -1024 afterwards, what is left of a body is a peak just above it.
-    cut = tissue < 0.05 and histogram.between(-1010, -940) >= 0.5
+    floor = -1024 in histogram.padding and histogram.share < 0.5  # and fat and lung went with the air
+    cut = tissue < 0.05 and histogram.between(-1010, -940) >= (0.4 if floor else 0.5)
     if not cut and (gain < _TWICE or below < 0.01):
         return None
     header = rescale is not None and abs(rescale[1] - shift) <= 100
@@ -173,6 +174,13 @@ def _other(histogram: Histogram, gain: float, shift: int, rescale) -> Judgement 
 
 
 def _no_tissue(histogram: Histogram, plain: float) -> Judgement:
+    ends = histogram.padding[:1] + histogram.padding[-1:]
+    if len(ends) == 2 and ends[0] in (-128, -127) and ends[1] in (126, 127):
+        return Judgement(
+            False,
+            f"{_word(False)}: cut off at {ends[0]} and {ends[1]}, the range of 8-bit pictures; if it is one, convert"
+            " the scan again without a window",
+        )
     if plain >= _NO_TISSUE:
         return Judgement()
     return Judgement(
