@@ -103,6 +103,19 @@ def test_scans_whose_images_are_counted_anew_are_two(tmp_path, apart):
     np.testing.assert_array_equal(found[1], other)
 
 
+@pytest.mark.parametrize("moved", [0, 1])
+def test_two_acquisitions_that_are_counted_anew_are_one(tmp_path, moved):
+    """They share a plane; the patient moved a little between them."""
+    hu = body(Z)
+    write(tmp_path, hu[:6], Z[:6])
+    second = np.roll(body(Z, seed=0)[5:], moved, axis=1)
+    write(tmp_path, second, Z[5:], name="b{:03d}.dcm", AcquisitionNumber=2)
+    array = read_volume(tmp_path).array
+    assert len(array) == 12
+    np.testing.assert_array_equal(array[:5], hu[:5])
+    np.testing.assert_array_equal(array[6:], second[1:])
+
+
 def test_two_of_one_number_in_one_plane_are_not_told_apart_by_it(tmp_path):
     write(tmp_path, body(Z), Z)
     write(tmp_path, body(Z, seed=4), Z, name="b{:03d}.dcm")

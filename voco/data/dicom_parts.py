@@ -99,7 +99,7 @@ def part_volumes(headers: Sequence[SliceHeader], look: Look) -> list[Part]:
 
 
 def _members(parts: list[Part]) -> set[frozenset]:
-    return {frozenset(id(h) for h in part.headers) for part in parts}
+    return {frozenset(map(id, part.headers)) for part in parts}
 
 
 def _own_uids(headers: list[SliceHeader], look: Look) -> tuple[list[SliceHeader], tuple[str, ...]]:
@@ -246,7 +246,7 @@ class _Places:
         named = [i for i in small if patients and labels[i]]
         stray = named or [i for i in small if any(self._clashes([i], g)[0] and not self._copied(i, g) for g in big)]
         stray += [i for i in self._watching(groups, small) if i not in stray and not named]
-        volumes = self._joined(big, patients or (name in ("folder", "InstanceNumber") and self._counted_anew(big)))
+        volumes = self._joined(big, patients or self._counted_anew(name, big))
         for index in set(small) - set(stray):
             nearest = min(volumes, key=lambda g: np.abs(self.z[g] - self.z[index]).min())
             nearest.append(index)
@@ -285,8 +285,10 @@ class _Places:
         except ScanError:
             return False
 
-    def _counted_anew(self, groups: list[list[int]]) -> bool:
-        """Whether InstanceNumber starts again in every group."""
+    def _counted_anew(self, name: str, groups: list[list[int]]) -> bool:
+        """Whether InstanceNumber starts again in every folder, or for no reason that the header gives."""
+        if name != "folder" and (name != "InstanceNumber" or len({h.keys for h in self.headers}) > 1):
+            return False
         numbers = [{self.headers[i].number for i in group} for group in groups]
         return all(len(a & b) > 0.9 * min(len(a), len(b)) for a, b in itertools.combinations(numbers, 2)) and all(
             len(own) == len(group) for own, group in zip(numbers, groups)
