@@ -67,13 +67,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace, arguments: Sequence[str], runner=None) -> int:
     """One call from the YAML file to the report."""
     from benchmarks.cells.process import Process
-    from benchmarks.cells.store import Store, read_json
+    from benchmarks.cells.store import Store
     from benchmarks.cells.worker import Worker
     from benchmarks.grid.config import find_config, read_grid
     from benchmarks.grid.expand import expand
     from benchmarks.grid.plan import missing_data, plan_text
     from benchmarks.grid.primary import named, store_plan
-    from voco.files import write_json, write_text
+    from voco.files import read_json, write_json, write_text
 
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)

@@ -14,6 +14,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 TEMPORARY = ".writing-"
 # A writer on another machine cannot be asked whether it lives; nothing takes longer to write than this.
@@ -37,13 +38,13 @@ def whole(path: str | Path) -> Iterator[Path]:
     temporary = _beside(path)
     try:
         yield temporary
-        _sync(temporary)
+        sync(temporary)
         os.replace(temporary, path)
     except BaseException:
         _remove(temporary)
         raise
     with contextlib.suppress(OSError):  # some network file systems cannot sync a folder
-        _sync(path.parent)
+        sync(path.parent)
 
 
 def write_together(files: Mapping[Path, bytes], before: Callable[[], None] = lambda: None) -> None:
@@ -57,7 +58,7 @@ def write_together(files: Mapping[Path, bytes], before: Callable[[], None] = lam
     try:
         for temporary, _, data in places:
             temporary.write_bytes(data)
-            _sync(temporary)
+            sync(temporary)
         before()
         for temporary, path, _ in places:
             os.replace(temporary, path)
@@ -91,9 +92,31 @@ def write_json(path: str | Path, value: object, *, indent: int | None = None, de
     return write_text(path, json.dumps(value, indent=indent, default=default, allow_nan=nan) + ("\n" if indent else ""))
 
 
+def read_json(path: str | Path) -> dict[str, Any]:
+    """A JSON object; empty where there is none, or one that was cut off."""
+    try:
+        found = json.loads(Path(path).read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def encoded(text: str) -> bytes:
     """Text as it is written: UTF-8; names of files, which need not be text, keep their bytes as backslashes."""
     return text.encode("utf-8", errors="backslashreplace")
+
+
+def sync(path: str | Path) -> None:
+    """Have what was written of a file, or which files a folder holds, on the disk.
+
+    Raises:
+        OSError: as of ``os.fsync``; some network file systems cannot sync a folder.
+    """
+    place = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(place)
+    finally:
+        os.close(place)
 
 
 def sweep(folder: str | Path) -> None:
@@ -135,11 +158,3 @@ def _lives(pid: int) -> bool:
 def _host() -> str:
     """Short, and fit for a file name; containers on one machine have names of their own."""
     return "".join(c for c in socket.gethostname() if c.isalnum())[:24] or "host"
-
-
-def _sync(path: Path) -> None:
-    place = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(place)
-    finally:
-        os.close(place)

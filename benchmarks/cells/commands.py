@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cells.store import SETTINGS, Store, read_json, read_lines
+from benchmarks.cells.store import SETTINGS, Store, read_lines
 from benchmarks.grid.cell import Cell
 from benchmarks.read.provenance import flops_per_volume
 from voco.errors import InputError
+from voco.files import read_json
 from voco.plugins import loaded
 
 _VOCO = "import sys; from voco.cli import main; sys.exit(main())"

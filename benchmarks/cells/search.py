@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from benchmarks.cells.store import Store, now, read_json
-from voco.files import write_json
+from benchmarks.cells.store import Store, now
+from voco.files import read_json, write_json
 
 SETTING = "train.lr"
 

@@ -16,7 +16,7 @@ from typing import Any
 from benchmarks.grid.cell import FOLDERS, Cell, Work
 from benchmarks.grid.settings import digest, merge
 from voco.errors import InputError
-from voco.files import write_json, write_text
+from voco.files import read_json, write_json, write_text
 
 LOG = "cells.jsonl"
 CELL = "cell.json"
@@ -209,15 +209,6 @@ class Store:
 
 def now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime())
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where there is none, or one that was cut off."""
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:

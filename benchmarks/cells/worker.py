@@ -11,11 +11,12 @@ from typing import Any
 from benchmarks.cells.commands import command
 from benchmarks.cells.process import Handle, Process, Runner, last_lines, slot_environment, wait_until_free
 from benchmarks.cells.search import decide
-from benchmarks.cells.store import OUTPUT, Store, now, read_json
+from benchmarks.cells.store import OUTPUT, Store, now
 from benchmarks.grid.cell import Cell
 from benchmarks.grid.plan import detectable_lines
 from voco.engine.log import duration
 from voco.errors import InputError
+from voco.files import read_json
 
 WAITING, RUNNING, DONE, FAILED, BLOCKED, SKIPPED = "waiting", "running", "done", "failed", "blocked", "skipped"
 _STOP_SECONDS = 900.0

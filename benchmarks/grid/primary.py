@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.cells.store import Store, append_line, now, read_json
+from benchmarks.cells.store import Store, append_line, now
 from benchmarks.grid.cell import Work
 from benchmarks.grid.settings import digest
 from voco.errors import InputError
-from voco.files import write_json
+from voco.files import read_json, write_json
 
 PLAN, HISTORY = "plan.json", "plan_history.jsonl"
 

@@ -13,13 +13,14 @@ import pytest
 from benchmarks.cells.commands import budget_steps
 from benchmarks.cells.process import Process, last_lines, slot_environment, wait_until_free
 from benchmarks.cells.search import edge_warnings
-from benchmarks.cells.store import append_line, read_json, read_lines
+from benchmarks.cells.store import append_line, read_lines
 from benchmarks.cells.worker import Worker
 from benchmarks.grid.primary import store_plan
 from tests.benchmarks.grids import FakeRunner, Written, make_store
 from tests.benchmarks.test_grid_config import put
 from voco.engine.lock import FolderLock
 from voco.errors import InputError
+from voco.files import read_json
 
 
 @pytest.fixture(autouse=True)

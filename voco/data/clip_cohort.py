@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import time
 from collections import Counter, defaultdict
@@ -19,7 +18,7 @@ from voco.data.progress import Progress
 from voco.data.synthetic import is_synthetic
 from voco.data.video import VideoInfo, probe
 from voco.errors import InputError, ScanError
-from voco.files import write_json
+from voco.files import read_json, write_json
 
 _LISTED = 5
 _WAIT_SECONDS = 1.0
@@ -282,11 +281,8 @@ def _info(row: dict) -> VideoInfo | str:
 
 
 def _read_table(path: Path) -> dict:
-    try:
-        table = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return table["files"] if isinstance(table, dict) and table.get("format") == _FORMAT else {}
+    table = read_json(path)
+    return table["files"] if table.get("format") == _FORMAT else {}
 
 
 def _key(path: Path) -> str | None:

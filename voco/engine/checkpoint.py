@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import random
 import shutil
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 from torch import nn
 
 from voco.errors import InputError
-from voco.files import whole
+from voco.files import sync, whole
 
 _PREFIX = "step-"
 _FORMAT = 1
@@ -94,11 +93,11 @@ class Checkpoints:
             record = {"format": _FORMAT, "step": step, **state, "files": files}
             (part / "state.json").write_text(json.dumps(record, indent=1))
             for path in part.iterdir():
-                _sync(path)
+                sync(path)
             if final.exists():
                 shutil.rmtree(final)
             part.rename(final)
-            _sync(self.root)
+            sync(self.root)
             self._point_last_to(final)
             for old in list_checkpoints(self.root)[: -self.keep]:
                 shutil.rmtree(old)
@@ -162,14 +161,6 @@ def _check_same_model(model: nn.Module, weights: dict, folder: Path) -> None:
             f"{folder} was written by another model: {len(differing)} tensors differ.{lines}\n"
             "Resume with the settings of that run, or use --encoder.weights to start a new run from its encoder"
         )
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _rng_state() -> dict:

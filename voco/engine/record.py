@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import subprocess
 import time
@@ -10,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
-from voco.files import write_json
+from voco.files import read_json, write_json
 
 _PACKAGES = ("voco-ct", "torch", "monai", "accelerate", "SimpleITK", "blosc2", "numpy", "timm", "torchvision")
 
@@ -69,11 +68,7 @@ class RunRecord:
 
 def read_record(out: Path) -> dict:
     """What ``run.json`` of a run folder holds; empty where there is none, or a power cut left it torn."""
-    try:
-        values = json.loads((Path(out) / "run.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return values if isinstance(values, dict) else {}
+    return read_json(Path(out) / "run.json")
 
 
 def versions() -> dict[str, str]:
