@@ -162,9 +162,8 @@ def _session(config: dict, record):
     cohort = prepare_studies(
         manifest, task, view, cache, mask_channel=mask_channel, workers=config["data"].workers, rank=0, world=1, say=say
     )
-    cohort, splits, parted = split_cohort(config, task, cohort, cache, rank=0, world=1, say=say)
-    cohort.write(out)
-    cohort.duplicates.write(out, [fold.parts for fold in splits.folds] if parted else [])
+    cohort, splits = split_cohort(config, task, cohort, cache, rank=0, world=1, say=say)
+    cohort.write(out, splits)
     save_yaml(config | {"fold": -1}, out / "config.yaml")
     cohort.check(config["data"].max_rejected)
     record.update(task=f"{task.name} v{task.version}", seed=config["seed"], processes=1,

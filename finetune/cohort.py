@@ -14,6 +14,7 @@ from voco.data.cache import PreparedVolume
 from voco.data.cohort import prepare_together
 from voco.data.doubts import doubt_notes
 from voco.data.duplicates import Duplicates
+from voco.data.fold import Splits
 from voco.data.layouts.labeled import LabeledCase, LabeledManifest
 from voco.data.manifest import Rejection, check_rejected
 from voco.errors import InputError, ScanError
@@ -108,12 +109,14 @@ class Cohort:
         """
         check_rejected(self.counts["scans"], self.rejected, max_rejected)
 
-    def write(self, out: Path) -> None:
-        """Leave ``rejected.csv`` in a run folder, which is made if missing."""
+    def write(self, out: Path, splits: Splits | None = None) -> None:
+        """Leave ``rejected.csv`` in a run folder, which is made if missing, and with a split ``duplicates.csv``."""
         from voco.data.manifest import write_rejected
 
         out.mkdir(parents=True, exist_ok=True)
         write_rejected(out / "rejected.csv", self.rejected)
+        if splits is not None:
+            self.duplicates.write(out, [fold.parts for fold in splits.folds])
 
 
 def prepare_studies(

@@ -94,12 +94,11 @@ def _run(config: dict, rank: int, world: int) -> int:
         manifest, task, view, cache, mask_channel=mask_channel, workers=config["data"].workers,
         offset=config["data"].offset, rank=rank, world=world, say=say,
     )  # fmt: skip
-    cohort, splits, parted = split_cohort(config, task, cohort, cache, rank=rank, world=world, say=say)
+    cohort, splits = split_cohort(config, task, cohort, cache, rank=rank, world=world, say=say)
     check_same_split(begun, splits)
     check_same_data(begun, cohort)
     if rank == 0:
-        cohort.write(out)
-        cohort.duplicates.write(out, [fold.parts for fold in splits.folds] if parted else [])
+        cohort.write(out, splits)
         save_yaml(config | {"fold": -1}, out / "config.yaml")
     cohort.check(config["data"].max_rejected)
     exposure = say_exposure(cohort, view, encoder, say)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from voco.data.splits import make_splits, split_rule
 from voco.errors import InputError
 
 
@@ -13,8 +14,8 @@ def split_cohort(config: dict, task, cohort, cache: Path, *, rank: int, world: i
     """The split of a prepared cohort: patients who share a scan are one patient.
 
     Returns:
-        The cohort with these patients joined, the split, and the pairs of the same scan that a split which was given
-        parts, as ``--allow_seen`` allows; then nothing is joined.
+        The cohort with these patients joined, and the split. Where a split that was given parts the same scan, as
+        ``--allow_seen`` allows, nothing is joined.
 
     Raises:
         InputError: a split that was given parts the same scan.
@@ -28,7 +29,7 @@ def split_cohort(config: dict, task, cohort, cache: Path, *, rank: int, world: i
     duplicates = find_duplicates(entries, cache, rank=rank, world=world, say=say)
     together = join_duplicates(cohort, duplicates)
     if _rule(config, cohort.manifest) not in ("file", "published"):
-        return together, make_split(config, task, together.manifest, say), []
+        return together, make_split(config, task, together.manifest, say)
     splits = make_split(config, task, cohort.manifest, say)
     what = f"--split.file {config['split'].file}" if splits.rule == "file" else "the split of the data set"
     option = "" if config["allow_seen"] else "--allow_seen"
@@ -36,15 +37,13 @@ def split_cohort(config: dict, task, cohort, cache: Path, *, rank: int, world: i
     if parted:
         mark = f"{len(parted)} pairs of the same scan lie on two sides of the split (--allow_seen, duplicates.csv)"
         splits.marks.append(mark)
-        return replace(cohort, duplicates=duplicates), splits, parted
+        return replace(cohort, duplicates=duplicates), splits
     joined = {case: together.studies[case].labeled.patient for case in together.studies}
-    return together, replace(splits, patients=dict(splits.patients) | joined), []
+    return together, replace(splits, patients=dict(splits.patients) | joined)
 
 
 def make_split(config: dict, task, manifest, say: Callable[[str], None] | None = None):
     """Who trains, validates and tests; ``say`` is told what is special about it."""
-    from voco.data.splits import make_splits
-
     settings, folds = config["split"], config["folds"]
     splits = make_splits(
         manifest.cases, task.stratum, rule=_rule(config, manifest), folds=folds or 5, repeats=config["repeats"],
@@ -69,15 +68,10 @@ def make_split(config: dict, task, manifest, say: Callable[[str], None] | None =
 
 
 def _rule(config: dict, manifest) -> str:
-    """The rule of the split, ``auto`` resolved."""
-    if config["split"].file:
-        return "file"
-    if config["folds"]:
-        return "repeated" if config["repeats"] > 1 else "kfold"
-    if config["split"].rule == "auto":
-        has = any(case.case.split or case.fold is not None for case in manifest.cases)
-        return "published" if has else "holdout"
-    return config["split"].rule
+    settings = config["split"]
+    return split_rule(
+        manifest.cases, settings.rule, file=settings.file, folds=config["folds"], repeats=config["repeats"]
+    )
 
 
 def check_fold(config: dict, splits) -> None:

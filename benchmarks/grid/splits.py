@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.cells.store import Store
 from benchmarks.grid.cell import Cell, fraction_file
+from voco.data.splits import make_splits, split_rule
 from voco.errors import InputError
 from voco.files import write_text
 
@@ -35,17 +36,16 @@ def write_splits_of(store: Store, cell: Cell) -> None:
         InputError: the data set cannot be read, or a share leaves nothing to train on.
     """
     from voco.data.split_files import exclusion_text, write_splits
-    from voco.data.splits import make_splits
 
     rules, folder = cell.facts["rules"], store.folder(cell)
     task = make_task(rules)
     manifest = task.read(store.root(cell.data))
     whole = folder / "whole.csv"
-    rule = _rule(rules, manifest)
+    settings, folds, repeats = rules["split"], rules["folds"], rules["repeats"]
+    rule = split_rule(manifest.cases, settings["rule"], file=settings["file"], folds=folds, repeats=repeats)
     if not whole.is_file():
-        settings = rules["split"]
         splits = make_splits(
-            manifest.cases, task.stratum, rule=rule, folds=rules["folds"] or 5, repeats=rules["repeats"],
+            manifest.cases, task.stratum, rule=rule, folds=folds or 5, repeats=repeats,
             test=settings["test"], val=settings["val"], seed=settings["seed"], order=manifest.order,
             file=settings["file"] if rule == "file" else None,
         )  # fmt: skip
@@ -113,19 +113,6 @@ def training_patients(path: Path) -> int:
     table = _read(path)
     inside = table[(table["split"] == "train") & (table["in_fraction"] == "1")]
     return round(inside.groupby("fold")["patient"].nunique().mean()) if len(inside) else 0
-
-
-def _rule(rules: Mapping[str, Any], manifest) -> str:
-    """As the finetune stage resolves it."""
-    split = rules["split"]
-    if split["file"]:
-        return "file"
-    if rules["folds"]:
-        return "repeated" if rules["repeats"] > 1 else "kfold"
-    if split["rule"] == "auto":
-        has = any(case.case.split or case.fold is not None for case in manifest.cases)
-        return "published" if has else "holdout"
-    return split["rule"]
 
 
 def _read(path: Path) -> pd.DataFrame:

@@ -20,6 +20,24 @@ VALIDATION_PER_CLASS = 2
 _SHOWN = 5
 
 
+def split_rule(cases: Sequence[LabeledCase], rule: str, *, file: str | None, folds: int, repeats: int) -> Rule:
+    """The rule that settings mean: a file wins over folds, folds over a rule; ``auto`` is what the data set says, if it
+    says anything.
+
+    Args:
+        cases: labeled cases.
+        rule: of ``make_splits``, or ``auto``.
+        file, folds, repeats: as given; no file, or 0 folds, are none.
+    """
+    if file:
+        return "file"
+    if folds:
+        return "repeated" if repeats > 1 else "kfold"
+    if rule == "auto":
+        return "published" if any(case.case.split or case.fold is not None for case in cases) else "holdout"
+    return rule
+
+
 def make_splits(
     cases: Sequence[LabeledCase],
     stratum: Callable[[LabeledCase], str],
