@@ -7,12 +7,14 @@ process leaves beside is removed by ``sweep`` at the next start, unless the proc
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
 import json
 import os
 import secrets
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +92,13 @@ def write_json(path: str | Path, value: object, *, indent: int | None = None, de
         nan: whether NaN and infinities are allowed.
     """
     return write_text(path, json.dumps(value, indent=indent, default=default, allow_nan=nan) + ("\n" if indent else ""))
+
+
+def write_rows(path: str | Path, rows: Iterable[Sequence[object]]) -> Path:
+    """Write a CSV, whole or not at all; the first row holds the names of the columns."""
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return write_text(path, text.getvalue())
 
 
 def read_json(path: str | Path) -> dict[str, Any]:

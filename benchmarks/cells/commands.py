@@ -11,7 +11,7 @@ from benchmarks.cells.store import SETTINGS, Store, read_lines
 from benchmarks.grid.cell import Cell
 from benchmarks.read.provenance import flops_per_volume
 from voco.errors import InputError
-from voco.files import read_json
+from voco.files import read_json, write_text
 from voco.plugins import loaded
 
 _VOCO = "import sys; from voco.cli import main; sys.exit(main())"
@@ -80,8 +80,8 @@ def _pretraining(store: Store, cell: Cell, processes: int) -> list[str]:
     if lists := [_excluded(store, store.work.cells[need]) for need in cell.needs if need.startswith("split/")]:
         path = store.folder(cell) / "exclude.csv"
         if len(lists) > 1:
-            path.write_text(
-                "patient\n" + "".join(text.partition("patient\n")[2] for text in map(Path.read_text, lists))
+            write_text(
+                path, "patient\n" + "".join(text.partition("patient\n")[2] for text in map(Path.read_text, lists))
             )
         words += ["--data.exclude", str(path if len(lists) > 1 else lists[0])]
     return words

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from pathlib import Path
 
 from benchmarks.pages.document import Document, Table
+from voco.files import write_rows, write_text
 
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
@@ -34,12 +34,10 @@ def write_paper(folder: Path, document: Document, methods: str) -> list[Path]:
     tables.mkdir(exist_ok=True)
     for table in document.tables:
         paths += [tables / f"{table.name}.tex", tables / f"{table.name}.csv"]
-        paths[-2].write_text(latex(table), encoding="utf-8")
-        with paths[-1].open("w", newline="", encoding="utf-8") as file:
-            texts = [[cell.text for cell in row] for row in table.rows]
-            csv.writer(file, lineterminator="\n").writerows([table.columns, *texts])
+        write_text(paths[-2], latex(table))
+        write_rows(paths[-1], [table.columns, *([cell.text for cell in row] for row in table.rows)])
     paths.append(folder / "methods.txt")
-    paths[-1].write_text(methods + "\n", encoding="utf-8")
+    write_text(paths[-1], methods + "\n")
     return paths
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import math
 import time
@@ -14,7 +12,7 @@ from pathlib import Path
 
 from voco.data.prepare import PreparedEntry
 from voco.errors import InputError
-from voco.files import write_json, write_text
+from voco.files import write_json, write_rows
 
 FILE = "duplicates.csv"
 # Correlation of the fine detail of two aligned scans from which on they are one; measured in docs/leaks.md.
@@ -121,16 +119,14 @@ class Duplicates:
         if not self.pairs:
             (out / FILE).unlink(missing_ok=True)
             return
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
         names = ("path_a", "path_b", "case_a", "case_b", "patient_a", "patient_b", "how", "score", "agreement")
-        writer.writerow((*names, "difference_hu", "overlap", "done"))
+        rows = [(*names, "difference_hu", "overlap", "done")]
         apart = {(p.case_a, p.case_b) for fold in parts for p in self.parted(fold)}
         for pair in self.pairs:
             values = [getattr(pair, name) for name in names[:7]]
             numbers = [f"{getattr(pair, name):.4g}" for name in ("score", "agreement", "difference_hu", "overlap")]
-            writer.writerow((*values, *numbers, _done(pair, (pair.case_a, pair.case_b) in apart)))
-        write_text(out / FILE, text.getvalue())
+            rows.append((*values, *numbers, _done(pair, (pair.case_a, pair.case_b) in apart)))
+        write_rows(out / FILE, rows)
 
 
 def _done(pair: Pair, parted: bool) -> str:

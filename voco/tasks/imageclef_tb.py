@@ -11,6 +11,7 @@ import numpy as np
 from voco.data.layouts.imageclef_tb import SUFFIX, TYPE, TYPES, read_imageclef_tb, read_imageclef_tb_test
 from voco.data.layouts.labeled import LabeledCase, LabeledManifest
 from voco.errors import InputError
+from voco.files import write_text
 from voco.tasks.base import Output, Task
 from voco.tasks.standard import Accuracy, BalancedAccuracy, Kappa, Recall
 
@@ -129,5 +130,4 @@ class ImageCLEFTB(Task):
         if not np.isfinite(mean.to_numpy()).all():
             raise InputError("a submission needs a finite score for every type of every scan")
         kinds = mean.to_numpy().argmax(1) + 1
-        Path(path).write_text("".join(f"{name}{SUFFIX},{kind}\n" for name, kind in zip(mean.index, kinds)))
-        return Path(path)
+        return write_text(path, "".join(f"{name}{SUFFIX},{kind}\n" for name, kind in zip(mean.index, kinds)))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import shutil
-import tempfile
 from pathlib import Path
 
 from voco.errors import InputError
+from voco.files import whole
 from voco.weights.sources import WeightSource
 
 
@@ -43,17 +43,14 @@ def join_parts(source: WeightSource, place: Path) -> Path | None:
     parts = installed_parts(source)
     if len(parts) < 2:
         return None
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=place.parent, prefix=".join-") as folder:
-        whole = Path(folder) / place.name
-        with whole.open("wb") as target:
+    with whole(place) as beside:
+        with open(beside, "wb") as target:
             for part in parts:
                 with part.open("rb") as data:
                     shutil.copyfileobj(data, target)
-        if not source.is_published_file(whole):
+        if not source.is_published_file(beside):
             raise InputError(
                 f"the parts of {source.file} in {', '.join(source.packages)} do not make the published file "
                 f"({source.checksum}); install these packages again"
             )
-        whole.replace(place)
     return place

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from voco.figures import style
 from voco.figures.export import save, svg, tip
 from voco.figures.style import INK, MUTED, NOTE, PAPER, TEXT
+from voco.files import write_rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -94,8 +94,7 @@ class Chart:
         """Write the SVG, the PDF and the CSV of the chart."""
         paths = [save(self.figure, folder / f"{self.name}.{kind}", self.title) for kind in ("svg", "pdf")]
         paths.append(folder / f"{self.name}.csv")
-        with paths[-1].open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file, lineterminator="\n").writerows([self.columns, *self.rows])
+        write_rows(paths[-1], [self.columns, *self.rows])
         return paths
 
 
